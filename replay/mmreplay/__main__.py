@@ -1,0 +1,3 @@
+from mmreplay.cli.main import main
+
+main()

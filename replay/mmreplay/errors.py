@@ -1,0 +1,44 @@
+"""The only two error families: what a user can cause, and bugs.
+
+A :class:`UserError` is one line that says what is wrong, where, and what to do
+about it; the command line prints it and exits with code 2.  Everything else is
+a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """An error that a user caused and can mend.
+
+    Parameters
+    ----------
+    problem:
+        What is wrong, with the offending value, in one line.
+    where:
+        The file (with line), option, column or row it concerns; may be empty.
+    fix:
+        What to do about it; may be empty only when the problem says it.
+    """
+
+    def __init__(self, problem: str, *, where: str = "", fix: str = "") -> None:
+        self.problem = problem
+        self.where = where
+        self.fix = fix
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The whole error as one line: ``where: problem; fix``."""
+        text = f"{self.where}: {self.problem}" if self.where else self.problem
+        if self.fix:
+            text = f"{text}; {self.fix}"
+        return " ".join(text.split())
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """``' (did you mean "x"?)'`` for the known word nearest to ``word``, or ``''``."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f' (did you mean "{match[0]}"?)' if match else ""

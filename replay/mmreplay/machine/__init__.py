@@ -1,0 +1,1 @@
+"""See the architecture chapter of the docs."""

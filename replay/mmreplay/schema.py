@@ -1,0 +1,411 @@
+"""Every column of every stored artefact, and every enumeration that a column holds.
+
+This is the one place where names, dtypes, units, nullability and meaning are
+stated; stores validate against it and ``docs/trace-format.md`` is generated from
+it.  Enumerations are append-only: a number once given keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Final
+
+TRACE_SCHEMA: Final = 1
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 1 << PAGE_SHIFT
+#: One last-level page-table page maps 2 MiB; its lock (PTL) covers that region.
+TABLE_SHIFT: Final = 21
+
+
+class OpKind(IntEnum):
+    """What one row of ``operations`` is (IMPORT §4, append only)."""
+
+    FAULT_USER = 1
+    FAULT_KERNEL = 2
+    MMAP = 3
+    MUNMAP = 4
+    MPROTECT = 5
+    MADVISE = 6
+    BRK = 7
+    MREMAP = 8
+    CLONE = 9  # clone/clone3 with CLONE_VM: a thread, or vfork-like (see flags)
+    EXEC = 10
+    THREAD_START = 11
+    THREAD_EXIT = 12
+    MLOCK = 13
+    SHMAT = 14
+    POPULATE = 15  # reserved: MADV_POPULATE_* is MADVISE, MAP_POPULATE is MMAP
+    SNAPSHOT_VMA = 16
+    MUNLOCK = 17
+    MLOCKALL = 18
+    MUNLOCKALL = 19
+    SHMDT = 20
+    MBIND = 21
+    PKEY_MPROTECT = 22
+    PROCESS_MADVISE = 23
+    FORK = 24  # fork, or clone without CLONE_VM: a new address space
+    VFORK = 25  # vfork, or clone with CLONE_VM|CLONE_VFORK
+    PROCESS_EXIT = 26  # last thread gone: the address space is torn down
+    MSEAL = 27
+    MINCORE = 28
+    MSYNC = 29
+    GET_MEMPOLICY = 30
+    PROCESS_VM = 31  # process_vm_readv/writev on addr/len of this address space
+    PROC_READ = 32  # one read(2) of a /proc/PID file; flags: ProcFile
+    UFFD = 33  # one userfaultfd ioctl; flags: UffdOp
+    PKEY = 34  # pkey_alloc / pkey_free
+    REMAP_FILE_PAGES = 35
+    VMSPLICE = 36  # get_user_pages on addr/len
+
+
+class ProcFile(IntEnum):
+    """Which /proc/PID file a ``PROC_READ`` row reads (column ``flags``)."""
+
+    MAPS = 1
+    SMAPS = 2
+    SMAPS_ROLLUP = 3
+    NUMA_MAPS = 4
+    PAGEMAP = 5
+    MEM = 6
+    CMDLINE = 7
+    ENVIRON = 8
+
+
+class UffdOp(IntEnum):
+    """Which userfaultfd ioctl an ``UFFD`` row is (column ``flags``)."""
+
+    REGISTER = 1
+    UNREGISTER = 2
+    COPY = 3
+    ZEROPAGE = 4
+    CONTINUE = 5
+    WRITEPROTECT = 6
+    MOVE = 7
+
+
+class DurationKind(IntEnum):
+    """How ``duration_ns`` was obtained."""
+
+    NONE = 0
+    MEASURED = 1
+    UPPER_BOUND = 2  # the next event of the same thread
+    ESTIMATED = 3
+    BEGIN_UNSEEN = 4  # begin_ns is the end
+    END_UNSEEN = 5
+
+
+class FaultClass(IntEnum):
+    """Outcome of a fault."""
+
+    UNKNOWN = 0
+    MINOR = 1
+    MAJOR = 2
+    FAILED = 3
+
+
+class FaultBits(IntFlag):
+    """x86 page-fault error code bits (arch/x86/include/asm/trap_pf.h@6.18)."""
+
+    PRESENT = 1
+    WRITE = 2
+    USER = 4
+    RESERVED = 8
+    INSTRUCTION = 16
+    PKEY = 32
+    SHADOW_STACK = 64
+
+
+class Quality(IntFlag):
+    """Marks on one operation that say how far to trust it."""
+
+    NESTED_IN_SYSCALL = 1
+    AFTER_GAP = 2
+    LATE = 4
+    COMPAT32 = 8
+    SYNTHETIC = 16
+    ORPHAN_EXIT = 32
+    MIGRATED = 64
+    NEGATIVE_FIXED = 128
+    CHILD_RETURN = 256
+    CONTENDED = 512  # overlaps a recorded contention span of its thread
+
+
+class SpanEnd(IntEnum):
+    """Why a thread left its CPU (``schedule.reason``)."""
+
+    BLOCKED = 0
+    PREEMPTED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: polars dtype name, unit, whether null is allowed, meaning."""
+
+    name: str
+    dtype: str
+    unit: str
+    nullable: bool
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One Parquet file of a trace directory."""
+
+    name: str
+    required: bool
+    meaning: str
+    columns: tuple[Column, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.parquet"
+
+
+def _c(name: str, dtype: str, unit: str, nullable: bool, meaning: str) -> Column:
+    return Column(name, dtype, unit, nullable, meaning)
+
+
+OPERATIONS = Table(
+    "operations",
+    True,
+    "One row per memory-map operation, sorted by (begin_ns, seq): a total order.",
+    (
+        _c(
+            "begin_ns",
+            "Int64",
+            "ns since t0",
+            False,
+            "begin (its end, where the begin was not seen)",
+        ),
+        _c("seq", "UInt32", "", False, "position among rows with equal begin_ns over all threads"),
+        _c("duration_ns", "Int64", "ns", True, "recorded end minus begin, as recorded"),
+        _c("duration_kind", "UInt8", "DurationKind", False, "how the duration was obtained"),
+        _c(
+            "duration_corrected_ns",
+            "Int64",
+            "ns",
+            True,
+            "duration without the probes' cost, at least 0",
+        ),
+        _c(
+            "think_cpu_ns",
+            "Int64",
+            "ns",
+            True,
+            "on-CPU time of the thread since its previous operation, probe-corrected",
+        ),
+        _c(
+            "think_blocked_ns",
+            "Int64",
+            "ns",
+            True,
+            "voluntary off-CPU time since its previous operation",
+        ),
+        _c(
+            "preempted_ns",
+            "Int64",
+            "ns",
+            True,
+            "time runnable but not running, before and inside the operation",
+        ),
+        _c(
+            "service_ns",
+            "Int64",
+            "ns",
+            True,
+            "inside the operation: what it would take uncontended",
+        ),
+        _c("wait_ns", "Int64", "ns", True, "inside the operation: waiting for locks"),
+        _c("io_ns", "Int64", "ns", True, "inside the operation: off-CPU time that I/O explains"),
+        _c(
+            "unattributed_ns",
+            "Int64",
+            "ns",
+            True,
+            "time before and inside the operation that could not be split",
+        ),
+        _c(
+            "contention_ns",
+            "Int64",
+            "ns",
+            True,
+            "recorded lock contention spans inside the operation",
+        ),
+        _c(
+            "blocked_inside_ns",
+            "Int64",
+            "ns",
+            True,
+            "recorded voluntary off-CPU time inside the operation",
+        ),
+        _c("inner_events", "UInt16", "", False, "recorded events inside the operation"),
+        _c("pid", "Int32", "", False, "thread-group id"),
+        _c("tid", "Int32", "", False, "thread id"),
+        _c(
+            "address_space",
+            "UInt32",
+            "",
+            False,
+            "dense id: new at fork without CLONE_VM and at exec; shared by threads",
+        ),
+        _c("cpu", "Int16", "", False, "CPU at the begin, -1 unknown"),
+        _c("kind", "UInt8", "OpKind", False, "what it is"),
+        _c(
+            "address",
+            "UInt64",
+            "byte",
+            True,
+            "fault address or start of the range (mmap: the returned address)",
+        ),
+        _c("length", "UInt64", "byte", True, "length of the range (brk: absolute change)"),
+        _c(
+            "address2",
+            "UInt64",
+            "byte",
+            True,
+            "mmap: hint; mremap: new address asked for; brk: new break; mremap result is in result",
+        ),
+        _c("length2", "UInt64", "byte", True, "mremap: old length (length is the new one)"),
+        _c("prot", "UInt8", "PROT_*", True, "protection asked for"),
+        _c("flags", "UInt64", "raw", True, "MAP_*, MADV_*, CLONE_*, MREMAP_*, or ProcFile/UffdOp"),
+        _c("file_offset", "Int64", "byte", True, "offset of a file mapping"),
+        _c("fd", "Int32", "", True, "file descriptor argument"),
+        _c("result", "Int64", "", True, "return value"),
+        _c("errno", "Int16", "", True, "error number where the call failed"),
+        _c(
+            "fault_bits",
+            "UInt8",
+            "FaultBits",
+            True,
+            "x86 error code (other architectures normalised)",
+        ),
+        _c("fault_class", "UInt8", "FaultClass", False, "minor, major, failed, unknown"),
+        _c("child", "Int32", "", True, "clone/fork: tid of the child"),
+        _c("ip", "UInt64", "byte", True, "user instruction pointer"),
+        _c("weight", "UInt32", "", False, "events this row stands for; 1 unless sampled"),
+        _c("quality", "UInt16", "Quality", False, "marks"),
+    ),
+)
+
+THREADS = Table(
+    "threads",
+    True,
+    "One row per thread seen.",
+    (
+        _c("tid", "Int32", "", False, "thread id"),
+        _c("pid", "Int32", "", False, "thread-group id"),
+        _c("parent_tid", "Int32", "", True, "thread that created it"),
+        _c("address_space", "UInt32", "", False, "address space at its first event"),
+        _c(
+            "start_ns",
+            "Int64",
+            "ns since t0",
+            True,
+            "creation; null when it was there before the recording",
+        ),
+        _c("end_ns", "Int64", "ns since t0", True, "exit; null when it outlived the recording"),
+        _c("first_ns", "Int64", "ns since t0", False, "first event"),
+        _c("last_ns", "Int64", "ns since t0", False, "last event"),
+        _c("start_kind", "String", "", False, "fork, thread, exec, attach or first_seen"),
+        _c("comm", "String", "", False, "last command name"),
+        _c(
+            "group",
+            "String",
+            "",
+            False,
+            "thread group: comm with digits folded, the unit that --scale-group clones",
+        ),
+        _c("tail_cpu_ns", "Int64", "ns", True, "on-CPU time after its last operation"),
+        _c(
+            "tail_blocked_ns",
+            "Int64",
+            "ns",
+            True,
+            "voluntary off-CPU time after its last operation",
+        ),
+    ),
+)
+
+VMAS = Table(
+    "vmas",
+    True,
+    "Known mappings with the moment they were learnt (exec, snapshot, MMAP2 records).",
+    (
+        _c("address_space", "UInt32", "", False, "address space"),
+        _c(
+            "ns",
+            "Int64",
+            "ns since t0",
+            False,
+            "when it was learnt; at most 0 for the initial state",
+        ),
+        _c("start", "UInt64", "byte", False, "first address"),
+        _c("length", "UInt64", "byte", False, "length"),
+        _c("prot", "UInt8", "PROT_*", False, "protection"),
+        _c("flags", "UInt32", "MAP_*", False, "MAP_SHARED/MAP_PRIVATE and the rest as known"),
+        _c("file_offset", "Int64", "byte", False, "offset in the file"),
+        _c("inode", "UInt64", "", False, "inode, 0 for anonymous"),
+        _c("device", "UInt32", "", False, "(major << 20) | minor"),
+        _c("name", "String", "", False, "file name, [heap], [stack], or //anon"),
+        _c("has_anon_vma", "Boolean", "", True, "true/false from smaps; null unknown"),
+        _c("source", "String", "", False, "exec, snapshot or mmap2"),
+    ),
+)
+
+SCHEDULE = Table(
+    "schedule",
+    False,
+    "Off-CPU spans of threads.",
+    (
+        _c("tid", "Int32", "", False, "thread"),
+        _c("off_ns", "Int64", "ns since t0", False, "left the CPU"),
+        _c("on_ns", "Int64", "ns since t0", True, "came back; null unseen"),
+        _c("cpu", "Int16", "", False, "CPU it left, -1 unknown"),
+        _c("reason", "UInt8", "SpanEnd", False, "blocked or preempted"),
+    ),
+)
+
+LOCKS = Table(
+    "locks",
+    False,
+    "Recorded lock waits and holds.",
+    (
+        _c("tid", "Int32", "", False, "waiting or holding thread"),
+        _c("address_space", "UInt32", "", False, "address space of the thread"),
+        _c(
+            "lock_address",
+            "UInt64",
+            "byte",
+            False,
+            "kernel address of the lock (0 when anonymised)",
+        ),
+        _c(
+            "kind",
+            "String",
+            "",
+            False,
+            "rwsem, mutex, spinlock, other (from LCB_F_* flags) or mmap_lock",
+        ),
+        _c("mode", "String", "", False, "read, write or unknown"),
+        _c("begin_ns", "Int64", "ns since t0", False, "wait began"),
+        _c("wait_ns", "Int64", "ns", True, "wait; null when its end was not seen"),
+        _c("hold_ns", "Int64", "ns", True, "hold, where recorded"),
+    ),
+)
+
+GAPS = Table(
+    "gaps",
+    False,
+    "Where events were lost.",
+    (
+        _c("ring", "Int32", "", False, "CPU or ring of the loss, -1 unknown"),
+        _c("begin_ns", "Int64", "ns since t0", False, "last event before the loss"),
+        _c("end_ns", "Int64", "ns since t0", False, "time of the LOST record"),
+        _c("lost", "UInt64", "events", False, "events lost"),
+        _c("event", "String", "", True, "which event, where known"),
+    ),
+)
+
+TRACE_TABLES: Final = (OPERATIONS, THREADS, VMAS, SCHEDULE, LOCKS, GAPS)
