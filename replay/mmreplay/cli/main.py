@@ -58,7 +58,7 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Entry point: a user error is one line on stderr and exit code 2; a bug keeps its traceback."""
+    """Entry point: a user error is one line on stderr and exit code 2; a bug its traceback."""
     try:
         return cli.main(args=argv, prog_name="mmreplay", standalone_mode=False)
     except UserError as error:
