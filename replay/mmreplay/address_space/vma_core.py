@@ -467,10 +467,17 @@ def populate_vma(state: Core, slot: int, write: bool) -> None:
 
 
 @njit
-def populate(state: Core, space: int, start: int, end: int) -> None:
-    """mm_populate over a range: stops at nothing, holes are passed over."""
+def populate(state: Core, space: int, start: int, end: int, strict: bool) -> bool:
+    """mm_populate over a range; ``strict`` (mlock): stop where a VMA allows no access, and say so.
+
+    Returns False where it stopped.  Holes are passed over.
+    """
     state.info[_I_POPULATES] = 1
     slot = find(state, space, start)
     while slot >= 0 and state.vma[slot, V_START] < end:
+        flags = state.vma[slot, V_FLAGS]
+        if strict and not flags & (_ACCESS | _LOCKONFAULT | _SPECIAL):
+            return False
         populate_vma(state, slot, True)
         slot = state.vma[slot, V_NEXT]
+    return True

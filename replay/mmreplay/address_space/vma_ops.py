@@ -314,7 +314,7 @@ def do_mmap(
     state.info[_ADDRESS] = address
     state.info[_TARGET] = slot
     if bits & LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE:
-        populate(state, space, address, end)
+        populate(state, space, address, end, False)
     return 0
 
 
@@ -543,8 +543,8 @@ def do_mlock(
         error = ENOMEM
     if not changed:
         state.info[_NO_CHANGE] = 1
-    if error == 0 and add:
-        populate(state, space, address, end)
+    if error == 0 and add and not populate(state, space, address, end, True) and not lenient:
+        error = ENOMEM
     return error
 
 
@@ -574,7 +574,7 @@ def do_mlockall(state: Core, rules: I64, space: int, flags: int) -> int:
             )
         slot = state.vma[slot, V_NEXT]
     if add:
-        populate(state, space, 0, TASK_SIZE)
+        populate(state, space, 0, TASK_SIZE, False)
     return 0
 
 
@@ -676,7 +676,7 @@ def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int
             mark(state, slot, CREATED)
         state.info[_TARGET] = slot
         if state.spaces[space, S_FLAGS] & LOCKED:
-            populate(state, space, old_page, new_page)
+            populate(state, space, old_page, new_page, False)
     state.info[_NO_CHANGE] = 0
     state.spaces[space, S_BRK] = wanted
     state.info[_ADDRESS] = wanted
@@ -721,7 +721,7 @@ def _move(
     elif old_len:
         unmap(state, space, old, old + old_len)
     if flags & LOCKED and new_len > old_len:
-        populate(state, space, new + old_len, new + new_len)
+        populate(state, space, new + old_len, new + new_len, False)
     return 0
 
 
@@ -810,7 +810,7 @@ def do_mremap(
             state.info[_MREMAP_KIND] = _KIND_GROW
             state.info[_TARGET] = slot
             if locked:
-                populate(state, space, end, top)
+                populate(state, space, end, top, False)
             return 0
     if not flags & MREMAP_MAYMOVE:
         return ENOMEM
