@@ -129,7 +129,7 @@ def _room(rows, i, m, p, s, w, out, space):
     if len(w.identities) - m.numbers[_NEXT_ANON] < vmas + 64:
         w.cursor[_NEED] = vmas + 64
         return _GROW_IDENTITIES
-    if len(w.slots) < len(m.start):
+    if len(w.slots) < len(m.vma):
         return _GROW_MAP
     return 0
 

@@ -364,7 +364,7 @@ class Stream:
         part["has_address"] = frame["address"].is_not_null().to_numpy()
         for name, dtype in (
             ("length", np.int64), ("address2", np.int64), ("length2", np.int64),
-            ("prot", np.uint8), ("advice", np.int64),  # flags: MAP_*, MADV_*, ... ("file_offset", np.int64),
+            ("prot", np.uint8), ("file_offset", np.int64),
             ("result", np.int64), ("errno", np.int16), ("fault_class", np.uint8),
         ):  # fmt: skip
             part[name] = _numpy(frame, name, dtype)
