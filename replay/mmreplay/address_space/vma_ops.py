@@ -755,7 +755,8 @@ def do_mremap(
         return EINVAL
     if keep and old_len != new_len:
         return EINVAL
-    if fixed and (wish & (PAGE - 1) or (old + old_len > wish and wish + new_len > old)):
+    overlaps = old + old_len > wish and wish + new_len > old
+    if (fixed or keep) and (wish & (PAGE - 1) or overlaps):
         return EINVAL
     state.info[_ADDRESS] = old
     source = find(state, space, old)
