@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.importers.binary import new_table, table_put
+from mmreplay.jit import njit
 
 # Columns of a thread.
 (
@@ -43,7 +44,7 @@ from mmreplay.importers.binary import new_table, table_put
     S_CALL_CONTENTION,
     S_CALL_CPU,
     S_CALL_FLAGS,
-    S_CALL_ADDRESS2,
+    S_CALL_ADDRESS,
     S_CALL_CHILD,
     S_CALL_CHILD_KIND,  # 0 not seen, 1 thread, 2 process
     S_CALL_CHILD_GONE,  # the child has executed or exited meanwhile
@@ -52,7 +53,7 @@ from mmreplay.importers.binary import new_table, table_put
     S_FAULT,  # role, 0 none
     S_FAULT_ROW,
     S_FAULT_NS,
-    S_FAULT_PAGE,
+    S_FAULT_ADDRESS,
     S_FAULT_BLOCKED,
     S_FAULT_PREEMPTED,
     S_FAULT_EVENTS,
@@ -167,7 +168,8 @@ K_OPEN: Final = 1 << 20  # still open when its row left the window
 SOURCES: Final = ("snapshot", "exec", "mmap2")
 #: L_MODE of an mmap_lock hold; contention spans carry 0 and say it in L_FLAGS.
 MODE_SPAN, MODE_READ, MODE_WRITE = 0, 1, 2
-UNKNOWN_NS: Final = -1
+#: Z_EVENT of a loss; anything else is a throttling.
+GAP_LOST: Final = 25
 
 # Counters.
 (
@@ -303,7 +305,12 @@ def _doubled(array: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _rehashed(keys: Any, values: Any, capacity: int) -> tuple[Any, Any]:
     new_keys, new_values = new_table(capacity)
-    used = np.flatnonzero(values >= 0)
-    for place in used:
-        table_put(new_keys, new_values, keys[place], values[place])
+    _refill(keys, values, new_keys, new_values)
     return new_keys, new_values
+
+
+@njit
+def _refill(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
+    for place in range(keys.shape[0]):
+        if values[place] >= 0:
+            table_put(new_keys, new_values, keys[place], values[place])

@@ -227,16 +227,17 @@ def decode(
                 where = at + raw
                 if raw < 0:
                     where = _raw_at(
-                        buffer, at, size, -raw, flags[code, G_SAMPLE_TYPE], flags[code, G_READ_FORMAT]
+                        buffer,
+                        at,
+                        size,
+                        -raw,
+                        flags[code, G_SAMPLE_TYPE],
+                        flags[code, G_READ_FORMAT],
                     )
                 length = np.int64(0)
                 if where >= 0:
                     length = np.int64(load_u32(buffer, where))
-                if (
-                    where < 0
-                    or where + 4 + length > at + size
-                    or length < flags[code, G_NEED]
-                ):
+                if where < 0 or where + 4 + length > at + size or length < flags[code, G_NEED]:
                     state[D_MALFORMED] += 1
                     continue
                 for k in range(steps):
@@ -355,3 +356,11 @@ def decode(
     state[D_T0] = t0
     state[D_LAST] = newest
     return n
+
+
+@njit
+def rehash(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
+    """Put all of one table into a larger, empty one."""
+    for place in range(keys.shape[0]):
+        if values[place] >= 0:
+            table_put(new_keys, new_values, keys[place], values[place])

@@ -97,6 +97,7 @@ class Plan:
 
     layout: Layout
     events: list[EventInfo]
+    switch_records: bool = False
     warnings: list[str] = field(default_factory=list)
 
     def has(self, *roles: int) -> bool:
@@ -252,7 +253,7 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
             table_put(keys, values, np.uint64(ident), index)
     trailer = np.array(_trailer(attrs[0]), np.int64)
     layout = Layout(fixed, flags, program, keys, values, trailer, id_offset)
-    return Plan(layout, infos, warnings)
+    return Plan(layout, infos, switch_records, warnings)
 
 
 def _common_id_offset(attrs: list[ph.Attr], where: str) -> int:

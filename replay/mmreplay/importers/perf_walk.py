@@ -25,7 +25,8 @@ from mmreplay.jit import njit
 R_MMAP, R_LOST, R_COMM, R_EXIT, R_THROTTLE, R_UNTHROTTLE, R_FORK = 1, 2, 3, 4, 5, 6, 7
 R_READ, R_SAMPLE, R_MMAP2, R_LOST_SAMPLES, R_SWITCH, R_SWITCH_CPU_WIDE = 8, 9, 10, 13, 14, 15
 # perf_user_event_type: tools/lib/perf/include/perf/event.h@6.18.
-R_TRACING_DATA, R_FINISHED_ROUND, R_AUXTRACE, R_COMPRESSED, R_COMPRESSED2 = 66, 68, 71, 81, 83
+R_TRACING_DATA, R_FINISHED_ROUND, R_AUXTRACE, R_THREAD_MAP = 66, 68, 71, 73
+R_COMPRESSED, R_COMPRESSED2 = 81, 83
 
 #: Times above this (2^62 ns, 146 years) are no times.
 MAX_TIME: Final = 1 << 62
@@ -44,8 +45,9 @@ TYPES: Final = 256
     W_LOST_SAMPLES,  # sum of LOST_SAMPLES that are losses
     W_MALFORMED,
     W_UNKNOWN_ID,
+    W_THREAD_MAP,  # byte of the first THREAD_MAP record, 0 none
     W_SIZE,
-) = range(11)
+) = range(12)
 # Results of a call.
 END, FULL, SHORT_RECORD, OVERRUN, COMPRESSED = range(5)
 
@@ -112,7 +114,6 @@ def walk(
     END, FULL, or what is wrong with the record at ``state[W_POSITION]``.
     """
     fixed = layout.fixed
-    flags = layout.flags
     trailer = layout.trailer
     keys = layout.id_keys
     values = layout.id_values
@@ -210,7 +211,7 @@ def walk(
                     at += size
                     continue
                 stamp = np.int64(time)
-            elif kind == R_FORK or kind == R_EXIT:
+            elif kind in (R_FORK, R_EXIT):
                 time = load_u64(buffer, at + 24)
                 if time <= np.uint64(MAX_TIME):
                     stamp = np.int64(time)
@@ -228,10 +229,12 @@ def walk(
                 state[W_ROUNDS] += 1
                 state[W_LIMIT] = state[W_PREVIOUS]
                 state[W_PREVIOUS] = newest
-            elif kind == R_COMPRESSED or kind == R_COMPRESSED2:
+            elif kind == R_THREAD_MAP and state[W_THREAD_MAP] == 0 and size >= 24:
+                state[W_THREAD_MAP] = at
+            elif kind in (R_COMPRESSED, R_COMPRESSED2):
                 result = COMPRESSED
                 break
-            elif kind == R_AUXTRACE or kind == R_TRACING_DATA:
+            elif kind in (R_AUXTRACE, R_TRACING_DATA):
                 # A payload follows that header.size does not count (IMPORT §1.3).
                 need = 16 if kind == R_AUXTRACE else 12
                 if size < need:
