@@ -74,6 +74,8 @@ _END_UNSEEN = int(DurationKind.END_UNSEEN)
 _UPPER = int(DurationKind.UPPER_BOUND)
 _MIGRATED = int(Quality.MIGRATED)
 _CONTENDED = int(Quality.CONTENDED)
+_NESTED = int(Quality.NESTED_IN_SYSCALL)
+_AFTER_GAP = int(Quality.AFTER_GAP)
 
 
 @njit
@@ -329,7 +331,7 @@ def begin_row(st: Any, t: Any, now: int, kind: int, cpu: int, weight: int, quali
     out[ps.O_WEIGHT] = weight
     out[ps.O_PRE_EVENTS] = -1  # nothing before it that costs
     if t[S_CALL]:
-        quality |= int(Quality.NESTED_IN_SYSCALL)
+        quality |= _NESTED
         out[O_KNOWN] = K_THINK  # it follows its system call's begin at once
     else:
         out[ps.O_THINK] = t[S_PRE_CPU]
@@ -340,7 +342,7 @@ def begin_row(st: Any, t: Any, now: int, kind: int, cpu: int, weight: int, quali
             out[O_KNOWN] = K_THINK
         forget_before(t, 1)
     if t[ps.S_AFTER_GAP]:
-        quality |= int(Quality.AFTER_GAP)
+        quality |= _AFTER_GAP
         t[ps.S_AFTER_GAP] = 0
     out[O_QUALITY] = quality
     return row

@@ -46,6 +46,7 @@ _BEGIN_UNSEEN = int(DurationKind.BEGIN_UNSEEN)
 _END_UNSEEN = int(DurationKind.END_UNSEEN)
 _UNKNOWN = int(FaultClass.UNKNOWN)
 _FAILED = int(FaultClass.FAILED)
+_MINOR = int(FaultClass.MINOR)
 _FAULT_USER = int(OpKind.FAULT_USER)
 _FAULT_KERNEL = int(OpKind.FAULT_KERNEL)
 _LATE = int(Quality.LATE)
@@ -133,7 +134,7 @@ def _on_fault(st: Any, cfg: Any, t: Any, role: int, batch: Any, i: int, q: int, 
             _point_row(st, t, t[ps.S_FAULT_ROW], _NONE)
             t[ps.S_FAULT] = 0
         return
-    outcome = role - ev.FAULT_MINOR + int(FaultClass.MINOR)
+    outcome = role - ev.FAULT_MINOR + _MINOR
     if same and cfg.pair:
         if t[ps.S_CALL]:
             t[ps.S_CALL_EVENTS] += 1
