@@ -69,3 +69,14 @@ _configure()
 def njit(function: Callable[..., Any]) -> Any:
     """Compile ``function`` on first use: no GIL, cached on disk, C integer semantics."""
     return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Compile ``function`` for calls from compiled code only.
+
+    Without the wrappers that Python needs a small function compiles several times faster
+    where it takes many arrays; it is cached as part of its callers.
+    """
+    return numba.njit(
+        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from mmreplay.jit import njit
+from mmreplay.jit import helper, njit
 
 _CHECK: Final = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
 
@@ -46,35 +46,35 @@ _i64 = _loader(types.int64)
 
 if _CHECK:
 
-    @njit
+    @helper
     def load_u16(buffer: Any, position: int) -> Any:
         """The u16 at ``position`` of a uint8 buffer."""
         if position < 0 or position + 2 > buffer.shape[0]:
             raise IndexError("load_u16 out of bounds")
         return _u16(buffer, position)
 
-    @njit
+    @helper
     def load_u32(buffer: Any, position: int) -> Any:
         """The u32 at ``position`` of a uint8 buffer."""
         if position < 0 or position + 4 > buffer.shape[0]:
             raise IndexError("load_u32 out of bounds")
         return _u32(buffer, position)
 
-    @njit
+    @helper
     def load_i32(buffer: Any, position: int) -> Any:
         """The i32 at ``position`` of a uint8 buffer."""
         if position < 0 or position + 4 > buffer.shape[0]:
             raise IndexError("load_i32 out of bounds")
         return _i32(buffer, position)
 
-    @njit
+    @helper
     def load_u64(buffer: Any, position: int) -> Any:
         """The u64 at ``position`` of a uint8 buffer."""
         if position < 0 or position + 8 > buffer.shape[0]:
             raise IndexError("load_u64 out of bounds")
         return _u64(buffer, position)
 
-    @njit
+    @helper
     def load_i64(buffer: Any, position: int) -> Any:
         """The i64 at ``position`` of a uint8 buffer."""
         if position < 0 or position + 8 > buffer.shape[0]:
@@ -89,7 +89,7 @@ else:
     load_i64 = _i64
 
 
-@njit
+@helper
 def mix(key: np.uint64) -> np.uint64:
     """A 64-bit finaliser (splitmix64's), for the open-addressing tables."""
     x = np.uint64(key)
@@ -98,7 +98,7 @@ def mix(key: np.uint64) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-@njit
+@helper
 def table_find(keys: Any, values: Any, key: np.uint64) -> int:
     """Value of ``key`` in an open-addressing table, or -1.
 

@@ -22,30 +22,33 @@ from mmreplay.importers.pair_thread import (
     new_thread,
     process_of,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import helper
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
-_MEASURED = int(DurationKind.MEASURED)
-_BEGIN_UNSEEN = int(DurationKind.BEGIN_UNSEEN)
-_END_UNSEEN = int(DurationKind.END_UNSEEN)
-_UNKNOWN = int(FaultClass.UNKNOWN)
-_CLONE = int(OpKind.CLONE)
-_FORK = int(OpKind.FORK)
-_VFORK = int(OpKind.VFORK)
-_THREAD_START = int(OpKind.THREAD_START)
-_THREAD_EXIT = int(OpKind.THREAD_EXIT)
-_PROCESS_EXIT = int(OpKind.PROCESS_EXIT)
-_ORPHAN = int(Quality.ORPHAN_EXIT)
-_CHILD_RETURN = int(Quality.CHILD_RETURN)
+_NO_CPU = np.int64(-1)
+_ONE = np.int64(1)
+_ZERO = np.int64(0)
+_MEASURED = np.int64(int(DurationKind.MEASURED))
+_BEGIN_UNSEEN = np.int64(int(DurationKind.BEGIN_UNSEEN))
+_END_UNSEEN = np.int64(int(DurationKind.END_UNSEEN))
+_UNKNOWN = np.int64(int(FaultClass.UNKNOWN))
+_CLONE = np.int64(int(OpKind.CLONE))
+_FORK = np.int64(int(OpKind.FORK))
+_VFORK = np.int64(int(OpKind.VFORK))
+_THREAD_START = np.int64(int(OpKind.THREAD_START))
+_THREAD_EXIT = np.int64(int(OpKind.THREAD_EXIT))
+_PROCESS_EXIT = np.int64(int(OpKind.PROCESS_EXIT))
+_ORPHAN = np.int64(int(Quality.ORPHAN_EXIT))
+_CHILD_RETURN = np.int64(int(Quality.CHILD_RETURN))
 
 
-@njit
+@helper
 def _cloning(t: Any) -> bool:
     call = t[ps.S_CALL] - 1
     return call == sc.C_CLONE or call == sc.C_CLONE3 or call == sc.C_FORK or call == sc.C_VFORK
 
 
-@njit
+@helper
 def on_fork(st: Any, cfg: Any, arg: Any, now: int, mark: int) -> None:
     """A FORK record: a new thread (pid == parent pid) or a new process."""
     pid = np.int64(arg[0])
@@ -106,7 +109,7 @@ def on_fork(st: Any, cfg: Any, arg: Any, now: int, mark: int) -> None:
             p[ps.S_CALL_CHILD_KIND] = 1 if pid == parent_pid else 2
 
 
-@njit
+@helper
 def _resolve_guess(st: Any, proc: int) -> bool:
     """Whether a clone3 child was vfork-like: its parent waits in clone3 until it is gone."""
     parent = st.procs[proc, ps.P_GUESS_PARENT] - 1
@@ -122,7 +125,7 @@ def _resolve_guess(st: Any, proc: int) -> bool:
     return True
 
 
-@njit
+@helper
 def on_comm(st: Any, slot: int, arg: Any, now: int, mark: int) -> None:
     """A COMM record: the name, and with an exec a new address space."""
     t = st.threads[slot]
@@ -143,16 +146,16 @@ def on_comm(st: Any, slot: int, arg: Any, now: int, mark: int) -> None:
     t[ps.S_LAST_NS] = max(t[ps.S_LAST_NS], now)
 
 
-@njit
+@helper
 def start_thread(st: Any, t: Any, now: int, cpu: int, quality: int, returns: int) -> None:
     """The first event of a thread whose creation was recorded: its THREAD_START."""
     t[ps.S_STARTED] = 1
     if returns:
         quality |= _CHILD_RETURN
-    begin_row(st, t, now, _THREAD_START, cpu, 1, quality)
+    begin_row(st, t, now, _THREAD_START, cpu, _ONE, quality)
 
 
-@njit
+@helper
 def finish_clone(st: Any, t: Any, call: int, result: int) -> int:
     """The kind of a clone, clone3, fork or vfork that returns; notes its child."""
     if result > 0 and t[ps.S_CALL_CHILD] == 0 and result < ps.MAX_TID:
@@ -171,7 +174,7 @@ def finish_clone(st: Any, t: Any, call: int, result: int) -> int:
     return _CLONE
 
 
-@njit
+@helper
 def result_of(st: Any, out: Any, t: Any, call: int, result: int) -> None:
     """Fill what the return value says: result, and the range it decides."""
     out[ps.O_RESULT] = result
@@ -193,7 +196,7 @@ def result_of(st: Any, out: Any, t: Any, call: int, result: int) -> None:
             st.procs[proc, ps.P_BREAK] = result
 
 
-@njit
+@helper
 def orphan_exit(
     st: Any, slot: int, call: int, result: int, weight: int, now: int, quality: int, cpu: int
 ) -> None:
@@ -204,7 +207,7 @@ def orphan_exit(
         if t[ps.S_START_NS] >= 0:
             inner_event(t)
         else:
-            start_thread(st, t, now, cpu, quality, 1)
+            start_thread(st, t, now, cpu, quality, _ONE)
         return
     execs = call == sc.C_EXECVE or call == sc.C_EXECVEAT
     if execs and result == 0:
@@ -225,21 +228,21 @@ def orphan_exit(
     result_of(st, out, t, call, result)
 
 
-@njit
+@helper
 def end_of_thread(st: Any, slot: int, now: int, cpu: int, quality: int) -> None:
     """An EXIT record: close what is open, THREAD_EXIT, and PROCESS_EXIT after the last."""
     t = st.threads[slot]
     account(t, now)
     come_back(st, t, now)
     if t[ps.S_FAULT]:
-        close_fault(st, t, now, _END_UNSEEN, _UNKNOWN, -1)
+        close_fault(st, t, now, _END_UNSEEN, _UNKNOWN, _NO_CPU)
     executing = t[ps.S_CALL] == sc.C_EXECVE + 1 or t[ps.S_CALL] == sc.C_EXECVEAT + 1
     proc = t[ps.S_PROC]
     if t[ps.S_CALL] and not (executing and st.procs[proc, ps.P_LIVE] > 1):
-        close_call(st, t, now, _END_UNSEEN, -1)
+        close_call(st, t, now, _END_UNSEEN, _NO_CPU)
     if not t[ps.S_STARTED]:
-        start_thread(st, t, now, cpu, quality, 0)
-    begin_row(st, t, now, _THREAD_EXIT, cpu, 1, quality)
+        start_thread(st, t, now, cpu, quality, _ZERO)
+    begin_row(st, t, now, _THREAD_EXIT, cpu, _ONE, quality)
     t[ps.S_STATE] = ps.DEAD
     t[ps.S_END_NS] = now
     st.procs[proc, ps.P_LIVE] -= 1
@@ -248,4 +251,4 @@ def end_of_thread(st: Any, slot: int, now: int, cpu: int, quality: int) -> None:
         space = st.procs[proc, ps.P_SPACE]
         st.spaces[space, ps.A_USERS] -= 1
         if st.spaces[space, ps.A_USERS] <= 0 and not shared:
-            begin_row(st, t, now, _PROCESS_EXIT, cpu, 1, quality)
+            begin_row(st, t, now, _PROCESS_EXIT, cpu, _ONE, quality)

@@ -8,10 +8,10 @@ import numpy as np
 
 from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
-from mmreplay.jit import njit
+from mmreplay.jit import helper
 
 
-@njit
+@helper
 def _lock_row(
     st: Any, slot: int, address: np.uint64, flags: int, mode: int, begin: int, wait: int, hold: int
 ) -> None:
@@ -28,7 +28,7 @@ def _lock_row(
     out[ps.L_HOLD] = hold
 
 
-@njit
+@helper
 def contention_begin(st: Any, slot: int, address: np.uint64, flags: np.uint64, now: int) -> None:
     """lock:contention_begin; a mutex says it twice (spinning, then sleeping) and ends once."""
     t = st.threads[slot]
@@ -47,7 +47,7 @@ def contention_begin(st: Any, slot: int, address: np.uint64, flags: np.uint64, n
     t[ps.S_WAITS] = n + 1
 
 
-@njit
+@helper
 def contention_end(st: Any, slot: int, address: np.uint64, now: int) -> None:
     """lock:contention_end: the span's row, and its share in the open operations."""
     t = st.threads[slot]
@@ -69,7 +69,7 @@ def contention_end(st: Any, slot: int, address: np.uint64, now: int) -> None:
             t[ps.S_CALL_CONTENTION] += now - max(begin, t[ps.S_CALL_NS])
 
 
-@njit
+@helper
 def _drop_hold(t: Any, holds: Any, at: int) -> None:
     for k in range(at, t[ps.S_HOLDS] - 1):
         for j in range(ps.HOLD_SIZE):
@@ -77,7 +77,7 @@ def _drop_hold(t: Any, holds: Any, at: int) -> None:
     t[ps.S_HOLDS] -= 1
 
 
-@njit
+@helper
 def mmap_lock(st: Any, slot: int, role: int, arg: Any, now: int) -> None:
     """mmap_lock:*, by (thread, mm): IMPORT §4.1."""
     t = st.threads[slot]
@@ -134,7 +134,7 @@ def mmap_lock(st: Any, slot: int, role: int, arg: Any, now: int) -> None:
     holds[found, 3] = write
 
 
-@njit
+@helper
 def mapping(st: Any, t: Any, arg: Any, now: int, mark: int) -> None:
     """A MMAP or MMAP2 record: one known VMA."""
     start, length = arg[0], arg[1]

@@ -66,19 +66,19 @@ from mmreplay.importers.pair_state import (
     S_TID,
 )
 from mmreplay.importers.syscalls import CALL_KIND
-from mmreplay.jit import njit
+from mmreplay.jit import helper
 from mmreplay.schema import DurationKind, Quality
 
-_MEASURED = int(DurationKind.MEASURED)
-_END_UNSEEN = int(DurationKind.END_UNSEEN)
-_UPPER = int(DurationKind.UPPER_BOUND)
-_MIGRATED = int(Quality.MIGRATED)
-_CONTENDED = int(Quality.CONTENDED)
-_NESTED = int(Quality.NESTED_IN_SYSCALL)
-_AFTER_GAP = int(Quality.AFTER_GAP)
+_MEASURED = np.int64(int(DurationKind.MEASURED))
+_END_UNSEEN = np.int64(int(DurationKind.END_UNSEEN))
+_UPPER = np.int64(int(DurationKind.UPPER_BOUND))
+_MIGRATED = np.int64(int(Quality.MIGRATED))
+_CONTENDED = np.int64(int(Quality.CONTENDED))
+_NESTED = np.int64(int(Quality.NESTED_IN_SYSCALL))
+_AFTER_GAP = np.int64(int(Quality.AFTER_GAP))
 
 
-@njit
+@helper
 def new_space(st: Any) -> int:
     """A fresh address space with one user."""
     space = st.count[C_SPACES]
@@ -88,7 +88,7 @@ def new_space(st: Any) -> int:
     return space
 
 
-@njit
+@helper
 def process_of(st: Any, pid: int) -> int:
     """Slot of the process, made with an address space of its own where it is new."""
     found = table_find(st.pid_keys, st.pid_values, np.uint64(pid))
@@ -97,7 +97,7 @@ def process_of(st: Any, pid: int) -> int:
     return new_process(st, pid, new_space(st))
 
 
-@njit
+@helper
 def new_process(st: Any, pid: int, space: int) -> int:
     """A fresh process (the slot of an earlier one of that pid is reused)."""
     proc = table_find(st.pid_keys, st.pid_values, np.uint64(pid))
@@ -112,7 +112,7 @@ def new_process(st: Any, pid: int, space: int) -> int:
     return proc
 
 
-@njit
+@helper
 def emit_thread(st: Any, slot: int) -> None:
     """The thread's row of the table of threads."""
     row = st.count[C_THREAD_ROWS]
@@ -136,7 +136,7 @@ def emit_thread(st: Any, slot: int) -> None:
     out[ps.H_TAIL_KNOWN] = t[S_PRE_KNOWN]
 
 
-@njit
+@helper
 def new_thread(st: Any, tid: int, proc: int, kind: int, now: int) -> int:
     """A fresh thread; the row of an earlier thread of that tid is given out first."""
     slot = table_find(st.tid_keys, st.tid_values, np.uint64(tid))
@@ -166,7 +166,7 @@ def new_thread(st: Any, tid: int, proc: int, kind: int, now: int) -> int:
     return slot
 
 
-@njit
+@helper
 def account(t: Any, now: int) -> None:
     """Book the time since the last booking to what the thread was doing."""
     spent = now - t[S_ACCOUNTED_NS]
@@ -195,7 +195,7 @@ def account(t: Any, now: int) -> None:
             t[S_CALL_PREEMPTED] += spent
 
 
-@njit
+@helper
 def inner_event(t: Any) -> None:
     """Count one event inside the open operations, or before the next one."""
     if t[S_FAULT]:
@@ -206,7 +206,7 @@ def inner_event(t: Any) -> None:
         t[S_PRE_EVENTS] += 1
 
 
-@njit
+@helper
 def forget_before(t: Any, known: int) -> None:
     """Start the time before the next operation anew."""
     t[S_PRE_CPU] = 0
@@ -216,7 +216,7 @@ def forget_before(t: Any, known: int) -> None:
     t[S_PRE_KNOWN] = known
 
 
-@njit
+@helper
 def leave_cpu(t: Any, now: int, cpu: int, run: int) -> None:
     """The thread goes off its CPU."""
     t[S_RUN] = run
@@ -224,7 +224,7 @@ def leave_cpu(t: Any, now: int, cpu: int, run: int) -> None:
     t[S_OFF_CPU] = cpu
 
 
-@njit
+@helper
 def come_back(st: Any, t: Any, now: int) -> None:
     """The thread is seen on a CPU again (``now`` -1: never seen again)."""
     run = t[S_RUN]
@@ -243,7 +243,7 @@ def come_back(st: Any, t: Any, now: int) -> None:
     out[ps.E_REASON] = 1 if run == ps.PREEMPTED else 0
 
 
-@njit
+@helper
 def closing_row(st: Any, row: int) -> Any:
     """Where to write the end of operation ``row``: in the window, or as a patch to it."""
     local = row - st.count[C_BASE]
@@ -256,7 +256,7 @@ def closing_row(st: Any, row: int) -> Any:
     return st.patches[patch]
 
 
-@njit
+@helper
 def close_call(st: Any, t: Any, now: int, how: int, cpu: int) -> Any:
     """Close the open system call with duration kind ``how``; returns its row."""
     out = closing_row(st, t[S_CALL_ROW])
@@ -286,7 +286,7 @@ def close_call(st: Any, t: Any, now: int, how: int, cpu: int) -> Any:
     return out
 
 
-@njit
+@helper
 def close_fault(st: Any, t: Any, now: int, how: int, outcome: int, cpu: int) -> None:
     """Close the open fault with duration kind ``how`` and fault class ``outcome``."""
     out = closing_row(st, t[S_FAULT_ROW])
@@ -315,7 +315,7 @@ def close_fault(st: Any, t: Any, now: int, how: int, outcome: int, cpu: int) -> 
             t[S_PRE_CPU] = now - t[S_FAULT_NS]
 
 
-@njit
+@helper
 def begin_row(st: Any, t: Any, now: int, kind: int, cpu: int, weight: int, quality: int) -> int:
     """A new operation's row with what is known at its begin; returns its number."""
     row = st.count[C_OPS]

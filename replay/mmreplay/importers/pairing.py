@@ -36,25 +36,26 @@ from mmreplay.importers.pair_thread import (
     new_thread,
     process_of,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import helper, njit
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
-_NONE = int(DurationKind.NONE)
-_MEASURED = int(DurationKind.MEASURED)
-_UPPER = int(DurationKind.UPPER_BOUND)
-_BEGIN_UNSEEN = int(DurationKind.BEGIN_UNSEEN)
-_END_UNSEEN = int(DurationKind.END_UNSEEN)
-_UNKNOWN = int(FaultClass.UNKNOWN)
-_FAILED = int(FaultClass.FAILED)
-_MINOR = int(FaultClass.MINOR)
-_FAULT_USER = int(OpKind.FAULT_USER)
-_FAULT_KERNEL = int(OpKind.FAULT_KERNEL)
-_LATE = int(Quality.LATE)
+_NONE = np.int64(int(DurationKind.NONE))
+_NO_CPU = np.int64(-1)
+_MEASURED = np.int64(int(DurationKind.MEASURED))
+_UPPER = np.int64(int(DurationKind.UPPER_BOUND))
+_BEGIN_UNSEEN = np.int64(int(DurationKind.BEGIN_UNSEEN))
+_END_UNSEEN = np.int64(int(DurationKind.END_UNSEEN))
+_UNKNOWN = np.int64(int(FaultClass.UNKNOWN))
+_FAILED = np.int64(int(FaultClass.FAILED))
+_MINOR = np.int64(int(FaultClass.MINOR))
+_FAULT_USER = np.int64(int(OpKind.FAULT_USER))
+_FAULT_KERNEL = np.int64(int(OpKind.FAULT_KERNEL))
+_LATE = np.int64(int(Quality.LATE))
 _PAGE_SHIFT = 12
 _KERNEL_HALF = np.uint64(1 << 63)
 
 
-@njit
+@helper
 def full(st: Any) -> bool:
     """Whether one more event might not fit: the caller drains or grows, then goes on."""
     c = st.count
@@ -73,14 +74,14 @@ def full(st: Any) -> bool:
     )
 
 
-@njit
+@helper
 def _begin_fault(st: Any, t: Any, role: int, batch: Any, i: int, quality: int, cpu: int) -> None:
     now = batch.time[i]
     address = batch.arg[i, 0]
     kind = _FAULT_USER
     if role == ev.FAULT_KERNEL or (role >= ev.FAULT_SOFTWARE and not batch.mark[i] & ev.USER_MODE):
         kind = _FAULT_KERNEL
-    row = begin_row(st, t, now, kind, cpu, batch.weight[i], quality)
+    row = begin_row(st, t, now, kind, cpu, np.int64(batch.weight[i]), quality)
     out = st.ops[row - st.count[ps.C_BASE]]
     out[ps.O_ADDRESS] = np.int64(address)
     out[ps.O_KNOWN] |= ps.K_ADDRESS
@@ -103,7 +104,7 @@ def _begin_fault(st: Any, t: Any, role: int, batch: Any, i: int, quality: int, c
     t[ps.S_FAULT_CPU] = cpu
 
 
-@njit
+@helper
 def _point_row(st: Any, t: Any, row: int, how: int) -> Any:
     """Turn a row just begun into one without duration."""
     out = st.ops[row - st.count[ps.C_BASE]]
@@ -113,7 +114,7 @@ def _point_row(st: Any, t: Any, row: int, how: int) -> Any:
     return out
 
 
-@njit
+@helper
 def _on_fault(st: Any, cfg: Any, t: Any, role: int, batch: Any, i: int, q: int, cpu: int) -> None:
     now = batch.time[i]
     page = np.int64(batch.arg[i, 0] >> np.uint64(_PAGE_SHIFT))
@@ -154,13 +155,13 @@ def _on_fault(st: Any, cfg: Any, t: Any, role: int, batch: Any, i: int, q: int, 
     t[ps.S_FAULT] = 0
 
 
-@njit
+@helper
 def _on_enter(st: Any, cfg: Any, t: Any, batch: Any, i: int, q: int, cpu: int) -> None:
     now = batch.time[i]
     call = np.int64(batch.call[i])
     if t[ps.S_CALL]:
         close_call(st, t, now, _END_UNSEEN, cpu)
-    row = begin_row(st, t, now, sc.CALL_KIND[call], cpu, batch.weight[i], q)
+    row = begin_row(st, t, now, sc.CALL_KIND[call], cpu, np.int64(batch.weight[i]), q)
     out = st.ops[row - st.count[ps.C_BASE]]
     arg = batch.arg
     out[ps.O_ADDRESS] = np.int64(arg[i, sc.ADDRESS])
@@ -196,7 +197,7 @@ def _on_enter(st: Any, cfg: Any, t: Any, batch: Any, i: int, q: int, cpu: int) -
         )
 
 
-@njit
+@helper
 def _on_exit(st: Any, cfg: Any, slot: int, batch: Any, i: int, q: int, cpu: int) -> None:
     t = st.threads[slot]
     now = batch.time[i]
@@ -218,10 +219,10 @@ def _on_exit(st: Any, cfg: Any, slot: int, batch: Any, i: int, q: int, cpu: int)
         close_call(st, t, now, _END_UNSEEN, cpu)
     if not cfg.pair:
         return
-    orphan_exit(st, slot, call, result, batch.weight[i], now, q, cpu)
+    orphan_exit(st, slot, call, result, np.int64(batch.weight[i]), now, q, cpu)
 
 
-@njit
+@helper
 def _gap_check(st: Any, t: Any, now: int, cpu: int) -> None:
     """Whether events of this thread may have been lost since its last one."""
     gap = st.gap_ns[0]
@@ -231,9 +232,9 @@ def _gap_check(st: Any, t: Any, now: int, cpu: int) -> None:
     if gap < t[ps.S_LAST_NS] or gap < 0:
         return
     if t[ps.S_FAULT]:
-        close_fault(st, t, now, _END_UNSEEN, _UNKNOWN, -1)
+        close_fault(st, t, now, _END_UNSEEN, _UNKNOWN, _NO_CPU)
     if t[ps.S_CALL]:
-        close_call(st, t, now, _END_UNSEEN, -1)
+        close_call(st, t, now, _END_UNSEEN, _NO_CPU)
     account(t, now)
     come_back(st, t, now)
     t[ps.S_AFTER_GAP] = 1
@@ -243,7 +244,7 @@ def _gap_check(st: Any, t: Any, now: int, cpu: int) -> None:
     st.count[ps.C_GAP_EVENTS] += 1
 
 
-@njit
+@helper
 def _loss(st: Any, batch: Any, i: int) -> None:
     now = batch.time[i]
     cpu = np.int64(batch.cpu[i])
@@ -259,7 +260,7 @@ def _loss(st: Any, batch: Any, i: int) -> None:
     st.gap_ns[cpu + 1] = now
 
 
-@njit
+@helper
 def _sched_switch(st: Any, batch: Any, i: int, t: Any, cpu: int) -> None:
     """Out for the thread itself, in for the next one where that is known (``-a``)."""
     now = batch.time[i]
@@ -363,7 +364,7 @@ def pair(st: Any, cfg: Any, batch: Any, first: int, last: int) -> int:
             else:
                 account(t, now)
             if not t[ps.S_STARTED] and role < ev.SWITCH:
-                returns = role == ev.EXIT and batch.arg[i, 0] == 0
+                returns = np.int64(role == ev.EXIT and batch.arg[i, 0] == 0)
                 start_thread(st, t, now, cpu, quality, returns)
                 if returns:
                     t[ps.S_LAST_NS] = now
@@ -409,9 +410,9 @@ def finish(st: Any, first: int) -> int:
         if t[ps.S_STATE] == ps.ALIVE:
             account(t, now if t[ps.S_RUN] != ps.RUNNING else t[ps.S_LAST_NS])
             if t[ps.S_FAULT]:
-                close_fault(st, t, now, _END_UNSEEN, _UNKNOWN, -1)
+                close_fault(st, t, now, _END_UNSEEN, _UNKNOWN, _NO_CPU)
             if t[ps.S_CALL]:
-                close_call(st, t, now, _END_UNSEEN, -1)
-            come_back(st, t, -1)
+                close_call(st, t, now, _END_UNSEEN, _NO_CPU)
+            come_back(st, t, _NO_CPU)
         emit_thread(st, slot)
     return count[ps.C_THREADS]

@@ -50,7 +50,7 @@ from mmreplay.importers.perf_walk import (
     R_SWITCH_CPU_WIDE,
     R_THROTTLE,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import helper, njit
 
 # Entries of the decoder's state.
 (D_T0, D_LAST, D_LATE, D_MALFORMED, D_NAMES) = range(5)
@@ -81,7 +81,7 @@ def new_state() -> NDArray[np.int64]:
     return state
 
 
-@njit
+@helper
 def _raw_at(buffer: Any, at: int, size: int, start: int, sample_type: int, read_format: int) -> int:
     """Byte of the RAW size word behind READ and CALLCHAIN, or -1 where they do not fit."""
     where = at + start
@@ -108,7 +108,7 @@ def _raw_at(buffer: Any, at: int, size: int, start: int, sample_type: int, read_
     return where if where + 4 <= end else -1
 
 
-@njit
+@helper
 def _text_word(buffer: Any, at: int, end: int) -> np.uint64:
     """Up to eight bytes of a NUL-terminated text, padded with zeros."""
     word = np.uint64(0)
@@ -119,7 +119,7 @@ def _text_word(buffer: Any, at: int, end: int) -> np.uint64:
     return word
 
 
-@njit
+@helper
 def _field(buffer: Any, at: int, size: int, signed: int) -> np.uint64:
     if size == 8:
         return load_u64(buffer, at)
