@@ -1,0 +1,169 @@
+"""Checks every rule that a trace's tables must keep; reads in batches.
+
+Columns and dtypes are checked when a trace is opened; here come the rows: nulls,
+ranges, enumerations, order, and references between tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from mmreplay.errors import UserError
+from mmreplay.schema import TRACE_TABLES, DurationKind, FaultClass, OpKind, Quality, SpanEnd
+
+if TYPE_CHECKING:
+    from mmreplay.trace.store import Trace
+
+_ENUMS: Final[dict[tuple[str, str], type[IntEnum]]] = {
+    ("operations", "kind"): OpKind,
+    ("operations", "duration_kind"): DurationKind,
+    ("operations", "fault_class"): FaultClass,
+    ("schedule", "reason"): SpanEnd,
+}
+_WORDS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
+    ("threads", "start_kind"): ("fork", "thread", "exec", "attach", "first_seen"),
+    ("vmas", "source"): ("exec", "snapshot", "mmap2"),
+    ("locks", "kind"): ("rwsem", "mutex", "spinlock", "other", "mmap_lock"),
+    ("locks", "mode"): ("read", "write", "unknown"),
+}
+_NOT_NEGATIVE: Final[dict[str, tuple[str, ...]]] = {
+    "operations": (
+        "duration_ns",
+        "duration_corrected_ns",
+        "think_cpu_ns",
+        "think_blocked_ns",
+        "preempted_ns",
+        "service_ns",
+        "wait_ns",
+        "io_ns",
+        "unattributed_ns",
+        "contention_ns",
+        "blocked_inside_ns",
+        "pid",
+        "tid",
+    ),
+    "threads": ("pid", "tid", "tail_cpu_ns", "tail_blocked_ns"),
+    "schedule": ("tid",),
+    "locks": ("tid", "wait_ns", "hold_ns"),
+}
+_ALL_MARKS: Final = sum(int(mark) for mark in Quality)
+
+
+def validate(trace: Trace) -> None:
+    """Raise a :class:`UserError` for the first rule broken, table by table."""
+    trace.verify()
+    tids = _thread_ids(trace)
+    for table in TRACE_TABLES:
+        if not trace.has(table.name):
+            continue
+        first_row = 0
+        last: tuple[int, int] | None = None
+        for batch in trace.batches(table.name):
+            for column in table.columns:
+                if not column.nullable:
+                    _rule(
+                        table.name,
+                        column.name,
+                        batch,
+                        pl.col(column.name).is_null(),
+                        first_row,
+                        "is null, which the schema does not allow",
+                    )
+            for column_name, bad, rule in _rules(table.name):
+                _rule(table.name, column_name, batch, bad, first_row, rule)
+            if "tid" in batch.columns and table.name != "threads":
+                unknown = ~pl.col("tid").is_in(tids.implode())
+                _rule(
+                    table.name, "tid", batch, unknown, first_row, "is not in the table of threads"
+                )
+            if table.name == "operations":
+                last = _check_order(batch, first_row, last)
+            first_row += batch.height
+
+
+def _thread_ids(trace: Trace) -> pl.Series:
+    parts = [batch["tid"].unique() for batch in trace.batches("threads", ["tid"])]
+    return pl.concat(parts).unique() if parts else pl.Series("tid", [], dtype=pl.Int32)
+
+
+def _rules(table: str) -> Iterator[tuple[str, pl.Expr, str]]:
+    for (name, column), enum in _ENUMS.items():
+        if name == table:
+            values = [int(value) for value in enum]
+            yield (column, ~pl.col(column).is_in(values), f"is no {enum.__name__}")
+    for (name, column), words in _WORDS.items():
+        if name == table:
+            yield (column, ~pl.col(column).is_in(words), f"is none of {_or(words)}")
+    for column in _NOT_NEGATIVE.get(table, ()):
+        yield (column, pl.col(column) < 0, "is negative")
+    if table == "operations":
+        yield ("weight", pl.col("weight") == 0, "is 0; an event stands for at least itself")
+        yield ("cpu", pl.col("cpu") < -1, "is below -1 (unknown)")
+        yield (
+            "quality",
+            (pl.col("quality").cast(pl.UInt32) & (0xFFFF - _ALL_MARKS)) != 0,
+            "has an unknown mark",
+        )
+        measured = pl.col("duration_kind") == int(DurationKind.MEASURED)
+        yield (
+            "duration_ns",
+            measured & pl.col("duration_ns").is_null(),
+            "is null although duration_kind says MEASURED",
+        )
+        end = pl.col("address").cast(pl.Int128) + pl.col("length").cast(pl.Int128)
+        yield ("length", end > 2**64, "reaches over the end of the address space")
+    elif table == "threads":
+        yield ("last_ns", pl.col("last_ns") < pl.col("first_ns"), "is before first_ns")
+        yield ("end_ns", pl.col("end_ns") < pl.col("start_ns"), "is before start_ns")
+    elif table == "vmas":
+        yield ("length", pl.col("length") == 0, "is 0")
+        end = pl.col("start").cast(pl.Int128) + pl.col("length").cast(pl.Int128)
+        yield ("length", end > 2**64, "reaches over the end of the address space")
+    elif table == "schedule":
+        yield ("on_ns", pl.col("on_ns") < pl.col("off_ns"), "is before off_ns")
+    elif table == "gaps":
+        yield ("end_ns", pl.col("end_ns") < pl.col("begin_ns"), "is before begin_ns")
+
+
+def _rule(
+    table: str, column: str, batch: pl.DataFrame, bad: pl.Expr, first_row: int, rule: str
+) -> None:
+    # A comparison with null is null: only what is known to be wrong counts.
+    hit = batch.select(bad.fill_null(False).alias("bad"))["bad"].arg_true()
+    if len(hit):
+        raise _broken(table, column, first_row + hit[0], batch[column][hit[0]], rule)
+
+
+def _check_order(
+    batch: pl.DataFrame, first_row: int, last: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    if batch.height == 0:
+        return last
+    begin, seq = pl.col("begin_ns"), pl.col("seq")
+    before_begin = begin.shift(1, fill_value=last[0] if last else None)
+    before_seq = seq.shift(1, fill_value=last[1] if last else None)
+    bad = (begin < before_begin) | ((begin == before_begin) & (seq <= before_seq))
+    _rule(
+        "operations",
+        "begin_ns",
+        batch,
+        bad,
+        first_row,
+        "breaks the order: rows ascend strictly by (begin_ns, seq)",
+    )
+    return int(batch["begin_ns"][-1]), int(batch["seq"][-1])
+
+
+def _broken(table: str, column: str, row: int, value: object, rule: str) -> UserError:
+    shown = "" if value is None else f" {value}"
+    return UserError(
+        f"{column}{shown} {rule}", where=f"{table} row {row}", fix="import the recording again"
+    )
+
+
+def _or(words: Iterable[str]) -> str:
+    return ", ".join(words)
