@@ -1,0 +1,123 @@
+"""The answer in words: what a prediction says, before any table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmreplay.predict.gains import HAND_OVER
+from mmreplay.predict.prediction import Blame, Drift, Row
+
+#: Speed-ups closer to 1 than this are called no difference.
+_SAME = 0.015
+
+
+def times(value: float | None) -> str:
+    """A ratio as people say it: ``1.9×``, ``1.04×``, ``12×``."""
+    if value is None:
+        return "?"
+    if value >= 9.95:
+        return f"{value:.0f}×"
+    near = f"{value:.2f}" if value < 1.25 else f"{value:.1f}"
+    return f"{near}×"
+
+
+def plural(count: int, word: str) -> str:
+    """``1 core``, ``8 cores``."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def headline_row(rows: Sequence[Row], to_kernel: str) -> Row:
+    """The row that the first sentence is about.
+
+    Of the target's rows at the highest load and thread count: the fewest cores at which
+    the speed-up is within 2 % of its value at the most cores, where cores still matter
+    (more cores than threads change nothing).
+    """
+    mine = _strongest([row for row in rows if row.kernel == to_kernel])
+    useful = [row for row in mine if row.cores <= row.threads] or mine[:1]
+    return useful[-1]
+
+
+def _strongest(rows: Sequence[Row]) -> list[Row]:
+    load = "saturated" if any(row.load == "saturated" for row in rows) else rows[0].load
+    threads = max(row.threads for row in rows)
+    return [row for row in rows if row.load == load and row.threads == threads]
+
+
+def headline(rows: Sequence[Row], from_kernel: str, to_kernel: str, drift: Drift) -> str:
+    """The prediction in two or three sentences."""
+    row = headline_row(rows, to_kernel)
+    mine = _strongest([r for r in rows if r.kernel == to_kernel])
+    before = next(
+        r
+        for r in rows
+        if r.kernel == from_kernel
+        and (r.cores, r.threads, r.load) == (row.cores, row.threads, row.load)
+    )
+    parts = []
+    if drift.ratio is not None and not drift.trusted:
+        parts.append(f"Not to be trusted (baseline drift {drift.ratio:.2f}):")
+    parts.append(f"On {plural(row.cores, 'core')}, {_claim(row, from_kernel)}{_range(row)}")
+    others = [r for r in mine if r.cores < row.cores]
+    if others and row.speedup is not None:
+        other = next((r for r in others if r.basis == "measured"), None) or others[0]
+        parts[-1] += f"; at {plural(other.cores, 'core')} {times(other.speedup)}"
+    parts[-1] += "."
+    parts.append(_limit(before, from_kernel))
+    if before.limiting_lock is not None:
+        parts.append(_afterwards(row))
+    return " ".join(part for part in parts if part)
+
+
+def _claim(row: Row, from_kernel: str) -> str:
+    if row.speedup is None:
+        return f"{row.kernel} against {from_kernel} cannot be told"
+    if abs(row.speedup - 1) < _SAME:
+        return f"{row.kernel} would run this program no faster than {from_kernel} "
+    if row.speedup > 1:
+        return f"{row.kernel} would run this program {times(row.speedup)} as fast as {from_kernel} "
+    return f"{row.kernel} would run this program slower, {times(row.speedup)} of {from_kernel}, "
+
+
+def _range(row: Row) -> str:
+    if row.speedup is None:
+        return ""
+    if row.speedup_lower is None or row.speedup_upper is None:
+        return f"({row.basis})"
+    low, high = times(row.speedup_lower)[:-1], times(row.speedup_upper)[:-1]
+    return f"({low}–{high}, {row.basis})"
+
+
+def _limit(row: Row, kernel: str) -> str:
+    if row.limiting_lock is None:
+        return f"No lock of the memory map limits {kernel} there."
+    text = (
+        f"What limits {kernel} there: {row.limiting_lock} takes "
+        f"{row.lock_share[row.limiting_lock]:.0%} of the threads' time"
+    )
+    top = blame_share(row.blame, row.limiting_lock)
+    if top:
+        holder, share = top[0]
+        who = "between holders (hand-over)" if holder == HAND_OVER else f"while {holder} holds it"
+        text += f", {share:.0%} of that {who}"
+    return text + "."
+
+
+def _afterwards(row: Row) -> str:
+    if row.limiting_lock is None:
+        return f"With {row.kernel} no lock does."
+    return (
+        f"With {row.kernel}, {row.limiting_lock} takes {row.lock_share[row.limiting_lock]:.0%}."
+    )
+
+
+def blame_share(charges: Sequence[Blame], lock: str) -> list[tuple[str, float]]:
+    """Holders of ``lock`` with their share of the wait on it, largest first."""
+    held: dict[str, int] = {}
+    for charge in charges:
+        if charge.lock == lock:
+            held[charge.holder_op] = held.get(charge.holder_op, 0) + charge.wait_ns
+    total = sum(held.values())
+    if not total:
+        return []
+    return sorted(((op, ns / total) for op, ns in held.items()), key=lambda item: -item[1])
