@@ -5,15 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.engine.result import DELAY_BUCKETS, DELAY_BUCKETS_PER_OCTAVE
-
-_SUB_BITS = DELAY_BUCKETS_PER_OCTAVE.bit_length() - 1
-
-
-def bucket_floor_ns(bucket: int) -> float:
-    """Smallest delay (ns) of a bucket: octave ``b // 16``, sixteenth ``b % 16`` of it."""
-    octave, part = divmod(bucket, DELAY_BUCKETS_PER_OCTAVE)
-    return float((1 << octave) * (1.0 + part / DELAY_BUCKETS_PER_OCTAVE))
+from mmreplay.engine.result import DELAY_BUCKETS
+from mmreplay.engine.summary import bucket_floor_ns
 
 
 def quantile_ns(histogram: NDArray[np.int64], q: float) -> float | None:

@@ -97,7 +97,7 @@ def baseline_drift(
             fix=fix,
         )
     ratio = (simulated_ns + think) / (recorded_ns + think)
-    trusted = DRIFT_LOW <= ratio <= DRIFT_HIGH
+    trusted = bool(DRIFT_LOW <= ratio <= DRIFT_HIGH)
     notes = [
         f"simulated / recorded time of operations and computing, replayed unchanged on {kernel} "
         f"and {cores} CPU{'s' if cores != 1 else ''}"

@@ -21,6 +21,24 @@ def times(value: float | None) -> str:
     return f"{near}×"
 
 
+def percent(share: float | None) -> str:
+    """``63 %``, ``0.4 %``, ``-`` for nothing."""
+    if share is None or share == 0:
+        return "-"
+    if share < 0.0005:
+        return "<0.1 %"
+    digits = 1 if share < 0.0995 else 0
+    return f"{100 * share:.{digits}f} %"
+
+
+def span(low: float | None, high: float | None) -> str:
+    """A range of ratios with equal decimals, ``1.7–2.1``; empty where there is none."""
+    if low is None or high is None:
+        return ""
+    digits = 0 if low >= 9.95 else 2 if high - low < 0.35 else 1
+    return f"{low:.{digits}f}–{high:.{digits}f}"
+
+
 def plural(count: int, word: str) -> str:
     """``1 core``, ``8 cores``."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
@@ -61,7 +79,10 @@ def headline(rows: Sequence[Row], from_kernel: str, to_kernel: str, drift: Drift
     others = [r for r in mine if r.cores < row.cores]
     if others and row.speedup is not None:
         other = next((r for r in others if r.basis == "measured"), None) or others[0]
-        parts[-1] += f"; at {plural(other.cores, 'core')} {times(other.speedup)}"
+        same = other.speedup is not None and abs(other.speedup - 1) < _SAME
+        parts[-1] += f"; at {plural(other.cores, 'core')} " + (
+            "no faster" if same else times(other.speedup)
+        )
     parts[-1] += "."
     parts.append(_limit(before, from_kernel))
     if before.limiting_lock is not None:
@@ -82,10 +103,8 @@ def _claim(row: Row, from_kernel: str) -> str:
 def _range(row: Row) -> str:
     if row.speedup is None:
         return ""
-    if row.speedup_lower is None or row.speedup_upper is None:
-        return f"({row.basis})"
-    low, high = times(row.speedup_lower)[:-1], times(row.speedup_upper)[:-1]
-    return f"({low}–{high}, {row.basis})"
+    limits = span(row.speedup_lower, row.speedup_upper)
+    return f"({limits}, {row.basis})" if limits else f"({row.basis})"
 
 
 def _limit(row: Row, kernel: str) -> str:
@@ -93,13 +112,13 @@ def _limit(row: Row, kernel: str) -> str:
         return f"No lock of the memory map limits {kernel} there."
     text = (
         f"What limits {kernel} there: {row.limiting_lock} takes "
-        f"{row.lock_share[row.limiting_lock]:.0%} of the threads' time"
+        f"{percent(row.lock_share[row.limiting_lock])} of the threads' time"
     )
     top = blame_share(row.blame, row.limiting_lock)
     if top:
         holder, share = top[0]
         who = "between holders (hand-over)" if holder == HAND_OVER else f"while {holder} holds it"
-        text += f", {share:.0%} of that {who}"
+        text += f", {percent(share)} of that {who}"
     return text + "."
 
 
@@ -107,7 +126,8 @@ def _afterwards(row: Row) -> str:
     if row.limiting_lock is None:
         return f"With {row.kernel} no lock does."
     return (
-        f"With {row.kernel}, {row.limiting_lock} takes {row.lock_share[row.limiting_lock]:.0%}."
+        f"With {row.kernel}, {row.limiting_lock} takes "
+        f"{percent(row.lock_share[row.limiting_lock])}."
     )
 
 

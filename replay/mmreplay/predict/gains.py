@@ -149,7 +149,9 @@ def lock_shares(cell: Cell, locks: Sequence[str], group: int) -> dict[str, float
         plan = cell.plans[window]
         mine = plan.thread_group == group if group >= 0 else np.ones(plan.n_threads, bool)
         waited += result.thread_wait_ns[mine].sum(axis=0)
-        span = result.thread_end_ns[mine] - plan.thread_offset_ns[mine]
+        end = result.thread_end_ns[mine]
+        end = np.where(end < 0, result.makespan_ns, end)  # still running when the replay stopped
+        span = end - plan.thread_offset_ns[mine]
         alive += float(np.maximum(span, 0).sum())
     return {name: float(waited[i] / alive) if alive else 0.0 for i, name in enumerate(locks)}
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from mmreplay.predict.explain import blame_share, headline_row, plural, times
+from mmreplay.predict.explain import blame_share, headline_row, percent, plural, span, times
 from mmreplay.predict.prediction import Drift, Prediction, Replay, Row
 
 WIDTH: Final = 80
@@ -33,15 +33,6 @@ def duration(ns: float | None) -> str:
             scaled = ns / divide
             return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {unit}"
     return f"{ns:.0f} ns"
-
-
-def percent(share: float | None) -> str:
-    """``63 %``, ``0.4 %``, ``-`` for nothing."""
-    if share is None or share == 0:
-        return "-"
-    if share < 0.0005:
-        return "<0.1 %"
-    return f"{share:.1%}".replace("%", " %") if share < 0.0995 else f"{share:.0%}".replace("%", " %")
 
 
 def bar(old: float, new: float, most: float, width: int = _BAR) -> str:
@@ -106,6 +97,10 @@ def prediction_text(prediction: Prediction) -> str:
     keys = dict.fromkeys((row.load, row.threads) for row in prediction.rows)
     for load, threads in sorted(keys, key=lambda key: (key[0] != shown_load, key[1])):
         blocks.append(_load_block(prediction, load, threads))
+        if load == shown_load:
+            blocks.append(_lock_block(prediction, load, threads))
+        if load == "recorded" or len({row.load for row in prediction.rows}) == 1:
+            blocks.append(_delay_block(prediction, load, threads))
     who = _who(prediction)
     if who:
         blocks.append(who)
@@ -147,16 +142,13 @@ def _load_block(p: Prediction, load: str, threads: int) -> str:
     title = f"{_LOADS[load]}, {plural(threads, 'thread')}{group}; operations per second:"
     rows = []
     for a, b in pairs:
-        limits = "–".join(
-            times(x)[:-1] if x is not None else "?" for x in (b.speedup_lower, b.speedup_upper)
-        )
         rows.append(
             (
                 str(b.cores),
                 rate(a.throughput_ops_per_s),
                 rate(b.throughput_ops_per_s),
                 times(b.speedup),
-                "" if b.speedup_lower is None else limits,
+                span(b.speedup_lower, b.speedup_upper),
                 b.basis,
                 bar(a.throughput_ops_per_s, b.throughput_ops_per_s, most),
             )
@@ -165,47 +157,61 @@ def _load_block(p: Prediction, load: str, threads: int) -> str:
     lines = [fill(title), table(head, rows, left=(5, 6))]
     if len(pairs) < len(every):
         lines.append(f"({len(pairs)} of {len(every)} core counts; --format json has all)")
-    lines.append(_times_block(p, load, pairs))
     stops = [s for s in p.saturation if (s.load, s.threads) == (load, threads)]
     if stops and len(every) > 1:
         lines.append(fill(" ".join(_saturation_words(s.kernel, s.cores, s.reason) for s in stops)))
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines)
+
+
+def _pairs_of_times(a: float | None, b: float | None) -> str:
+    return f"{duration(a)} → {duration(b)}"
+
+
+def _delay_block(p: Prediction, load: str, threads: int) -> str:
+    """How long operations take, and what CPU time they cost the kernel."""
+    rows = [
+        (
+            str(b.cores),
+            _pairs_of_times(a.delay_p50_ns, b.delay_p50_ns),
+            _pairs_of_times(a.delay_p99_ns, b.delay_p99_ns),
+            _pairs_of_times(a.delay_p999_ns, b.delay_p999_ns),
+        )
+        for a, b in _thinned(_pairs(p, load, threads))
+    ]
+    title = f"How long an operation takes at the {load} load, {p.from_kernel} → {p.to_kernel}:"
+    return f"{fill(title)}\n{table(('cores', 'p50', 'p99', 'p99.9'), rows)}"
+
+
+def _lock_block(p: Prediction, load: str, threads: int) -> str:
+    """Share of the scaled group's thread time lost to each lock."""
+    pairs = _thinned(_pairs(p, load, threads))
+    most: dict[str, float] = {}
+    for pair in pairs:
+        for row in pair:
+            for name, share in row.lock_share.items():
+                most[name] = max(most.get(name, 0.0), share)
+    locks = sorted((n for n in most if most[n] >= 0.005), key=lambda n: -most[n])[:3]
+    if not locks:
+        return "No lock takes half a percent of the threads' time."
+    rows = [
+        (
+            str(b.cores),
+            *(
+                f"{percent(a.lock_share.get(n, 0.0))} → {percent(b.lock_share.get(n, 0.0))}"
+                for n in locks
+            ),
+        )
+        for a, b in pairs
+    ]
+    title = (
+        f"Thread time lost waiting for locks at the {load} load, "
+        f"{p.from_kernel} → {p.to_kernel}:"
+    )
+    return f"{fill(title)}\n{table(('cores', *locks), rows)}"
 
 
 def _short(kernel: str) -> str:
     return kernel if len(kernel) <= 14 else kernel[:13] + "…"
-
-
-def _times_block(p: Prediction, load: str, pairs: list[tuple[Row, Row]]) -> str:
-    """Share of thread time per lock, and delays, at each core count."""
-    locks = sorted(
-        {name for pair in pairs for row in pair for name, s in row.lock_share.items() if s >= 0.01},
-        key=lambda name: -max(r.lock_share.get(name, 0.0) for pair in pairs for r in pair),
-    )[:2]
-    rows = []
-    for a, b in pairs:
-        cells = [str(b.cores)]
-        cells += [
-            f"{percent(a.lock_share.get(name, 0.0))} → {percent(b.lock_share.get(name, 0.0))}"
-            for name in locks
-        ]
-        cells += [
-            f"{duration(x)} → {duration(y)}"
-            for x, y in (
-                (a.delay_p50_ns, b.delay_p50_ns),
-                (a.delay_p99_ns, b.delay_p99_ns),
-            )
-        ]
-        if len(locks) < 2:
-            cells.append(f"{duration(a.delay_p999_ns)} → {duration(b.delay_p999_ns)}")
-        rows.append(tuple(cells))
-    head = ["cores", *[f"wait {name}" for name in locks], "delay p50", "delay p99"]
-    if len(locks) < 2:
-        head.append("delay p99.9")
-    title = "Thread time lost to locks, and how long an operation takes:"
-    if not locks:
-        title = "How long an operation takes (no lock costs 1 % of the threads' time):"
-    return f"\n{title}\n{table(head, rows)}"
 
 
 def _saturation_words(kernel: str, cores: int | None, reason: str | None) -> str:

@@ -116,11 +116,9 @@ def write_prediction(prediction: Prediction, form: str, output: str | None, text
 
     A file is written beside its place and renamed, so it is whole or absent.
     """
+    check_output(form, output)
     if form == "parquet":
-        if output is None:
-            raise UserError(
-                "parquet needs a file", where="--format", fix="add -o FILE or choose csv"
-            )
+        assert output is not None
         import io
 
         buffer = io.BytesIO()
@@ -132,6 +130,12 @@ def write_prediction(prediction: Prediction, form: str, output: str | None, text
     elif form == "csv":
         text = to_csv(prediction)
     emit(text, output)
+
+
+def check_output(form: str, output: str | None) -> None:
+    """Raise where ``form`` cannot be written to stdout, before anything is simulated."""
+    if form == "parquet" and output is None:
+        raise UserError("parquet needs a file", where="--format", fix="add -o FILE or choose csv")
 
 
 def emit(text: str, output: str | None) -> None:
