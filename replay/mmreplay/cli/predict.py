@@ -9,7 +9,9 @@ import click
 
 @click.command("predict")
 @click.argument("trace", type=click.Path())
-@click.option("--from", "from_kernel", metavar="K1", help="Kernel to compare with [the trace's own].")
+@click.option(
+    "--from", "from_kernel", metavar="K1", help="Kernel to compare with [the trace's own]."
+)
 @click.option("--to", "to_kernel", metavar="K2", required=True, help="Kernel to predict.")
 @click.option(
     "--cores", metavar="LIST", required=True, help="Core counts: 1,2,4 or 1-8 or 1-128:x2."
@@ -19,11 +21,15 @@ import click
     metavar="LIST",
     help='Threads of the scaled group, or "cores": one per core [as recorded].',
 )
-@click.option("--scale-group", metavar="G", help="Thread group that counts and is cloned [busiest].")
+@click.option(
+    "--scale-group", metavar="G", help="Thread group that counts and is cloned [busiest]."
+)
 @click.option("--load", default="both", show_default=True, help="recorded, saturated or both.")
 @click.option("--machine", metavar="M", help="Machine profile [matched to the recording].")
 @click.option("--placement", default="compact", show_default=True, help="compact or scatter.")
-@click.option("--seeds", type=int, metavar="N", help="Random seeds a point [2, fewer for many points].")
+@click.option(
+    "--seeds", type=int, metavar="N", help="Random seeds a point [2, fewer for many points]."
+)
 @click.option("--costs", help="Where costs come from: trace or machine [trace where it has them].")
 @click.option("--exact", is_flag=True, help="Replay the whole trace, not windows of it.")
 @click.option(

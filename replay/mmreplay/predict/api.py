@@ -27,7 +27,7 @@ from mmreplay.predict.checks import check_choice, check_predictable, check_repla
 from mmreplay.predict.counts import check_count
 from mmreplay.predict.delays import quantile_ns
 from mmreplay.predict.drift import baseline_drift
-from mmreplay.predict.explain import headline
+from mmreplay.predict.explain import headline, series
 from mmreplay.predict.machines import widened
 from mmreplay.predict.planning import Planner
 from mmreplay.predict.prediction import Drift, Prediction, Replay, Saturation
@@ -159,19 +159,16 @@ def predict(
         own = base.model is not None and base.model.sha256 == model.sha256
         sides.append(Side(model, own, plans, planner.group))
     old, new = sides
-    grid = Grid(
-        base.machine, cores, counts, pairs, loads, tuple(range(1, n_seeds + 1)), placement
-    )
+    grid = Grid(base.machine, cores, counts, pairs, loads, tuple(range(1, n_seeds + 1)), placement)
     cells, simulated = simulate_grid(old, new, grid, progress)
     rows = rows_of(
         old, new, grid, cells, base.cores, recorded_threads, base.drift.ratio is not None
     )
-    series: dict[tuple[str, str, int], list[Any]] = {}
-    for row in rows:
-        series.setdefault((row.kernel, row.load, row.threads), []).append(row)
-    points_of: list[Saturation] = (
-        [] if pairs else [gains.saturation(found_rows) for found_rows in series.values()]
-    )
+    points_of: list[Saturation] = []
+    if len(cores) > 1 and pairs is None:
+        for mine in series(rows):
+            for kernel in dict.fromkeys(row.kernel for row in mine):
+                points_of.append(gains.saturation([r for r in mine if r.kernel == kernel]))
     first_plans = old.plans[counts[0]]
     notes = [*base.notes, *planner.notes, *notes]
     notes += _caveats(base, cores, counts, recorded_threads, old, new)

@@ -50,9 +50,7 @@ def parse_counts(text: str, option: str, what: str) -> tuple[int, ...]:
 def check_count(value: int, option: str, what: str) -> int:
     """``value`` where it is a count of ``what`` that can be simulated."""
     if not 1 <= value <= LARGEST:
-        raise UserError(
-            f"{value} {what}", where=option, fix=f"give a number from 1 to {LARGEST}"
-        )
+        raise UserError(f"{value} {what}", where=option, fix=f"give a number from 1 to {LARGEST}")
     return value
 
 

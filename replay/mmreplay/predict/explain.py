@@ -56,10 +56,29 @@ def headline_row(rows: Sequence[Row], to_kernel: str) -> Row:
     return useful[-1]
 
 
+def series(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that belong into one table: by load, and by thread count where cores repeat.
+
+    Saturated load first, then ascending thread counts.
+    """
+    loads = sorted({row.load for row in rows}, reverse=True)  # saturated before recorded
+    found = []
+    for load in loads:
+        mine = [row for row in rows if row.load == load]
+        one_each = len({(row.cores, row.threads) for row in mine}) == len({r.cores for r in mine})
+        if one_each:
+            found.append(mine)
+        else:
+            for threads in sorted({row.threads for row in mine}):
+                found.append([row for row in mine if row.threads == threads])
+    return found
+
+
 def _strongest(rows: Sequence[Row]) -> list[Row]:
-    load = "saturated" if any(row.load == "saturated" for row in rows) else rows[0].load
-    threads = max(row.threads for row in rows)
-    return [row for row in rows if row.load == load and row.threads == threads]
+    """The series of the highest load and thread count."""
+    found = series(rows)
+    first = found[0][0].load
+    return max((s for s in found if s[0].load == first), key=lambda s: s[-1].threads)
 
 
 def headline(rows: Sequence[Row], from_kernel: str, to_kernel: str, drift: Drift) -> str:

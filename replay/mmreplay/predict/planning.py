@@ -50,9 +50,7 @@ class Planner:
         self.scope = WITH_DEPENDENCIES if trace.header.capabilities.wakeups else UPPER_BOUND
         self.notes: list[str] = []
 
-    def plans(
-        self, rules: str, threads: int | None, windows: tuple[int, int] | None
-    ) -> list[Plan]:
+    def plans(self, rules: str, threads: int | None, windows: tuple[int, int] | None) -> list[Plan]:
         """Plans under the VMA rules named ``rules``.
 
         ``threads`` of the scaled group (None: as recorded); ``windows`` is (how many at most,

@@ -41,9 +41,7 @@ class Recorded:
 
 def recorded_times(trace: Trace) -> Recorded:
     """Service and wait of every operation of ``trace``, in the table's order."""
-    seen = pl.col("duration_kind").is_in(
-        [int(DurationKind.MEASURED), int(DurationKind.ESTIMATED)]
-    )
+    seen = pl.col("duration_kind").is_in([int(DurationKind.MEASURED), int(DurationKind.ESTIMATED)])
     frame = trace.operations.select(
         service=pl.when(seen).then(pl.col("service_ns")).cast(pl.Float64).fill_null(float("nan")),
         wait=pl.when(seen).then(pl.col("wait_ns")).cast(pl.Float64).fill_null(float("nan")),

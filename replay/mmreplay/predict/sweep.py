@@ -133,14 +133,15 @@ def simulate_grid(
         cell = cells.setdefault((name, threads, cores, load), Cell(side.plans[threads]))
         _slot(cell, kind)[window, seed] = result
     for threads, cores, load in points:
-        if same:
-            cells.setdefault(("new", threads, cores, load), cells[_base("old", threads, cores, load, cells)])
         for name in ("old", "new"):
-            cells.setdefault((name, threads, cores, load), cells[_base(name, threads, cores, load, cells)])
+            cells.setdefault(
+                (name, threads, cores, load),
+                cells[_stand_in("old" if same else name, threads, cores, load, cells)],
+            )
     return cells, sum(result.ops for result in results.values())
 
 
-def _base(
+def _stand_in(
     name: str, threads: int, cores: int, load: str, cells: Mapping[Hashable, Cell]
 ) -> Hashable:
     key = (name, threads, cores, load)
@@ -172,9 +173,7 @@ def rows_of(
         before = cells["old", threads, cores, load]
         after = cells["new", threads, cores, load]
         for side, cell in ((old, before),) if same else ((old, before), (new, after)):
-            basis = _basis(
-                side, cores, threads, load, recorded_cores, recorded_threads, measured
-            )
+            basis = _basis(side, cores, threads, load, recorded_cores, recorded_threads, measured)
             rows.append(_row(side, cell, before, side is new, cores, threads, load, basis))
     return rows
 
@@ -213,9 +212,7 @@ def _row(
     if target:
         ratio = gains.speedup(before, cell)
         low, high = gains.speedup_range(before, cell)
-        locking = (
-            gains.speedup(before, cell, cell.locking_only) if cell.locking_only else ratio
-        )
+        locking = gains.speedup(before, cell, cell.locking_only) if cell.locking_only else ratio
         costs = ratio / locking if ratio is not None and locking else None
     else:
         # The kernel that gains are counted from: 1 by definition, so without a range.

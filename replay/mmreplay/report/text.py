@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from mmreplay.predict.explain import blame_share, headline_row, percent, plural, span, times
+from mmreplay.predict.explain import blame_share, headline_row, percent, plural, series, span, times
 from mmreplay.predict.prediction import Drift, Prediction, Replay, Row
 
 WIDTH: Final = 80
@@ -47,7 +47,11 @@ def bar(old: float, new: float, most: float, width: int = _BAR) -> str:
 def fill(text: str, indent: str = "") -> str:
     """Wrapped at 80 columns."""
     return textwrap.fill(
-        text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
         break_on_hyphens=False,
     )
 
@@ -55,7 +59,11 @@ def fill(text: str, indent: str = "") -> str:
 def bullet(text: str) -> str:
     """Wrapped, with a dash in front."""
     return textwrap.fill(
-        text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_long_words=False,
+        text,
+        WIDTH,
+        initial_indent="- ",
+        subsequent_indent="  ",
+        break_long_words=False,
         break_on_hyphens=False,
     )
 
@@ -93,14 +101,14 @@ def drift_text(drift: Drift) -> str:
 def prediction_text(prediction: Prediction) -> str:
     """The whole text of ``mmreplay predict``."""
     blocks = [fill(prediction.headline), drift_text(prediction.drift)]
-    shown_load = _main_load(prediction.rows)
-    keys = dict.fromkeys((row.load, row.threads) for row in prediction.rows)
-    for load, threads in sorted(keys, key=lambda key: (key[0] != shown_load, key[1])):
-        blocks.append(_load_block(prediction, load, threads))
-        if load == shown_load:
-            blocks.append(_lock_block(prediction, load, threads))
-        if load == "recorded" or len({row.load for row in prediction.rows}) == 1:
-            blocks.append(_delay_block(prediction, load, threads))
+    found = series(prediction.rows)
+    for rows in found:
+        pairs = _pairs(prediction, rows)
+        blocks.append(_load_block(prediction, pairs))
+        if rows[0].load == found[0][0].load:
+            blocks.append(_lock_block(prediction, pairs))
+        if rows[0].load == found[-1][0].load:
+            blocks.append(_delay_block(prediction, pairs))
     who = _who(prediction)
     if who:
         blocks.append(who)
@@ -109,20 +117,16 @@ def prediction_text(prediction: Prediction) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _main_load(rows: Sequence[Row]) -> str:
-    return "saturated" if any(row.load == "saturated" for row in rows) else rows[0].load
-
-
 _LOADS: Final = {
     "saturated": "Saturated load (never idle: capacity)",
     "recorded": "Recorded load (idle times kept: latency)",
 }
 
 
-def _pairs(p: Prediction, load: str, threads: int) -> list[tuple[Row, Row]]:
-    mine = [row for row in p.rows if (row.load, row.threads) == (load, threads)]
-    old = {row.cores: row for row in mine if row.kernel == p.from_kernel}
-    new = {row.cores: row for row in mine if row.kernel == p.to_kernel}
+def _pairs(p: Prediction, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """(old kernel's row, new kernel's row) of one series, by core count."""
+    old = {row.cores: row for row in rows if row.kernel == p.from_kernel}
+    new = {row.cores: row for row in rows if row.kernel == p.to_kernel}
     return [(old[cores], new[cores]) for cores in sorted(new)]
 
 
@@ -134,12 +138,17 @@ def _thinned(pairs: list[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
     return [pairs[i] for i in keep]
 
 
-def _load_block(p: Prediction, load: str, threads: int) -> str:
-    every = _pairs(p, load, threads)
+def _threads(pairs: list[tuple[Row, Row]]) -> str:
+    counts = {new.threads for _, new in pairs}
+    return plural(counts.pop(), "thread") if len(counts) == 1 else "as many threads as cores"
+
+
+def _load_block(p: Prediction, every: list[tuple[Row, Row]]) -> str:
+    load = every[0][1].load
     pairs = _thinned(every)
     most = max(max(a.throughput_ops_per_s, b.throughput_ops_per_s) for a, b in pairs)
     group = f' of group "{p.group}"' if p.group else ""
-    title = f"{_LOADS[load]}, {plural(threads, 'thread')}{group}; operations per second:"
+    title = f"{_LOADS[load]}, {_threads(every)}{group}; operations per second:"
     rows = []
     for a, b in pairs:
         rows.append(
@@ -157,8 +166,8 @@ def _load_block(p: Prediction, load: str, threads: int) -> str:
     lines = [fill(title), table(head, rows, left=(5, 6))]
     if len(pairs) < len(every):
         lines.append(f"({len(pairs)} of {len(every)} core counts; --format json has all)")
-    stops = [s for s in p.saturation if (s.load, s.threads) == (load, threads)]
-    if stops and len(every) > 1:
+    stops = [s for s in p.saturation if (s.load, s.threads) == (load, every[0][1].threads)]
+    if stops:
         lines.append(fill(" ".join(_saturation_words(s.kernel, s.cores, s.reason) for s in stops)))
     return "\n".join(lines)
 
@@ -167,7 +176,7 @@ def _pairs_of_times(a: float | None, b: float | None) -> str:
     return f"{duration(a)} → {duration(b)}"
 
 
-def _delay_block(p: Prediction, load: str, threads: int) -> str:
+def _delay_block(p: Prediction, pairs: list[tuple[Row, Row]]) -> str:
     """How long operations take, and what CPU time they cost the kernel."""
     rows = [
         (
@@ -176,15 +185,16 @@ def _delay_block(p: Prediction, load: str, threads: int) -> str:
             _pairs_of_times(a.delay_p99_ns, b.delay_p99_ns),
             _pairs_of_times(a.delay_p999_ns, b.delay_p999_ns),
         )
-        for a, b in _thinned(_pairs(p, load, threads))
+        for a, b in _thinned(pairs)
     ]
+    load = pairs[0][1].load
     title = f"How long an operation takes at the {load} load, {p.from_kernel} → {p.to_kernel}:"
     return f"{fill(title)}\n{table(('cores', 'p50', 'p99', 'p99.9'), rows)}"
 
 
-def _lock_block(p: Prediction, load: str, threads: int) -> str:
+def _lock_block(p: Prediction, every: list[tuple[Row, Row]]) -> str:
     """Share of the scaled group's thread time lost to each lock."""
-    pairs = _thinned(_pairs(p, load, threads))
+    pairs = _thinned(every)
     most: dict[str, float] = {}
     for pair in pairs:
         for row in pair:
@@ -204,7 +214,7 @@ def _lock_block(p: Prediction, load: str, threads: int) -> str:
         for a, b in pairs
     ]
     title = (
-        f"Thread time lost waiting for locks at the {load} load, "
+        f"Thread time lost waiting for locks at the {pairs[0][1].load} load, "
         f"{p.from_kernel} → {p.to_kernel}:"
     )
     return f"{fill(title)}\n{table(('cores', *locks), rows)}"
@@ -277,8 +287,11 @@ def replay_text(replay: Replay) -> str:
         ),
         fill(
             "Baseline drift: "
-            + ("unknown" if replay.baseline_drift_ratio is None
-               else f"{replay.baseline_drift_ratio:.2f}")
+            + (
+                "unknown"
+                if replay.baseline_drift_ratio is None
+                else f"{replay.baseline_drift_ratio:.2f}"
+            )
             + f" ({replay.baseline_drift_note})."
         ),
     ]

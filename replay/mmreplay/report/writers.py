@@ -147,14 +147,26 @@ def emit(text: str, output: str | None) -> None:
         sys.stdout.write(text)
     else:  # a C locale: keep the words, drop what it cannot show
         sys.stdout.write(
-            text.translate(_PLAIN).encode(sys.stdout.encoding, "replace").decode(
-                sys.stdout.encoding
-            )
+            text.translate(_PLAIN)
+            .encode(sys.stdout.encoding, "replace")
+            .decode(sys.stdout.encoding)
         )
 
 
-_PLAIN: Final = str.maketrans({"×": "x", "–": "-", "→": "-", "█": "#", "▒": "+", "÷": "/",
-                               "±": "+", "µ": "u", "·": ".", "…": "."})
+_PLAIN: Final = str.maketrans(
+    {
+        "×": "x",
+        "–": "-",
+        "→": "-",
+        "█": "#",
+        "▒": "+",
+        "÷": "/",
+        "±": "+",
+        "µ": "u",
+        "·": ".",
+        "…": ".",
+    }
+)
 
 
 def write_file(path: Path, content: bytes) -> None:
