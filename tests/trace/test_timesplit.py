@@ -53,9 +53,7 @@ def _split(
     rows: list[dict[str, Any]], schedule: list[dict[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
     ordered = sorted(rows, key=lambda row: row["begin_ns"])
-    done, _ = split(
-        frame("operations", ordered), frame("schedule", schedule) if schedule else None
-    )
+    done, _ = split(frame("operations", ordered), frame("schedule", schedule) if schedule else None)
     return [row for row in done.iter_rows(named=True) if row["begin_ns"] >= 0]
 
 
