@@ -74,13 +74,16 @@ def mark_exposed(
                 exposed[first + row] = 1
                 exposed[open_ops[other, 4]] = 1
             if kept != other:
-                open_ops[kept, :] = open_ops[other, :]
+                for column in range(5):
+                    open_ops[kept, column] = open_ops[other, column]
             kept += 1
         count = kept
         if end_ns[row] > begin_ns[row]:
             if count == len(open_ops):
                 larger = np.zeros((2 * count, 5), dtype=np.int64)
-                larger[:count, :] = open_ops
+                for other in range(count):
+                    for column in range(5):
+                        larger[other, column] = open_ops[other, column]
                 open_ops = larger
             open_ops[count, 0] = end_ns[row]
             open_ops[count, 1] = np.int64(tid[row])

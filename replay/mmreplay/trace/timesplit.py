@@ -3,38 +3,35 @@
 ``docs/time-split.md`` states the rules and the reasons.  :func:`finalise` runs them
 over the tables of a trace that is being written; :func:`split` over frames in memory.
 
-Three passes over the operations in batches.  Memory: one byte an operation
+Three passes over the operations, in batches.  Memory: one byte an operation
 (was it exposed), the nested operations, the preempted spans, and at most
-:data:`QUIET_ROWS` samples for the quartiles.
+:data:`SAMPLE_ROWS` samples for the quartiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmreplay.schema import (
-    OPERATIONS,
-    SCHEDULE,
-    DurationKind,
-    FaultClass,
-    OpKind,
-    Quality,
-    SpanEnd,
-    UffdOp,
-)
-from mmreplay.trace.exposure import (
-    ROLE_NONE,
-    ROLE_READER,
-    ROLE_WRITER,
-    mark_exposed,
-    new_open_set,
+from mmreplay.schema import DurationKind, OpKind, Quality, SpanEnd
+from mmreplay.trace.exposure import mark_exposed, new_open_set
+from mmreplay.trace.splitrules import (
+    BOUNDED,
+    TIMED,
+    UNTIMED,
+    divide,
+    find_covered,
+    find_roles,
+    group_by_class,
+    look_inside,
+    number_classes,
+    roles_by_kind,
 )
 from mmreplay.trace.store import (
     Header,
@@ -47,47 +44,58 @@ from mmreplay.trace.store import (
 
 #: A class needs this many quiet operations before its low quartile is believed.
 MIN_QUIET: Final = 8
-#: At most this many quiet operations are kept for the quartiles; beyond it every other one goes.
-QUIET_ROWS: Final = 1 << 22
+#: At most this many durations are kept for the quartiles; beyond it every other one goes.
+SAMPLE_ROWS: Final = 1 << 22
 _BATCH_ROWS: Final = 1 << 18
 
-#: What an operation is taken to cost where the trace shows none of its class in a quiet
-#: spot, in ns.  Fault: 1.55 us, mmap+munmap: 3.78 us a pair, both by a microbenchmark
-#: on a 2-vCPU EPYC guest with 6.18 (minimum of 12 and 7 runs); major faults without their I/O;
-#: all others are assumed.  It is never taken above the low quartile of all operations of the class.
+#: What an operation is taken to cost where the trace shows too few of its class in quiet
+#: spots, in ns.  Fault: 1.55 us, mmap+munmap: 3.78 us a pair, both by a microbenchmark
+#: on a 2-vCPU EPYC guest with 6.18 (minimum of 12 and 7 runs); all others are assumed.
+#: It is never taken above the low quartile of all operations of the class.
 DEFAULT_SERVICE_NS: Final[dict[OpKind, int]] = {
     OpKind.FAULT_USER: 1_550,
     OpKind.FAULT_KERNEL: 1_550,
     OpKind.MMAP: 1_890,
     OpKind.MUNMAP: 1_890,
-    OpKind.MPROTECT: 1_500,
-    OpKind.PKEY_MPROTECT: 1_500,
-    OpKind.MADVISE: 1_500,
-    OpKind.PROCESS_MADVISE: 1_500,
     OpKind.BRK: 1_000,
     OpKind.MREMAP: 3_000,
-    OpKind.MLOCK: 1_500,
-    OpKind.MUNLOCK: 1_500,
     OpKind.CLONE: 15_000,
-    OpKind.FORK: 100_000,
     OpKind.VFORK: 50_000,
+    OpKind.FORK: 100_000,
     OpKind.EXEC: 300_000,
 }
-_OTHER_SERVICE_NS: Final = 1_500
+#: The same for every other kind; assumed.
+OTHER_SERVICE_NS: Final = 1_500
 
-# include/uapi/asm-generic/mman-common.h and mman.h @6.18
-_MAP_ANONYMOUS: Final = 0x20
-_MAP_POPULATE: Final = 0x8000
-_MADV_WILLNEED: Final = 3
-_MADV_PAGEOUT: Final = 21
+_TIMED_KINDS: Final = (int(DurationKind.MEASURED), int(DurationKind.ESTIMATED))
+_EXPOSURE_COLUMNS: Final = (
+    "begin_ns",
+    "duration_ns",
+    "duration_kind",
+    "tid",
+    "address_space",
+    "kind",
+    "flags",
+    "quality",
+)
+_INSIDE_COLUMNS: Final = (
+    "begin_ns",
+    "tid",
+    "kind",
+    "flags",
+    "length",
+    "errno",
+    "fault_bits",
+    "fault_class",
+    "quality",
+    "duration_kind",
+    "duration_ns",
+    "duration_corrected_ns",
+    "blocked_inside_ns",
+    "contention_ns",
+)
 
-_TIMED: Final = (int(DurationKind.MEASURED), int(DurationKind.ESTIMATED))
-_FAULTS: Final = (int(OpKind.FAULT_USER), int(OpKind.FAULT_KERNEL))
-_ADVICE: Final = (int(OpKind.MADVISE), int(OpKind.PROCESS_MADVISE))
-_FLAGGED: Final = (*_ADVICE, int(OpKind.PROC_READ), int(OpKind.UFFD))
-#: Off-CPU inside these is not a lock's: reading the new program, writing back, the child's exec.
-_BLOCKING_KINDS: Final = (int(OpKind.EXEC), int(OpKind.MSYNC), int(OpKind.VFORK))
-_DOUBTFUL: Final = int(Quality.AFTER_GAP | Quality.LATE | Quality.NEGATIVE_FIXED)
+Batches = Callable[[Sequence[str]], Iterator[pl.DataFrame]]
 
 
 @dataclass
@@ -101,6 +109,7 @@ class SplitReport:
     default_service: int = 0
 
     def counters(self) -> dict[str, int]:
+        """The figures by the names they have among the header's counters."""
         return {
             "timesplit_operations": self.operations,
             "timesplit_without_duration": self.without_duration,
@@ -113,23 +122,49 @@ class SplitReport:
 def finalise(writer: TraceWriter, header: Header) -> SplitReport:
     """Split the operations that ``writer`` has, just before ``writer.close(header)``.
 
-    Seals the writer, replaces ``service_ns``, ``wait_ns``, ``io_ns``, adds to
-    ``unattributed_ns`` what of the inside could not be split, and puts its counters
-    into ``header.counters``.
+    Sets ``service_ns``, ``wait_ns`` and ``io_ns``, adds to ``unattributed_ns`` what of
+    the inside could not be split, and puts its counters into ``header.counters``.
     """
-    directory = writer.seal()
-    file = directory / OPERATIONS.file
-    columns = list(polars_schema("operations"))
+    held = writer.held("operations")
+    schedule = _schedule_batches(writer)
+    if held is not None:
+        done, report = split(held, schedule)
+        writer.replace_held("operations", done)
+    else:
+        file = writer.finish("operations")
+        report = _rewrite(file, schedule) if file is not None else SplitReport()
+    header.counters = header.counters | report.counters()
+    return report
 
-    def batches(wanted: list[str] | None) -> Iterator[pl.DataFrame]:
-        return read_batches(file, wanted or columns, _BATCH_ROWS)
 
-    preempted = _preempted_spans(_schedule_batches(directory))
+def split(
+    operations: pl.DataFrame, schedule: pl.DataFrame | Iterable[pl.DataFrame] | None = None
+) -> tuple[pl.DataFrame, SplitReport]:
+    """The same over frames in memory: the operations with their time split, and the report."""
+    parts = [schedule] if isinstance(schedule, pl.DataFrame) else schedule or []
+
+    def batches(columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        rows = operations.select(columns)
+        for first in range(0, rows.height, _BATCH_ROWS):
+            yield rows.slice(first, _BATCH_ROWS)
+
+    report = SplitReport()
+    done = list(_split(batches, list(operations.columns), _preempted_spans(parts), report))
+    return (pl.concat(done) if done else operations), report
+
+
+def _rewrite(file: Path, schedule: Iterable[pl.DataFrame]) -> SplitReport:
+    """The same over a Parquet file, in its place."""
+
+    def batches(columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        return read_batches(file, list(columns), _BATCH_ROWS)
+
     beside = file.with_suffix(".split")
     out = None
     report = SplitReport()
     try:
-        for batch in _split(batches, preempted, report):
+        columns = list(polars_schema("operations"))
+        for batch in _split(batches, columns, _preempted_spans(schedule), report):
             rows = to_arrow(batch)
             if out is None:
                 out = parquet_writer(beside, rows.schema)
@@ -139,373 +174,256 @@ def finalise(writer: TraceWriter, header: Header) -> SplitReport:
             out.close()
     if out is not None:
         beside.replace(file)
-    header.counters = header.counters | report.counters()
     return report
 
 
-def split(
-    operations: pl.DataFrame, schedule: pl.DataFrame | None = None
-) -> tuple[pl.DataFrame, SplitReport]:
-    """The same over frames in memory: operations with their time split, and the report."""
-
-    def batches(wanted: list[str] | None) -> Iterator[pl.DataFrame]:
-        rows = operations.select(wanted) if wanted else operations
-        for first in range(0, rows.height, _BATCH_ROWS):
-            yield rows.slice(first, _BATCH_ROWS)
-
-    report = SplitReport()
-    preempted = _preempted_spans([schedule] if schedule is not None else [])
-    parts = list(_split(batches, preempted, report))
-    return (pl.concat(parts) if parts else operations), report
-
-
-def _schedule_batches(directory: Path) -> Iterable[pl.DataFrame]:
-    file = directory / SCHEDULE.file
-    if not file.is_file():
+def _schedule_batches(writer: TraceWriter) -> Iterable[pl.DataFrame]:
+    held = writer.held("schedule")
+    if held is not None:
+        return [held]
+    file = writer.finish("schedule")
+    if file is None:
         return []
     return read_batches(file, ["tid", "off_ns", "on_ns", "reason"], _BATCH_ROWS)
 
 
 def _split(
-    batches: Callable[[list[str] | None], Iterator[pl.DataFrame]],
-    preempted: pl.DataFrame,
-    report: SplitReport,
+    batches: Batches, columns: list[str], preempted: _Spans, report: SplitReport
 ) -> Iterator[pl.DataFrame]:
     exposed, nested = _exposure(batches)
     report.operations = len(exposed)
     report.exposed = int(exposed.sum())
-    services = _class_services(batches, exposed, nested, preempted)
-    report.classes = services.height
+    classes = _Classes()
+    quiet_ns, default_ns = _usual_services(batches, exposed, nested, preempted, classes)
+    report.classes = len(quiet_ns)
+    usual_ns = np.where(quiet_ns >= 0, quiet_ns, default_ns)
+    nested.rewind()
+    preempted.rewind()
     first = 0
-    for batch in batches(None):
-        flags = pl.Series("exposed", exposed[first : first + batch.height], dtype=pl.Boolean)
+    for batch in batches(columns):
+        inside = _inside(batch, nested, preempted)
+        marks = exposed[first : first + batch.height]
         first += batch.height
-        worked = _inside(batch, flags, nested, preempted).join(
-            services, on="class", how="left", maintain_order="left"
+        number = classes.numbers(inside.key)
+        service, wait, left = divide(
+            inside.state,
+            marks,
+            inside.room_ns,
+            inside.io_ns,
+            inside.off_ns,
+            inside.contended_ns,
+            usual_ns[number],
         )
-        done = worked.with_columns(
-            service=pl.coalesce("quiet_service", "default_service", _default_service())
-        ).with_columns(*_rules())
-        report.without_duration += int(
-            done.select((~pl.col("timed") & ~pl.col("bounded")).sum()).item()
+        asked = (inside.state == BOUNDED) | ((inside.state == TIMED) & (marks != 0))
+        report.default_service += int((asked & (quiet_ns[number] < 0)).sum())
+        report.without_duration += int((inside.state == UNTIMED).sum())
+        known, timed = pl.lit(pl.Series(inside.state != UNTIMED)), inside.state == TIMED
+        yield batch.with_columns(
+            service_ns=pl.when(known).then(pl.lit(pl.Series(service))),
+            wait_ns=pl.when(known).then(pl.lit(pl.Series(wait))),
+            io_ns=pl.when(pl.lit(pl.Series(timed))).then(pl.lit(pl.Series(inside.io_ns))),
+            unattributed_ns=pl.when(known)
+            .then(pl.col("unattributed_ns").fill_null(0) + pl.lit(pl.Series(left)))
+            .otherwise("unattributed_ns"),
         )
-        used_default = (
-            pl.col("quiet_service").is_null()
-            & (pl.col("bounded") | (pl.col("timed") & pl.col("exposed")))
-        ).sum()
-        report.default_service += int(done.select(used_default).item())
-        yield done.with_columns(
-            service_ns="new_service",
-            wait_ns="new_wait",
-            io_ns="new_io",
-            unattributed_ns="new_unattributed",
-        ).select(batch.columns)
 
 
 # -- pass 1: exposure and spans ----------------------------------------------------------
 
 
-def _exposure(
-    batches: Callable[[list[str] | None], Iterator[pl.DataFrame]],
-) -> tuple[NDArray[np.uint8], pl.DataFrame]:
-    """One byte per operation (1: exposed), and the spans of nested operations."""
-    parts: list[NDArray[np.uint8]] = []
-    nested: list[pl.DataFrame] = []
-    columns = [
-        "begin_ns",
-        "duration_ns",
-        "tid",
-        "address_space",
-        "kind",
-        "flags",
-        "quality",
-        "duration_kind",
-    ]
-    for batch in batches(columns):
-        parts.append(np.zeros(batch.height, dtype=np.uint8))
-        inner = (pl.col("quality") & int(Quality.NESTED_IN_SYSCALL)) != 0
-        nested.append(
-            batch.filter(inner & (pl.col("duration_ns") > 0) & _timed()).select(
-                "tid", begin="begin_ns", end=pl.col("begin_ns") + pl.col("duration_ns")
-            )
+class _Spans:
+    """Spans of threads, sorted for :func:`find_covered`, with its cursor."""
+
+    def __init__(self, parts: list[pl.DataFrame]) -> None:
+        empty = pl.DataFrame(schema={"tid": pl.Int32, "begin": pl.Int64, "end": pl.Int64})
+        spans = pl.concat([empty, *parts]).sort("tid", "begin")
+        self.tids, first = np.unique(spans["tid"].to_numpy(), return_index=True)
+        self.first = np.append(first, spans.height).astype(np.int64)
+        self.begin = spans["begin"].to_numpy()
+        self.end = spans["end"].to_numpy()
+        self.rewind()
+
+    def rewind(self) -> None:
+        self.cursor = self.first[:-1].copy()
+
+    def covered(self, batch: pl.DataFrame, duration_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        covered: NDArray[np.int64] = find_covered(
+            batch["begin_ns"].to_numpy(),
+            np.maximum(duration_ns, 0),
+            batch["tid"].to_numpy(),
+            self.tids,
+            self.first,
+            self.cursor,
+            self.begin,
+            self.end,
         )
-    exposed = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint8)
+        return covered
+
+
+def _preempted_spans(parts: Iterable[pl.DataFrame]) -> _Spans:
+    wanted = (pl.col("reason") == int(SpanEnd.PREEMPTED)) & (pl.col("on_ns") > pl.col("off_ns"))
+    return _Spans(
+        [part.filter(wanted).select("tid", begin="off_ns", end="on_ns") for part in parts]
+    )
+
+
+def _numbers(batch: pl.DataFrame, name: str, null: int = 0) -> NDArray[np.int64]:
+    """A column as an array of its own dtype, nulls as ``null``."""
+    return batch[name].fill_null(null).to_numpy()
+
+
+def _exposure(batches: Batches) -> tuple[NDArray[np.uint8], _Spans]:
+    """One byte per operation (1: exposed), and the spans of nested operations."""
+    rows = sum(batch.height for batch in batches(["kind"]))
+    exposed = np.zeros(rows, dtype=np.uint8)
+    nested: list[pl.DataFrame] = []
+    by_kind = roles_by_kind()
     open_ops, open_count = new_open_set()
     first = 0
-    for batch in batches(columns):
-        # An upper bound reaches over the thread's think time: it proves no overlap.
-        duration = pl.when(_timed()).then(pl.col("duration_ns")).otherwise(0).fill_null(0)
-        cut = batch.select(
-            "begin_ns",
-            "tid",
-            "address_space",
-            end=pl.col("begin_ns") + duration,
-            role=_role(),
+    timed = pl.col("duration_kind").is_in(_TIMED_KINDS)
+    end = pl.col("begin_ns") + pl.col("duration_ns")
+    inner = (pl.col("quality") & int(Quality.NESTED_IN_SYSCALL)) != 0
+    for batch in batches(_EXPOSURE_COLUMNS):
+        nested.append(
+            batch.filter(inner & timed & (pl.col("duration_ns") > 0)).select(
+                "tid", begin="begin_ns", end=end
+            )
         )
+        # An upper bound reaches over the thread's think time: it proves no overlap.
+        ends = batch.select(pl.when(timed).then(end).otherwise("begin_ns"))["begin_ns"]
+        begins = batch["begin_ns"]
         open_ops = mark_exposed(
             exposed,
             first,
-            cut["begin_ns"].to_numpy(),
-            cut["end"].to_numpy(),
-            cut["tid"].to_numpy(),
-            cut["address_space"].to_numpy(),
-            cut["role"].to_numpy(),
+            begins.to_numpy(),
+            ends.fill_null(0).to_numpy(),
+            batch["tid"].to_numpy(),
+            batch["address_space"].to_numpy(),
+            find_roles(batch["kind"].to_numpy(), _numbers(batch, "flags"), by_kind),
             open_ops,
             open_count,
         )
         first += batch.height
-    empty = pl.DataFrame(schema={"tid": pl.Int32, "begin": pl.Int64, "end": pl.Int64})
-    return exposed, _cumulated(pl.concat([empty, *nested]))
-
-
-def _timed() -> pl.Expr:
-    return pl.col("duration_kind").is_in(_TIMED) & pl.col("duration_ns").is_not_null()
-
-
-#: Advice that holds mmap_lock for reading only (mm/madvise.c madvise_need_mmap_write@6.12;
-#: guard pages: get_lock_mode@6.18); all other advice changes VMAs and writes.
-_READ_ADVICE: Final = (3, 4, 8, 9, 20, 21, 22, 23, 24, 25, 102, 103)
-_LOCK_FREE: Final = tuple(
-    int(kind)
-    for kind in (
-        OpKind.CLONE,
-        OpKind.VFORK,
-        OpKind.THREAD_START,
-        OpKind.THREAD_EXIT,
-        OpKind.SNAPSHOT_VMA,
-    )
-)
-_WRITERS: Final = tuple(
-    int(kind)
-    for kind in (
-        OpKind.MMAP,
-        OpKind.MUNMAP,
-        OpKind.MPROTECT,
-        OpKind.PKEY_MPROTECT,
-        OpKind.BRK,
-        OpKind.MREMAP,
-        OpKind.EXEC,
-        OpKind.MLOCK,
-        OpKind.MUNLOCK,
-        OpKind.MLOCKALL,
-        OpKind.MUNLOCKALL,
-        OpKind.SHMAT,
-        OpKind.SHMDT,
-        OpKind.MBIND,
-        OpKind.FORK,
-        OpKind.PROCESS_EXIT,
-        OpKind.MSEAL,
-        OpKind.PKEY,
-        OpKind.REMAP_FILE_PAGES,
-    )
-)
-
-
-def _role() -> pl.Expr:
-    kind, flags = pl.col("kind"), pl.col("flags").fill_null(0)
-    advice = kind.is_in(_ADVICE) & ~flags.is_in(_READ_ADVICE)
-    uffd = (kind == int(OpKind.UFFD)) & flags.is_in((int(UffdOp.REGISTER), int(UffdOp.UNREGISTER)))
-    return (
-        pl.when(kind.is_in(_LOCK_FREE))
-        .then(ROLE_NONE)
-        .when(kind.is_in(_WRITERS) | advice | uffd)
-        .then(ROLE_WRITER)
-        .otherwise(ROLE_READER)
-        .cast(pl.UInt8)
-    )
-
-
-def _preempted_spans(batches: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    empty = pl.DataFrame(schema={"tid": pl.Int32, "begin": pl.Int64, "end": pl.Int64})
-    wanted = (pl.col("reason") == int(SpanEnd.PREEMPTED)) & (pl.col("on_ns") > pl.col("off_ns"))
-    parts = [batch.filter(wanted).select("tid", begin="off_ns", end="on_ns") for batch in batches]
-    return _cumulated(pl.concat([empty, *parts]))
-
-
-def _cumulated(spans: pl.DataFrame) -> pl.DataFrame:
-    """Spans sorted by begin, with the covered time of the thread before each."""
-    length = pl.col("end") - pl.col("begin")
-    return spans.sort("begin", maintain_order=True).with_columns(
-        before=(length.cum_sum() - length).over("tid")
-    )
-
-
-def _covered(batch: pl.DataFrame, spans: pl.DataFrame) -> pl.Series:
-    """How much of each operation the thread's spans cover, in ns."""
-    if spans.height == 0:
-        return pl.zeros(batch.height, dtype=pl.Int64, eager=True)
-
-    def until(moment: pl.Expr) -> pl.Series:
-        points = batch.select("tid", at=moment).with_row_index("row").sort("at")
-        found = points.join_asof(
-            spans, left_on="at", right_on="begin", by="tid", check_sortedness=False
-        )
-        part = pl.min_horizontal("at", "end") - pl.col("begin") + pl.col("before")
-        return found.select("row", part=part.fill_null(0)).sort("row")["part"]
-
-    end = pl.col("begin_ns") + pl.col("duration_ns").fill_null(0)
-    return until(end) - until(pl.col("begin_ns"))
+    return exposed, _Spans(nested)
 
 
 # -- pass 2: what a class costs -----------------------------------------------------------
 
 
-def _class() -> pl.Expr:
-    """The operation's class, packed: kind, fault class, failed, variant, log2 of its pages."""
-    kind, flags = pl.col("kind"), pl.col("flags").fill_null(0)
-    mmap_variant = ((flags & _MAP_ANONYMOUS) != 0).cast(pl.UInt64) + (
-        (flags & _MAP_POPULATE) != 0
-    ).cast(pl.UInt64) * 2
-    variant = (
-        pl.when(kind.is_in(_FAULTS))
-        .then(pl.col("fault_bits").fill_null(0).cast(pl.UInt64) & 3)  # present, write
-        .when(kind.is_in(_FLAGGED))
-        .then(flags & 0xFFFF)
-        .when(kind == int(OpKind.MMAP))
-        .then(mmap_variant)
-        .otherwise(0)
-    )
-    pages = (pl.col("length").fill_null(0) + 4095) // 4096
-    doublings = (
-        pl.when(kind.is_in(_FAULTS) | (pages == 0))
-        .then(0)
-        .otherwise(pages.cast(pl.Float64).log(2).floor() + 1)
-        .cast(pl.UInt64)
-    )
-    failed = (pl.col("errno").fill_null(0) != 0).cast(pl.UInt64)
-    return (
-        kind.cast(pl.UInt64) * 2**40
-        + pl.col("fault_class").cast(pl.UInt64) * 2**32
-        + failed * 2**31
-        + variant * 2**8
-        + doublings
-    )
+class _Inside(NamedTuple):
+    """See :func:`look_inside`; and the off-CPU time and contention inside, (N,) each."""
+
+    key: NDArray[np.uint64]
+    room_ns: NDArray[np.int64]
+    io_ns: NDArray[np.int64]
+    state: NDArray[np.uint8]
+    still: NDArray[np.uint8]
+    off_ns: NDArray[np.int64]
+    contended_ns: NDArray[np.int64]
 
 
-def _inside(
-    batch: pl.DataFrame, exposed: pl.Series, nested: pl.DataFrame, preempted: pl.DataFrame
-) -> pl.DataFrame:
-    """The batch with what the rules need: class, room, off-CPU, contention, I/O."""
-    is_nested = (pl.col("quality") & int(Quality.NESTED_IN_SYSCALL)) != 0
-    duration = pl.coalesce("duration_corrected_ns", "duration_ns").clip(0)
-    off = pl.col("blocked_inside_ns").fill_null(0)
-    contended = pl.col("contention_ns").fill_null(0)
-    advice_io = pl.col("kind").is_in(_ADVICE) & pl.col("flags").fill_null(0).is_in(
-        (_MADV_WILLNEED, _MADV_PAGEOUT)
+def _inside(batch: pl.DataFrame, nested: _Spans, preempted: _Spans) -> _Inside:
+    duration_ns = _numbers(batch, "duration_ns", -1)
+    off_ns = _numbers(batch, "blocked_inside_ns")
+    contended_ns = _numbers(batch, "contention_ns")
+    key, room_ns, io_ns, state, still = look_inside(
+        batch["kind"].to_numpy(),
+        _numbers(batch, "flags"),
+        _numbers(batch, "length"),
+        _numbers(batch, "errno"),
+        _numbers(batch, "fault_bits"),
+        batch["fault_class"].to_numpy(),
+        batch["quality"].to_numpy(),
+        batch["duration_kind"].to_numpy(),
+        duration_ns,
+        _numbers(batch, "duration_corrected_ns", -1),
+        off_ns,
+        contended_ns,
+        nested.covered(batch, duration_ns),
+        preempted.covered(batch, duration_ns),
     )
-    explained = (
-        (pl.col("fault_class") == int(FaultClass.MAJOR))
-        | pl.col("kind").is_in(_BLOCKING_KINDS)
-        | advice_io
-    )
-    return (
-        batch.with_columns(
-            exposed,
-            _covered(batch, nested).alias("nested"),
-            _covered(batch, preempted).alias("preempted"),
-        )
-        .with_columns(
-            timed=_timed(),
-            bounded=(pl.col("duration_kind") == int(DurationKind.UPPER_BOUND))
-            & pl.col("duration_ns").is_not_null(),
-            # A nested operation's own span is among the nested spans.
-            nested=pl.when(is_nested).then(0).otherwise("nested"),
-            off=off,
-            contended=contended,
-            **{"class": _class()},
-        )
-        .with_columns(room=(duration - pl.col("nested") - pl.col("preempted")).clip(0))
-        .with_columns(
-            new_io=pl.when(explained & pl.col("timed"))
-            .then(pl.min_horizontal((off - contended).clip(0), "room"))
-            .otherwise(0)
-        )
-        .with_columns(room=pl.col("room") - pl.col("new_io"))
-    )
+    return _Inside(key, room_ns, io_ns, state, still, off_ns, contended_ns)
 
 
-def _class_services(
-    batches: Callable[[list[str] | None], Iterator[pl.DataFrame]],
+class _Classes:
+    """Dense numbers for class keys, in the order they are met."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros(1 << 12, dtype=np.uint64)
+        self._numbers = np.zeros(1 << 12, dtype=np.int32)
+        self.count = 0
+
+    def numbers(self, key: NDArray[np.uint64]) -> NDArray[np.int32]:
+        while True:
+            number, self.count, done = number_classes(key, self._table, self._numbers, self.count)
+            if done == len(key):
+                result: NDArray[np.int32] = number
+                return result
+            self._grow()
+
+    def keys(self) -> NDArray[np.uint64]:
+        """(count,) the key of each class."""
+        used = self._table != 0
+        keys = np.zeros(self.count, dtype=np.uint64)
+        keys[self._numbers[used]] = self._table[used] - np.uint64(1)
+        return keys
+
+    def _grow(self) -> None:
+        keys = self.keys()
+        size = 4 * len(self._table)
+        self._table = np.zeros(size, dtype=np.uint64)
+        self._numbers = np.zeros(size, dtype=np.int32)
+        _, self.count, _ = number_classes(keys, self._table, self._numbers, 0)
+
+
+def _usual_services(
+    batches: Batches,
     exposed: NDArray[np.uint8],
-    nested: pl.DataFrame,
-    preempted: pl.DataFrame,
-) -> pl.DataFrame:
-    """Per class: ``quiet_service`` (null: too few quiet operations) and ``default_service``."""
-    kept: list[pl.DataFrame] = []
+    nested: _Spans,
+    preempted: _Spans,
+    classes: _Classes,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Per class: the low quartile of its quiet operations (-1: too few), and the default."""
+    kept: list[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]] = []
     rows, stride, first = 0, 1, 0
-    quiet = (
-        ~pl.col("exposed")
-        & (pl.col("off") == 0)
-        & (pl.col("contended") == 0)
-        & (pl.col("preempted") == 0)
-        & ((pl.col("quality") & _DOUBTFUL) == 0)
-    )
-    for batch in batches(None):
-        flags = pl.Series("exposed", exposed[first : first + batch.height], dtype=pl.Boolean)
+    for batch in batches(_INSIDE_COLUMNS):
+        inside = _inside(batch, nested, preempted)
+        quiet = inside.still & (1 - exposed[first : first + batch.height])
         first += batch.height
-        part = (
-            _inside(batch, flags, nested, preempted)
-            .filter("timed")
-            .select("class", "kind", "room", quiet=quiet)
-            .gather_every(stride)
-        )
-        kept.append(part)
-        rows += part.height
-        while rows > QUIET_ROWS:
-            kept = [pl.concat(kept).gather_every(2)]
-            rows, stride = kept[0].height, stride * 2
-    empty = {
-        "class": pl.UInt64,
-        "quiet_service": pl.Int64,
-        "default_service": pl.Int64,
-    }
+        number = classes.numbers(inside.key)
+        wanted = np.flatnonzero(inside.state == TIMED)[::stride]
+        kept.append((number[wanted], inside.room_ns[wanted], quiet[wanted]))
+        rows += len(wanted)
+        while rows > SAMPLE_ROWS:
+            kept = [(a[::2], b[::2], c[::2]) for a, b, c in kept]
+            rows, stride = sum(len(part[0]) for part in kept), 2 * stride
+    default = _default_services(classes.keys())
     if not kept:
-        return pl.DataFrame(schema=empty)
-    low = pl.col("room").quantile(0.25, interpolation="lower").cast(pl.Int64)
-    quiet_low = pl.col("room").filter("quiet").quantile(0.25, interpolation="lower").cast(pl.Int64)
-    return (
-        pl.concat(kept)
-        .group_by("class")
-        .agg(
-            quiet_service=pl.when(pl.col("quiet").sum() >= MIN_QUIET).then(quiet_low),
-            default_service=pl.min_horizontal(_default_service().first(), low),
-        )
-        .select(list(empty))
-        .sort("class")
-    )
+        return np.full(classes.count, -1, dtype=np.int64), default
+    number, room, quiet = (np.concatenate(part) for part in zip(*kept, strict=True))
+    quiet_low = _low_quartiles(group_by_class(number, room, quiet, classes.count), MIN_QUIET)
+    everything = np.ones(len(number), dtype=np.uint8)
+    low = _low_quartiles(group_by_class(number, room, everything, classes.count), 1)
+    return quiet_low, np.where(low >= 0, np.minimum(default, low), default)
 
 
-def _default_service() -> pl.Expr:
-    return pl.col("kind").replace_strict(
-        {int(kind): cost for kind, cost in DEFAULT_SERVICE_NS.items()},
-        default=_OTHER_SERVICE_NS,
-        return_dtype=pl.Int64,
-    )
+def _default_services(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    by_kind = np.full(256, OTHER_SERVICE_NS, dtype=np.int64)
+    for kind, cost in DEFAULT_SERVICE_NS.items():
+        by_kind[kind] = cost
+    chosen: NDArray[np.int64] = by_kind[(keys >> np.uint64(40)).astype(np.int64)]
+    return chosen
 
 
-# -- pass 3: the split --------------------------------------------------------------------
-
-
-def _rules() -> list[pl.Expr]:
-    """``new_service``, ``new_wait``, ``new_io``, ``new_unattributed`` (docs/time-split.md)."""
-    timed, bounded, room = pl.col("timed"), pl.col("bounded"), pl.col("room")
-    known = pl.col("off") - pl.col("new_io")
-    excess = pl.when("exposed").then(room - pl.col("service")).otherwise(0)
-    wait = pl.max_horizontal(known, "contended", excess).clip(0, room)
-    at_most = pl.min_horizontal("service", room)
-    bounded_wait = pl.min_horizontal("contended", room - at_most)
-    inside = pl.when(bounded).then(room - at_most - bounded_wait).otherwise(0)
-    return [
-        pl.when(timed)
-        .then(room - wait)
-        .when(bounded)
-        .then(at_most)
-        .otherwise(None)
-        .alias("new_service"),
-        pl.when(timed).then(wait).when(bounded).then(bounded_wait).alias("new_wait"),
-        pl.when(timed).then("new_io").alias("new_io"),
-        pl.when(timed | bounded)
-        .then(pl.col("unattributed_ns").fill_null(0) + inside)
-        .otherwise("unattributed_ns")
-        .alias("new_unattributed"),
-    ]
+def _low_quartiles(
+    grouped: tuple[NDArray[np.int64], NDArray[np.int64]], at_least: int
+) -> NDArray[np.int64]:
+    """The value at rank floor((n - 1) / 4) of each group; -1 for a group that is too small."""
+    first, values = grouped
+    low = np.full(len(first) - 1, -1, dtype=np.int64)
+    for one in range(len(low)):
+        group = values[first[one] : first[one + 1]]
+        if len(group) >= at_least:
+            rank = (len(group) - 1) // 4
+            low[one] = np.partition(group, rank)[rank]
+    return low
