@@ -28,7 +28,6 @@ from mmreplay.predict.counts import check_count
 from mmreplay.predict.delays import quantile_ns
 from mmreplay.predict.drift import baseline_drift
 from mmreplay.predict.explain import headline, series
-from mmreplay.predict.machines import widened
 from mmreplay.predict.planning import Planner
 from mmreplay.predict.prediction import Drift, Prediction, Replay, Saturation
 from mmreplay.predict.recorded import LOSS_LIMIT, Recorded, quality, recorded_times
@@ -320,15 +319,8 @@ def _baseline(
         check_choice(costs, "--costs", ("trace", "machine"))
     recorded = recorded_times(trace)
     command = rooms.record_command(trace)
-    real, basis, machine_note = rooms.machine_profile(machine_name, trace)
     here = rooms.recorded_cores(trace)
-    machine = widened(real, max(cores, here or 1))
-    notes = [machine_note] if machine_note else []
-    if machine.n_cpus > real.n_cpus:
-        notes.append(
-            f"{real.name} has {real.n_cpus} CPUs; beyond them it was continued with more like "
-            "them, so what larger machines add in distance is assumed."
-        )
+    machine, basis, notes = rooms.machine_profile(machine_name, trace, max(cores, here or 1))
     measured = bool(recorded.known.any())
     if costs == "trace" and not measured:
         raise UserError(
@@ -393,11 +385,6 @@ def _caveats(
     new: Side,
 ) -> list[str]:
     notes = []
-    if base.machine_basis == "assumed":
-        notes.append(
-            f"Assumed machine {base.machine.name}: no measured profile fits the recording; name "
-            "yours with --machine."
-        )
     if base.cores is not None and max(cores) > base.cores:
         notes.append(
             f"The recording ran on {base.cores} CPUs: more cores are extrapolated"

@@ -45,18 +45,45 @@ class Planner:
             )
         #: Name of the scaled group, its dense index in plans, and its threads with operations.
         self.group_name = scale_group if scale_group is not None else next(iter(sizes), "")
-        self.group = 0
         self.group_threads = sizes.get(self.group_name, 0)
+        self.group = -1  # until the first plan
         self.scope = WITH_DEPENDENCIES if trace.header.capabilities.wakeups else UPPER_BOUND
         self.notes: list[str] = []
 
-    def plans(self, rules: str, threads: int | None, windows: tuple[int, int] | None) -> list[Plan]:
+    def plans(
+        self, rules: str, threads: int | None, windows: tuple[int, int] | None
+    ) -> list[Plan]:
         """Plans under the VMA rules named ``rules``.
 
         ``threads`` of the scaled group (None: as recorded); ``windows`` is (how many at most,
         operations in each at most), or None for one plan of the whole trace.
         """
-        raise NotImplementedError
+        from mmreplay.address_space.planner import build_plan
+        from mmreplay.address_space.rules import load_rules
+
+        spans: list[tuple[int, int] | None] = [None]
+        if windows is not None:
+            spans = self._windows(*windows)
+        who = None
+        if threads is not None and threads != self.group_threads:
+            who = self._scaled(threads)
+        plans = []
+        for span in spans:
+            bundle = build_plan(self.trace, load_rules(rules), window=span, threads=who)
+            self.group = bundle.group_index(self.group_name) if self.group_name else -1
+            self.notes += [note for note in bundle.notes if note not in self.notes]
+            plans.append(bundle.plan)
+        return plans
+
+    def _windows(self, count: int, ops: int) -> list[tuple[int, int] | None]:
+        from mmreplay.address_space.windows import choose_windows
+
+        return [*choose_windows(self.trace, count=count, size=ops)]
+
+    def _scaled(self, threads: int) -> object:
+        from mmreplay.address_space.scale import scale_group
+
+        return scale_group(self.trace, self.group_name, threads)
 
 
 def _group_sizes(trace: Trace) -> dict[str, int]:

@@ -57,15 +57,26 @@ def kernel_model(name: str, option: str) -> tuple[LockingModel, str]:
         raise UserError(error.problem, where=option, fix=error.fix) from None
 
 
-def machine_profile(name: str | None, trace: Trace) -> tuple[Machine, str, str]:
-    """The machine, its basis (``given``, ``matched`` or ``assumed``) and a note."""
-    from mmreplay.machine import load_machine, match_machine
+def machine_profile(name: str | None, trace: Trace, cores: int) -> tuple[Machine, str, list[str]]:
+    """A machine with at least ``cores`` CPUs, its basis, and notes.
 
+    The basis is ``given``, ``matched`` (to the recording's CPU) or ``assumed``.
+    """
+    from mmreplay.machine import extrapolated, load_machine, match_machine
+
+    facts = trace.header.machine
     if name is not None:
-        machine = load_machine(name)
-        return machine, "given", ""
-    machine, note = match_machine(trace.header.machine.cpu_model)
-    return machine, "assumed" if machine.assumed else "matched", note
+        found, basis, notes = load_machine(name), "given", []
+    else:
+        found, note = match_machine(facts.cpu_model, facts.cpu_id, facts.cpus_online)
+        basis, notes = "assumed" if found.assumed else "matched", [note]
+    wide = extrapolated(found, cores)
+    if wide.n_cpus > found.n_cpus:
+        notes.append(
+            f"{found.name} has {found.n_cpus} CPUs; for more its topology is continued by "
+            "assumption, at the same costs."
+        )
+    return wide, basis, notes
 
 
 def recorded_cores(trace: Trace) -> int | None:
