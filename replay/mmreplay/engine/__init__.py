@@ -17,6 +17,6 @@ def simulate(plan: Plan, model: LockingModel, machine: Machine, options: Options
     model names, the model lacks a program that the plan needs, or the options do not
     fit the machine.
     """
-    from mmreplay.engine.oracle import simulate_oracle  # until the compiled loop is in
+    from mmreplay.engine.compiled import simulate_compiled  # numba loads only when it runs
 
-    return simulate_oracle(plan, model, machine, options)
+    return simulate_compiled(plan, model, machine, options)

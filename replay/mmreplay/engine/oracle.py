@@ -430,13 +430,15 @@ class Simulation:
                 if op in (Op.SNAP, Op.CHECK, Op.MARK, Op.DOWNGRADE):
                     c = Operand.NONE
                 used = [a]
-                for name in ("marks_by", "bumps"):
-                    if self.params[a][P[name]] >= 0:
-                        used.append(int(self.params[a][P[name]]))
+                if op in (Op.TRY, Op.MARK):
+                    used.append(int(self.params[a][P["marks_by"]]))
+                if op == Op.DOWNGRADE or (op in (Op.LOCK, Op.TRY, Op.UNLOCK) and b == Mode.WRITE):
+                    used.append(int(self.params[a][P["bumps"]]))
                 return any(
                     self._shared(thread, int(self.model.lock_scope[x]), c)
                     or self._line_shared(thread, int(self.model.lock_line[x]), c)
                     for x in used
+                    if x >= 0
                 )
             case Op.BRANCH:
                 bits = int(self.model.cond_bits_set[a]) | int(self.model.cond_bits_clear[a])
