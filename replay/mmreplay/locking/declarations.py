@@ -177,8 +177,7 @@ def declare(
         if not is_name(name):
             problems.append(source.problem(f'"{name}" cannot name a program', "programs", name))
             continue
-        key = ("programs", name)
-        start = source.starts.get(key, source.line(*key))
+        start = source.starts.get(("programs", name), source.line("programs", name))
         declared.programs[name] = parse_program(name, text, source.name, start, problems)
         declared.own_programs.add(name)
     return declared

@@ -180,8 +180,10 @@ class Decoder:
         mode, operand = -1, Operand.NONE
         for extra in words[1:]:
             if extra.startswith("@"):
-                if operand is not Operand.NONE or not self._known("range", extra, OPERANDS):
-                    operand is not Operand.NONE and self._form(word)
+                if operand is not Operand.NONE:
+                    self._form(word)
+                    return None
+                if not self._known("range", extra, OPERANDS):
                     return None
                 operand = OPERANDS[extra]
             elif mode < 0 and word in ("lock", "try"):
@@ -199,7 +201,9 @@ class Decoder:
                 return None
             mode = int(Mode.WRITE)
         if lock.kind is Kind.PIN and mode == Mode.WRITE:
-            self._fail(f'"{lock.name}" is a pin lock: writers mark it ("mark"), they do not lock it')
+            self._fail(
+                f'"{lock.name}" is a pin lock: writers mark it ("mark"), they do not lock it'
+            )
             return None
         index = self.names.locks.index(lock.name)
         return Instruction(None, word, index, mode, int(operand), lock)
@@ -214,14 +218,13 @@ class Decoder:
         if operand in (Operand.CHILD, Operand.TARGET):
             if lock.scope is not Scope.MM:
                 self._fail(
-                    f'wrong scope: @{operand.name.lower()} needs a lock of scope mm,'
+                    f"wrong scope: @{operand.name.lower()} needs a lock of scope mm,"
                     f' "{lock.name}" has scope {lock.scope.name.lower()}'
                 )
                 return False
         elif operand is not Operand.NONE and lock.kind is not Kind.RANGE:
             self._fail(
-                f'@{operand.name.lower()} is for range locks; "{lock.name}" is a'
-                f" {_kind(lock)} lock"
+                f'@{operand.name.lower()} is for range locks; "{lock.name}" is a {_kind(lock)} lock'
             )
             return False
         elif operand is Operand.NONE and lock.kind is Kind.RANGE and word in ("lock", "try"):
@@ -284,7 +287,7 @@ class Decoder:
             self._form("if")
             return None
         parts = words[:-2]
-        masks = {"traits": [0, 0], "bits": [0, 0]}
+        traits, bits = [0, 0], [0, 0]  # asked for, negated
         held: list[tuple[str, bool]] = []
         every, invert = 0, False
         index = 0
@@ -307,13 +310,13 @@ class Decoder:
                     return None
                 held.append((name.removeprefix("held."), not negated))
             elif name in BITS:
-                masks["bits"][negated] |= int(BITS[name])
+                bits[negated] |= int(BITS[name])
             elif name in TRAITS:
-                masks["traits"][negated] |= int(TRAITS[name])
+                traits[negated] |= int(TRAITS[name])
             else:
                 self._known("condition", name, TRAITS, BITS, [f"held.{n}" for n in self.locks])
                 return None
-        condition = Condition(*masks["traits"], *masks["bits"], every)
+        condition = Condition(traits[0], traits[1], bits[0], bits[1], every)
         if condition.traits_set & condition.traits_clear or (
             condition.bits_set & condition.bits_clear
         ):

@@ -128,12 +128,12 @@ def _check_loops(
             for nxt in successors(code, pc)
         )
         if not exits:
-            text = (
-                f'a loop of "{name}" never ends: no try, check or runtime bit leads out of it'
-            )
+            text = f'a loop of "{name}" never ends: no try, check or runtime bit leads out of it'
             found.add(Problem(file, line, text))
         elif not takes_time:
-            found.add(Problem(file, line, f'a loop of "{name}" takes no time: it would spin forever'))
+            found.add(
+                Problem(file, line, f'a loop of "{name}" takes no time: it would spin forever')
+            )
 
 
 def _may_change(row: list[int], conditions: Sequence[Condition]) -> bool:

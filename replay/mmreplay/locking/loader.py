@@ -101,7 +101,9 @@ def _find_base(name: str, user: SourceFile) -> SourceFile:
     if beside.is_file() and beside.resolve() != models_dir("locking") / beside.name:
         return read_source(beside.resolve(), str(Path(user.name).parent / beside.name))
     if name in model_names():
-        return read_source(models_dir("locking") / f"{name}{_SUFFIX}", f"models/locking/{name}.toml")
+        return read_source(
+            models_dir("locking") / f"{name}{_SUFFIX}", f"models/locking/{name}.toml"
+        )
     known = sorted({*model_names(), *(p.stem for p in user.path.parent.glob(f"*{_SUFFIX}"))})
     raise ModelError(
         [user.problem(f'extends unknown model "{name}"{closest(name, known)}', "", "extends")]

@@ -171,8 +171,9 @@ class Paths:
         if inside != state.each:
             if inside is not None and inside != -1:
                 self._fail(
-                    statement.file, line, f"jumps into the each at line "
-                    f"{context.program.statements[inside].line}",
+                    statement.file,
+                    line,
+                    f"jumps into the each at line {context.program.statements[inside].line}",
                 )
                 return
             state = replace(state, each=inside)

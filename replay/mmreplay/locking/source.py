@@ -136,9 +136,7 @@ def parse_source(raw: bytes, path: Path, name: str) -> SourceFile:
     return SourceFile(path, name, data, lines, starts, hashlib.sha256(raw).hexdigest())
 
 
-def parse_program(
-    name: str, text: str, file: str, line: int, problems: list[Problem]
-) -> Program:
+def parse_program(name: str, text: str, file: str, line: int, problems: list[Problem]) -> Program:
     """Split a program text, which begins at ``line``, into statements and labels.
 
     Unknown words and bad labels are appended to ``problems``.

@@ -26,7 +26,7 @@ class Cost:
 #: where the unit is a page, a VMA or a table.  Locks, cache-line transfers, shootdowns
 #: and wake-ups are *not* in here: the engine charges them.
 COSTS: Final[dict[str, Cost]] = {
-    # -- page faults ---------------------------------------------------------------
+    # page faults
     "fault_entry": Cost("fault", "exception entry and exit, and accounting of the fault"),
     "walk": Cost("lookup", "look one VMA up by address (maple-tree walk)"),
     "fault_common": Cost("fault", "handle_mm_fault: walk of the page-table levels, dispatch"),
@@ -46,11 +46,11 @@ COSTS: Final[dict[str, Cost]] = {
     "io_submit": Cost("fault", "CPU time of starting a read and of the read-ahead"),
     "signal": Cost("fault", "deliver SIGSEGV/SIGBUS for a fault that failed"),
     "stack_expand": Cost("fault", "checks of a stack growth, without its tree store"),
-    # -- batches that every Nth page pays ---------------------------------------------
+    # batches that every Nth page pays
     "lru_batch": Cost("batch", "move one per-CPU batch to the LRU lists, under lru_lock"),
     "zone_batch": Cost("batch", "refill or drain one per-CPU page list, under the zone lock"),
     "memcg_batch": Cost("batch", "charge one per-CPU stock to the memcg's counters"),
-    # -- system calls on the map --------------------------------------------------------
+    # system calls on the map
     "syscall": Cost("call", "system-call entry and exit, argument checks"),
     "find": Cost("call", "find the first VMA of the range"),
     "gap_search": Cost("call", "search for an unmapped area"),
@@ -72,7 +72,7 @@ COSTS: Final[dict[str, Cost]] = {
     "mlock_page": Cost("page", "move one page to or from the unevictable state"),
     "scan": Cost("page", "look at one PTE (COLD, PAGEOUT, mincore, smaps, pagemap)"),
     "madvise_common": Cost("call", "madvise: set up the walk and the gather"),
-    # -- fork, exec, exit, threads ----------------------------------------------------------
+    # fork, exec, exit, threads
     "mm_alloc": Cost("call", "allocate an mm_struct and its page-table root"),
     "dup_vma": Cost("VMA", "duplicate one VMA at fork"),
     "copy_pte": Cost("page", "copy and write-protect one PTE at fork"),
@@ -80,12 +80,12 @@ COSTS: Final[dict[str, Cost]] = {
     "exec_common": Cost("call", "everything of exec that is not the old memory map"),
     "exit_common": Cost("call", "everything of an exit that is not the memory map"),
     "thread_create": Cost("call", "clone of a thread"),
-    # -- readers --------------------------------------------------------------------------------
+    # readers
     "proc_open": Cost("call", "one read(2) of a /proc/PID file, without its lines"),
     "proc_line": Cost("VMA", "format one VMA's lines"),
     "gup": Cost("page", "find and pin one user page by the slow path"),
     "remote_copy": Cost("page", "copy to or from one page of another address space"),
-    # -- userfaultfd --------------------------------------------------------------------------------
+    # userfaultfd
     "uffd_common": Cost("call", "ioctl checks and the context's own locks"),
     "collapse": Cost("call", "collapse one 2 MiB range: copy 512 pages, install the huge PMD"),
 }
