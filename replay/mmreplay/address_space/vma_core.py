@@ -16,7 +16,29 @@ from mmreplay.address_space.vma_index import (
     set_end,
     set_start,
 )
-from mmreplay.address_space.vma_state import I64, Info, MapState, Num, Vm
+from mmreplay.address_space.vma_state import (
+    E_ROLE,
+    E_SLOT,
+    E_UID,
+    I64,
+    V_ANON,
+    V_CHAIN,
+    V_END,
+    V_FILE,
+    V_FLAGS,
+    V_MARK_AT,
+    V_MARKED,
+    V_NEXT,
+    V_PGOFF,
+    V_PREV,
+    V_SPACE,
+    V_START,
+    V_UID,
+    Core,
+    Info,
+    Num,
+    Vm,
+)
 from mmreplay.jit import njit
 
 SPLITS = int(MarkSet.SPLITS)
@@ -46,30 +68,30 @@ _LOCKONFAULT = int(Vm.LOCKONFAULT)
 
 
 @njit
-def mark(state: MapState, slot: int, role: int) -> None:
+def mark(state: Core, slot: int, role: int) -> None:
     """vma_start_write: the first mark of an operation counts; REMOVED replaces a role."""
     operation = state.numbers[_OPERATION]
-    if state.marked[slot] == operation:
-        at = state.mark_at[slot]
-        if role == REMOVED and at >= 0 and state.effect_role[at] != CREATED:
-            state.effect_role[at] = REMOVED
+    if state.vma[slot, V_MARKED] == operation:
+        at = state.vma[slot, V_MARK_AT]
+        if role == REMOVED and at >= 0 and state.effects[at, E_ROLE] != CREATED:
+            state.effects[at, E_ROLE] = REMOVED
         return
-    state.marked[slot] = operation
+    state.vma[slot, V_MARKED] = operation
     at = state.info[_EFFECTS]
-    if at >= len(state.effect_uid):
+    if at >= len(state.effects):
         state.numbers[_LOST] += 1
-        state.mark_at[slot] = -1
+        state.vma[slot, V_MARK_AT] = -1
         return
-    state.effect_uid[at] = state.uid[slot]
-    state.effect_slot[at] = slot
-    state.effect_role[at] = role
-    state.mark_at[slot] = at
+    state.effects[at, E_UID] = state.vma[slot, V_UID]
+    state.effects[at, E_SLOT] = slot
+    state.effects[at, E_ROLE] = role
+    state.vma[slot, V_MARK_AT] = at
     state.info[_EFFECTS] = at + 1
 
 
 @njit
 def make(
-    state: MapState,
+    state: Core,
     space: int,
     start: int,
     end: int,
@@ -80,26 +102,26 @@ def make(
 ) -> int:
     """A new VMA above ``previous`` without an anon_vma (unmarked)."""
     slot = new_slot(state)
-    state.start[slot] = start
-    state.end[slot] = end
-    state.flags[slot] = flags
-    state.pgoff[slot] = pgoff
-    state.file[slot] = file
-    state.anon[slot] = 0
-    state.chain[slot] = 0
-    state.space[slot] = space
+    state.vma[slot, V_START] = start
+    state.vma[slot, V_END] = end
+    state.vma[slot, V_FLAGS] = flags
+    state.vma[slot, V_PGOFF] = pgoff
+    state.vma[slot, V_FILE] = file
+    state.vma[slot, V_ANON] = 0
+    state.vma[slot, V_CHAIN] = 0
+    state.vma[slot, V_SPACE] = space
     insert_after(state, slot, previous)
     return slot
 
 
 @njit
-def split(state: MapState, slot: int, address: int, new_below: bool) -> int:
+def split(state: Core, slot: int, address: int, new_below: bool) -> int:
     """Cut a VMA (mm/vma.c:__split_vma); returns the new VMA, which is the lower or upper part."""
     mark(state, slot, SPLITS)
-    start = state.start[slot]
-    end = state.end[slot]
+    start = state.vma[slot, V_START]
+    end = state.vma[slot, V_END]
     offset = (address - start) >> 12
-    space = state.space[slot]
+    space = state.vma[slot, V_SPACE]
     if new_below:
         set_start(state, slot, address)
         new = make(
@@ -107,12 +129,12 @@ def split(state: MapState, slot: int, address: int, new_below: bool) -> int:
             space,
             start,
             address,
-            state.flags[slot],
-            state.pgoff[slot],
-            state.file[slot],
-            state.prev_slot[slot],
+            state.vma[slot, V_FLAGS],
+            state.vma[slot, V_PGOFF],
+            state.vma[slot, V_FILE],
+            state.vma[slot, V_PREV],
         )
-        state.pgoff[slot] += offset
+        state.vma[slot, V_PGOFF] += offset
     else:
         set_end(state, slot, address)
         new = make(
@@ -120,13 +142,13 @@ def split(state: MapState, slot: int, address: int, new_below: bool) -> int:
             space,
             address,
             end,
-            state.flags[slot],
-            state.pgoff[slot] + offset,
-            state.file[slot],
+            state.vma[slot, V_FLAGS],
+            state.vma[slot, V_PGOFF] + offset,
+            state.vma[slot, V_FILE],
             slot,
         )
-    state.anon[new] = state.anon[slot]
-    state.chain[new] = state.chain[slot]
+    state.vma[new, V_ANON] = state.vma[slot, V_ANON]
+    state.vma[new, V_CHAIN] = state.vma[slot, V_CHAIN]
     mark(state, new, CREATED)
     state.info[_I_SPLITS] += 1
     return new
@@ -153,7 +175,7 @@ def _anon_fits(rule: int, target_anon: int, target_chain: int, anon: int, chain:
 
 @njit
 def _fits_after(
-    state: MapState,
+    state: Core,
     rules: I64,
     previous: int,
     start: int,
@@ -164,20 +186,26 @@ def _fits_after(
     chain: int,
 ) -> bool:
     """can_vma_merge_left: the range continues ``previous``."""
-    if previous < 0 or state.end[previous] != start or state.flags[previous] != flags:
+    if previous < 0 or state.vma[previous, V_END] != start or state.vma[previous, V_FLAGS] != flags:
         return False
-    if state.file[previous] != file:
+    if state.vma[previous, V_FILE] != file:
         return False
-    if state.pgoff[previous] + ((start - state.start[previous]) >> 12) != pgoff:
+    if state.vma[previous, V_PGOFF] + ((start - state.vma[previous, V_START]) >> 12) != pgoff:
         return False
     return bool(
-        _anon_fits(rules[_ANON_MERGE], state.anon[previous], state.chain[previous], anon, chain)
+        _anon_fits(
+            rules[_ANON_MERGE],
+            state.vma[previous, V_ANON],
+            state.vma[previous, V_CHAIN],
+            anon,
+            chain,
+        )
     )
 
 
 @njit
 def _fits_before(
-    state: MapState,
+    state: Core,
     rules: I64,
     following: int,
     end: int,
@@ -188,37 +216,51 @@ def _fits_before(
     chain: int,
 ) -> bool:
     """can_vma_merge_right: ``following`` continues the range."""
-    if following < 0 or state.start[following] != end or state.flags[following] != flags:
+    if (
+        following < 0
+        or state.vma[following, V_START] != end
+        or state.vma[following, V_FLAGS] != flags
+    ):
         return False
-    if state.file[following] != file or state.pgoff[following] != pgoff_end:
+    if state.vma[following, V_FILE] != file or state.vma[following, V_PGOFF] != pgoff_end:
         return False
     return bool(
-        _anon_fits(rules[_ANON_MERGE], state.anon[following], state.chain[following], anon, chain)
+        _anon_fits(
+            rules[_ANON_MERGE],
+            state.vma[following, V_ANON],
+            state.vma[following, V_CHAIN],
+            anon,
+            chain,
+        )
     )
 
 
 @njit
-def _share_anon(state: MapState, target: int, source: int) -> None:
+def _share_anon(state: Core, target: int, source: int) -> None:
     """dup_anon_vma: a target without an anon_vma gets the source's."""
-    if state.anon[target] == 0 and state.anon[source] != 0:
-        state.anon[target] = state.anon[source]
-        state.chain[target] = state.chain[source]
+    if state.vma[target, V_ANON] == 0 and state.vma[source, V_ANON] != 0:
+        state.vma[target, V_ANON] = state.vma[source, V_ANON]
+        state.vma[target, V_CHAIN] = state.vma[source, V_CHAIN]
 
 
 @njit
-def _compatible(state: MapState, a: int, b: int) -> bool:
-    return bool(state.anon[a] == 0 or state.anon[b] == 0 or state.anon[a] == state.anon[b])
+def _compatible(state: Core, a: int, b: int) -> bool:
+    return bool(
+        state.vma[a, V_ANON] == 0
+        or state.vma[b, V_ANON] == 0
+        or state.vma[a, V_ANON] == state.vma[b, V_ANON]
+    )
 
 
 @njit
-def _drop(state: MapState, slot: int) -> None:
+def _drop(state: Core, slot: int) -> None:
     mark(state, slot, REMOVED)
     remove(state, slot)
 
 
 @njit
 def merge_new(
-    state: MapState,
+    state: Core,
     rules: I64,
     previous: int,
     following: int,
@@ -237,8 +279,8 @@ def merge_new(
     """
     if flags & _SPECIAL:
         return -1
-    anon = state.anon[source] if source >= 0 else 0
-    chain = state.chain[source] if source >= 0 else 0
+    anon = state.vma[source, V_ANON] if source >= 0 else 0
+    chain = state.vma[source, V_CHAIN] if source >= 0 else 0
     left = _fits_after(state, rules, previous, start, flags, pgoff, file, anon, chain)
     right = not just_expand and _fits_before(
         state, rules, following, end, flags, pgoff + ((end - start) >> 12), file, anon, chain
@@ -247,7 +289,7 @@ def merge_new(
         right = False
     if not left and not right:
         return -1
-    if left and right and state.flags[following] & _SYSV:
+    if left and right and state.vma[following, V_FLAGS] & _SYSV:
         right = False
     state.info[_I_MERGES] += 1
     target = previous if left else following
@@ -258,35 +300,31 @@ def merge_new(
         # A mark of ``following`` that a merge swallows is a neighbour's, not a removal's.
         mark(state, following, NEIGHBOURS)
         _share_anon(state, target, following)
-        end = state.end[following]
+        end = state.vma[following, V_END]
         remove(state, following)
         set_end(state, target, end)
     elif left:
         set_end(state, target, end)
     else:
-        state.pgoff[target] = pgoff
+        state.vma[target, V_PGOFF] = pgoff
         set_start(state, target, start)
     return int(target)
 
 
 @njit
-def _merge_existing(
-    state: MapState, rules: I64, middle: int, start: int, end: int, flags: int
-) -> int:
+def _merge_existing(state: Core, rules: I64, middle: int, start: int, end: int, flags: int) -> int:
     """Merge part of a VMA that gets other flags (mm/vma.c:vma_merge_existing_range)."""
-    at_left = start == state.start[middle]
-    at_right = end == state.end[middle]
+    at_left = start == state.vma[middle, V_START]
+    at_right = end == state.vma[middle, V_END]
     if flags & _SPECIAL or not (at_left or at_right):
         return -1
-    previous = state.prev_slot[middle]
-    following = state.next_slot[middle]
-    anon = state.anon[middle]
-    chain = state.chain[middle]
-    file = state.file[middle]
-    pgoff = state.pgoff[middle] + ((start - state.start[middle]) >> 12)
-    left = at_left and _fits_after(
-        state, rules, previous, start, flags, pgoff, file, anon, chain
-    )
+    previous = state.vma[middle, V_PREV]
+    following = state.vma[middle, V_NEXT]
+    anon = state.vma[middle, V_ANON]
+    chain = state.vma[middle, V_CHAIN]
+    file = state.vma[middle, V_FILE]
+    pgoff = state.vma[middle, V_PGOFF] + ((start - state.vma[middle, V_START]) >> 12)
+    left = at_left and _fits_after(state, rules, previous, start, flags, pgoff, file, anon, chain)
     right = at_right and _fits_before(
         state, rules, following, end, flags, pgoff + ((end - start) >> 12), file, anon, chain
     )
@@ -295,9 +333,9 @@ def _merge_existing(
     if not left and not right:
         return -1
     whole = at_left and at_right
-    if whole and state.flags[middle] & _SYSV:
+    if whole and state.vma[middle, V_FLAGS] & _SYSV:
         return -1
-    if left and right and state.flags[following] & _SYSV:
+    if left and right and state.vma[following, V_FLAGS] & _SYSV:
         right = False
     state.info[_I_MERGES] += 1
     mark(state, middle, TARGETS)
@@ -306,11 +344,11 @@ def _merge_existing(
     if left:
         mark(state, previous, NEIGHBOURS)
     if left and right:
-        if state.anon[following] != 0:
+        if state.vma[following, V_ANON] != 0:
             _share_anon(state, previous, following)
         else:
             _share_anon(state, previous, middle)
-        top = state.end[following]
+        top = state.vma[following, V_END]
         remove(state, following)
         remove(state, middle)
         set_end(state, previous, top)
@@ -320,7 +358,7 @@ def _merge_existing(
         if whole:
             remove(state, middle)
         else:
-            state.pgoff[middle] += (end - start) >> 12
+            state.vma[middle, V_PGOFF] += (end - start) >> 12
             set_start(state, middle, end)
         set_end(state, previous, end)
         return int(previous)
@@ -329,13 +367,13 @@ def _merge_existing(
         remove(state, middle)
     else:
         set_end(state, middle, start)
-    state.pgoff[following] = pgoff
+    state.vma[following, V_PGOFF] = pgoff
     set_start(state, following, start)
     return int(following)
 
 
 @njit
-def modify(state: MapState, rules: I64, slot: int, start: int, end: int, flags: int) -> int:
+def modify(state: Core, rules: I64, slot: int, start: int, end: int, flags: int) -> int:
     """Give [start, end) of a VMA other flags: merge, else split (mm/vma.c:vma_modify).
 
     Returns the VMA that holds the range.
@@ -343,28 +381,28 @@ def modify(state: MapState, rules: I64, slot: int, start: int, end: int, flags: 
     merged = _merge_existing(state, rules, slot, start, end, flags)
     if merged >= 0:
         return merged
-    if state.start[slot] < start:
+    if state.vma[slot, V_START] < start:
         split(state, slot, start, True)
-    if state.end[slot] > end:
+    if state.vma[slot, V_END] > end:
         split(state, slot, end, False)
     mark(state, slot, TARGETS)
-    state.flags[slot] = flags
+    state.vma[slot, V_FLAGS] = flags
     return slot
 
 
 @njit
-def unmap(state: MapState, space: int, start: int, end: int) -> int:
+def unmap(state: Core, space: int, start: int, end: int) -> int:
     """Remove [start, end) (mm/vma.c:vms_gather_munmap_vmas); returns the VMAs removed."""
     slot = find(state, space, start)
-    if slot < 0 or state.start[slot] >= end:
+    if slot < 0 or state.vma[slot, V_START] >= end:
         return 0
-    if state.start[slot] < start:
+    if state.vma[slot, V_START] < start:
         split(state, slot, start, True)
     removed = 0
-    while slot >= 0 and state.start[slot] < end:
-        if state.end[slot] > end:
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        if state.vma[slot, V_END] > end:
             split(state, slot, end, False)
-        following = state.next_slot[slot]
+        following = state.vma[slot, V_NEXT]
         _drop(state, slot)
         removed += 1
         slot = following
@@ -372,53 +410,54 @@ def unmap(state: MapState, space: int, start: int, end: int) -> int:
 
 
 @njit
-def _related(state: MapState, low: int, high: int) -> bool:
+def _related(state: Core, low: int, high: int) -> bool:
     """anon_vma_compatible: two neighbours that differ at most in their protection."""
-    if low < 0 or high < 0 or state.end[low] != state.start[high]:
+    if low < 0 or high < 0 or state.vma[low, V_END] != state.vma[high, V_START]:
         return False
-    if state.file[low] != state.file[high]:
+    if state.vma[low, V_FILE] != state.vma[high, V_FILE]:
         return False
-    if (state.flags[low] ^ state.flags[high]) & ~_ACCESS:
+    if (state.vma[low, V_FLAGS] ^ state.vma[high, V_FLAGS]) & ~_ACCESS:
         return False
     return bool(
-        state.pgoff[high] == state.pgoff[low] + ((state.start[high] - state.start[low]) >> 12)
+        state.vma[high, V_PGOFF]
+        == state.vma[low, V_PGOFF] + ((state.vma[high, V_START] - state.vma[low, V_START]) >> 12)
     )
 
 
 @njit
-def prepare_anon(state: MapState, slot: int) -> None:
+def prepare_anon(state: Core, slot: int) -> None:
     """anon_vma_prepare: take a mergeable neighbour's anon_vma (next first), else a new one."""
-    if state.anon[slot] != 0:
+    if state.vma[slot, V_ANON] != 0:
         return
-    following = state.next_slot[slot]
-    previous = state.prev_slot[slot]
+    following = state.vma[slot, V_NEXT]
+    previous = state.vma[slot, V_PREV]
     anon = 0
     if (
         following >= 0
-        and state.anon[following] != 0
-        and state.chain[following] == 0
+        and state.vma[following, V_ANON] != 0
+        and state.vma[following, V_CHAIN] == 0
         and _related(state, slot, following)
     ):
-        anon = state.anon[following]
+        anon = state.vma[following, V_ANON]
     elif (
         previous >= 0
-        and state.anon[previous] != 0
-        and state.chain[previous] == 0
+        and state.vma[previous, V_ANON] != 0
+        and state.vma[previous, V_CHAIN] == 0
         and _related(state, previous, slot)
     ):
-        anon = state.anon[previous]
+        anon = state.vma[previous, V_ANON]
     else:
         anon = state.numbers[_NEXT_ANON]
         state.numbers[_NEXT_ANON] += 1
-    state.anon[slot] = anon
-    state.chain[slot] = 0
+    state.vma[slot, V_ANON] = anon
+    state.vma[slot, V_CHAIN] = 0
     state.info[_I_ANON_NEW] += 1
 
 
 @njit
-def populate_vma(state: MapState, slot: int, write: bool) -> None:
+def populate_vma(state: Core, slot: int, write: bool) -> None:
     """What populate_vma_page_range leaves behind: an anon_vma where it writes."""
-    flags = state.flags[slot]
+    flags = state.vma[slot, V_FLAGS]
     if flags & _SHARED or flags & _LOCKONFAULT:
         return
     if flags & _SPECIAL and not flags & _HUGETLB:
@@ -428,10 +467,10 @@ def populate_vma(state: MapState, slot: int, write: bool) -> None:
 
 
 @njit
-def populate(state: MapState, space: int, start: int, end: int) -> None:
+def populate(state: Core, space: int, start: int, end: int) -> None:
     """mm_populate over a range: stops at nothing, holes are passed over."""
     state.info[_I_POPULATES] = 1
     slot = find(state, space, start)
-    while slot >= 0 and state.start[slot] < end:
+    while slot >= 0 and state.vma[slot, V_START] < end:
         populate_vma(state, slot, True)
-        slot = state.next_slot[slot]
+        slot = state.vma[slot, V_NEXT]

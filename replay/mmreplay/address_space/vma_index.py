@@ -11,7 +11,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmreplay.address_space.vma_state import FAN, Info, MapState, Num
+from mmreplay.address_space.vma_state import (
+    D_KEY,
+    D_LEAF,
+    FAN,
+    L_GAP,
+    L_LEN,
+    L_NEXT,
+    S_DIR,
+    S_DIR_CAP,
+    S_DIR_LEN,
+    S_FIRST,
+    S_HINT,
+    S_LAST,
+    S_VMAS,
+    V_END,
+    V_FLAGS,
+    V_LEAF_OF,
+    V_MARKED,
+    V_NEXT,
+    V_PREV,
+    V_SPACE,
+    V_START,
+    V_UID,
+    Core,
+    Info,
+    Num,
+)
 from mmreplay.jit import njit
 
 # Plain integers: numba freezes module globals.
@@ -29,79 +55,79 @@ _TOP = (1 << 63) - 1
 
 
 @njit
-def has_room(state: MapState, space: int, vmas: int) -> bool:
+def has_room(state: Core, space: int, vmas: int) -> bool:
     """Whether ``vmas`` more VMAs of ``space`` fit into the state whatever happens."""
     numbers = state.numbers
     leaves = vmas // (_FAN // 2) + 3
-    entries = state.space_dir_len[space] + leaves
+    entries = state.spaces[space, S_DIR_LEN] + leaves
     if numbers[_SLOTS_FREE] < vmas or numbers[_LEAVES_FREE] < leaves:
         return False
-    if len(state.effect_uid) < vmas + 16:
+    if len(state.effects) < vmas + 16:
         return False
-    if entries > state.space_dir_cap[space]:
-        return bool(numbers[_DIR_USED] + 2 * entries + 16 <= len(state.dir_key))
+    if entries > state.spaces[space, S_DIR_CAP]:
+        return bool(numbers[_DIR_USED] + 2 * entries + 16 <= len(state.directory))
     return True
 
 
 @njit
-def reserve_directory(state: MapState, space: int, vmas: int) -> None:
+def reserve_directory(state: Core, space: int, vmas: int) -> None:
     """Move the directory of ``space`` where there is room; ``has_room`` must have said yes."""
-    entries = state.space_dir_len[space] + vmas // (_FAN // 2) + 3
-    if entries <= state.space_dir_cap[space]:
+    entries = state.spaces[space, S_DIR_LEN] + vmas // (_FAN // 2) + 3
+    if entries <= state.spaces[space, S_DIR_CAP]:
         return
     base = state.numbers[_DIR_USED]
-    old = state.space_dir[space]
-    for k in range(state.space_dir_len[space]):
-        state.dir_key[base + k] = state.dir_key[old + k]
-        state.dir_leaf[base + k] = state.dir_leaf[old + k]
+    old = state.spaces[space, S_DIR]
+    for k in range(state.spaces[space, S_DIR_LEN]):
+        state.directory[base + k, D_KEY] = state.directory[old + k, D_KEY]
+        state.directory[base + k, D_LEAF] = state.directory[old + k, D_LEAF]
     capacity = 2 * entries + 16
-    state.space_dir[space] = base
-    state.space_dir_cap[space] = capacity
+    state.spaces[space, S_DIR] = base
+    state.spaces[space, S_DIR_CAP] = capacity
     state.numbers[_DIR_USED] = base + capacity
 
 
 @njit
-def new_slot(state: MapState) -> int:
+def new_slot(state: Core) -> int:
     """A free slot with a fresh vma id."""
     numbers = state.numbers
     slot = numbers[_FREE_SLOT]
     if slot >= 0:
-        numbers[_FREE_SLOT] = state.next_slot[slot]
+        numbers[_FREE_SLOT] = state.vma[slot, V_NEXT]
     else:
         slot = numbers[_SLOTS_USED]
         numbers[_SLOTS_USED] += 1
     numbers[_SLOTS_FREE] -= 1
-    state.uid[slot] = numbers[_NEXT_UID]
+    state.vma[slot, V_UID] = numbers[_NEXT_UID]
     numbers[_NEXT_UID] += 1
-    state.marked[slot] = 0
+    state.vma[slot, V_MARKED] = 0
     return int(slot)
 
 
 @njit
-def _new_leaf(state: MapState) -> int:
+def _new_leaf(state: Core) -> int:
     numbers = state.numbers
     leaf = numbers[_FREE_LEAF]
     if leaf >= 0:
-        numbers[_FREE_LEAF] = state.leaf_next[leaf]
+        numbers[_FREE_LEAF] = state.leaf[leaf, L_NEXT]
     else:
         leaf = numbers[_LEAVES_USED]
         numbers[_LEAVES_USED] += 1
     numbers[_LEAVES_FREE] -= 1
-    state.leaf_len[leaf] = 0
-    state.leaf_gap[leaf] = -1
+    state.leaf[leaf, L_LEN] = 0
+    state.leaf[leaf, L_GAP] = -1
     return int(leaf)
 
 
 @njit
-def _dir_find(state: MapState, space: int, address: int) -> int:
+def _dir_find(state: Core, space: int, address: int) -> int:
     """Last directory entry whose key is <= address (0 where all are greater)."""
-    base = state.space_dir[space]
+    base = state.spaces[space, S_DIR]
     low = 0
-    high = state.space_dir_len[space]
-    keys = state.dir_key
+    high = state.spaces[space, S_DIR_LEN]
+    keys = state.directory
     while high - low > 1:
         middle = (low + high) >> 1
-        if keys[base + middle] <= address:
+        if keys[base + middle, D_KEY] <= address:
             low = middle
         else:
             high = middle
@@ -109,11 +135,11 @@ def _dir_find(state: MapState, space: int, address: int) -> int:
 
 
 @njit
-def _leaf_rank(state: MapState, leaf: int, address: int) -> int:
+def _leaf_rank(state: Core, leaf: int, address: int) -> int:
     """Number of entries of the leaf with start <= address."""
     low = 0
-    high = state.leaf_len[leaf]
-    starts = state.leaf_start
+    high = state.leaf[leaf, L_LEN]
+    starts = state.leaf_key
     while low < high:
         middle = (low + high) >> 1
         if starts[leaf, middle] <= address:
@@ -124,292 +150,292 @@ def _leaf_rank(state: MapState, leaf: int, address: int) -> int:
 
 
 @njit
-def find(state: MapState, space: int, address: int) -> int:
+def find(state: Core, space: int, address: int) -> int:
     """Slot of the first VMA that ends above ``address`` (the kernel's find_vma), -1 none."""
-    hint = state.space_hint[space]
-    if hint >= 0 and state.start[hint] <= address < state.end[hint]:
+    hint = state.spaces[space, S_HINT]
+    if hint >= 0 and state.vma[hint, V_START] <= address < state.vma[hint, V_END]:
         return int(hint)
-    if state.space_first[space] < 0:
+    if state.spaces[space, S_FIRST] < 0:
         return -1
-    leaf = state.dir_leaf[_dir_find(state, space, address)]
+    leaf = state.directory[_dir_find(state, space, address), D_LEAF]
     rank = _leaf_rank(state, leaf, address)
     if rank == 0:
         return int(state.leaf_slot[leaf, 0])
     slot = state.leaf_slot[leaf, rank - 1]
-    if address < state.end[slot]:
-        state.space_hint[space] = slot
+    if address < state.vma[slot, V_END]:
+        state.spaces[space, S_HINT] = slot
         return int(slot)
-    return int(state.next_slot[slot])
+    return int(state.vma[slot, V_NEXT])
 
 
 @njit
-def _dirty(state: MapState, slot: int) -> None:
+def _dirty(state: Core, slot: int) -> None:
     if slot >= 0:
-        state.leaf_gap[state.leaf_of[slot]] = -1
+        state.leaf[state.vma[slot, V_LEAF_OF], L_GAP] = -1
 
 
 @njit
-def insert_after(state: MapState, slot: int, previous: int) -> None:
+def insert_after(state: Core, slot: int, previous: int) -> None:
     """Link a filled slot (start, end, space set) above ``previous`` (-1: it is the lowest)."""
-    space = state.space[slot]
-    start = state.start[slot]
-    following = state.space_first[space] if previous < 0 else state.next_slot[previous]
-    state.next_slot[slot] = following
-    state.prev_slot[slot] = previous
+    space = state.vma[slot, V_SPACE]
+    start = state.vma[slot, V_START]
+    following = state.spaces[space, S_FIRST] if previous < 0 else state.vma[previous, V_NEXT]
+    state.vma[slot, V_NEXT] = following
+    state.vma[slot, V_PREV] = previous
     if previous < 0:
-        state.space_first[space] = slot
+        state.spaces[space, S_FIRST] = slot
     else:
-        state.next_slot[previous] = slot
+        state.vma[previous, V_NEXT] = slot
     if following < 0:
-        state.space_last[space] = slot
+        state.spaces[space, S_LAST] = slot
     else:
-        state.prev_slot[following] = slot
-    state.space_vmas[space] += 1
+        state.vma[following, V_PREV] = slot
+    state.spaces[space, S_VMAS] += 1
 
-    base = state.space_dir[space]
-    if state.space_dir_len[space] == 0:
+    base = state.spaces[space, S_DIR]
+    if state.spaces[space, S_DIR_LEN] == 0:
         leaf = _new_leaf(state)
-        state.dir_key[base] = start
-        state.dir_leaf[base] = leaf
-        state.space_dir_len[space] = 1
+        state.directory[base, D_KEY] = start
+        state.directory[base, D_LEAF] = leaf
+        state.spaces[space, S_DIR_LEN] = 1
         entry = base
     elif previous >= 0:
-        leaf = state.leaf_of[previous]
+        leaf = state.vma[previous, V_LEAF_OF]
         entry = -1
     else:
         entry = base
-        leaf = state.dir_leaf[base]
-    if state.leaf_len[leaf] == _FAN:
-        entry = _dir_find(state, space, state.leaf_start[leaf, 0])
+        leaf = state.directory[base, D_LEAF]
+    if state.leaf[leaf, L_LEN] == _FAN:
+        entry = _dir_find(state, space, state.leaf_key[leaf, 0])
         leaf = _split_leaf(state, space, entry, start)
     rank = _leaf_rank(state, leaf, start)
-    for k in range(state.leaf_len[leaf], rank, -1):
-        state.leaf_start[leaf, k] = state.leaf_start[leaf, k - 1]
+    for k in range(state.leaf[leaf, L_LEN], rank, -1):
+        state.leaf_key[leaf, k] = state.leaf_key[leaf, k - 1]
         state.leaf_slot[leaf, k] = state.leaf_slot[leaf, k - 1]
-    state.leaf_start[leaf, rank] = start
+    state.leaf_key[leaf, rank] = start
     state.leaf_slot[leaf, rank] = slot
-    state.leaf_len[leaf] += 1
-    state.leaf_of[slot] = leaf
+    state.leaf[leaf, L_LEN] += 1
+    state.vma[slot, V_LEAF_OF] = leaf
     if rank == 0:  # only ever in the first leaf of the space
-        state.dir_key[base] = start
-    state.leaf_gap[leaf] = -1
+        state.directory[base, D_KEY] = start
+    state.leaf[leaf, L_GAP] = -1
     _dirty(state, following)
 
 
 @njit
-def _split_leaf(state: MapState, space: int, entry: int, start: int) -> int:
+def _split_leaf(state: Core, space: int, entry: int, start: int) -> int:
     """Make two leaves of a full one; returns the one that ``start`` belongs to."""
-    leaf = state.dir_leaf[entry]
+    leaf = state.directory[entry, D_LEAF]
     # Ascending and descending fills are common: leave the side that is not filled nearly full.
-    if start > state.leaf_start[leaf, _FAN - 1]:
+    if start > state.leaf_key[leaf, _FAN - 1]:
         keep = _FAN - 4
-    elif start < state.leaf_start[leaf, 0]:
+    elif start < state.leaf_key[leaf, 0]:
         keep = 4
     else:
         keep = _FAN // 2
     upper = _new_leaf(state)
     for k in range(keep, _FAN):
         slot = state.leaf_slot[leaf, k]
-        state.leaf_start[upper, k - keep] = state.leaf_start[leaf, k]
+        state.leaf_key[upper, k - keep] = state.leaf_key[leaf, k]
         state.leaf_slot[upper, k - keep] = slot
-        state.leaf_of[slot] = upper
-    state.leaf_len[upper] = _FAN - keep
-    state.leaf_len[leaf] = keep
-    state.leaf_gap[leaf] = -1
-    last = state.space_dir[space] + state.space_dir_len[space]
+        state.vma[slot, V_LEAF_OF] = upper
+    state.leaf[upper, L_LEN] = _FAN - keep
+    state.leaf[leaf, L_LEN] = keep
+    state.leaf[leaf, L_GAP] = -1
+    last = state.spaces[space, S_DIR] + state.spaces[space, S_DIR_LEN]
     for k in range(last, entry + 1, -1):
-        state.dir_key[k] = state.dir_key[k - 1]
-        state.dir_leaf[k] = state.dir_leaf[k - 1]
-    state.dir_key[entry + 1] = state.leaf_start[upper, 0]
-    state.dir_leaf[entry + 1] = upper
-    state.space_dir_len[space] += 1
-    if start > state.leaf_start[upper, 0]:
+        state.directory[k, D_KEY] = state.directory[k - 1, D_KEY]
+        state.directory[k, D_LEAF] = state.directory[k - 1, D_LEAF]
+    state.directory[entry + 1, D_KEY] = state.leaf_key[upper, 0]
+    state.directory[entry + 1, D_LEAF] = upper
+    state.spaces[space, S_DIR_LEN] += 1
+    if start > state.leaf_key[upper, 0]:
         return upper
     return int(leaf)
 
 
 @njit
-def remove(state: MapState, slot: int) -> None:
+def remove(state: Core, slot: int) -> None:
     """Unlink a VMA and free its slot (its ``uid`` stays readable until the slot is reused)."""
-    space = state.space[slot]
-    leaf = state.leaf_of[slot]
-    rank = _leaf_rank(state, leaf, state.start[slot]) - 1
-    length = state.leaf_len[leaf] - 1
+    space = state.vma[slot, V_SPACE]
+    leaf = state.vma[slot, V_LEAF_OF]
+    rank = _leaf_rank(state, leaf, state.vma[slot, V_START]) - 1
+    length = state.leaf[leaf, L_LEN] - 1
     if length == 0 or rank == 0:
-        entry = _dir_find(state, space, state.start[slot])
+        entry = _dir_find(state, space, state.vma[slot, V_START])
     else:
         entry = -1
     for k in range(rank, length):
-        state.leaf_start[leaf, k] = state.leaf_start[leaf, k + 1]
+        state.leaf_key[leaf, k] = state.leaf_key[leaf, k + 1]
         state.leaf_slot[leaf, k] = state.leaf_slot[leaf, k + 1]
-    state.leaf_len[leaf] = length
-    state.leaf_gap[leaf] = -1
+    state.leaf[leaf, L_LEN] = length
+    state.leaf[leaf, L_GAP] = -1
     if length == 0:
         _drop_leaf(state, space, entry)
     else:
         if rank == 0:
-            state.dir_key[entry] = state.leaf_start[leaf, 0]
+            state.directory[entry, D_KEY] = state.leaf_key[leaf, 0]
         if length < _FAN // 4:
-            _join_leaf(state, space, _dir_find(state, space, state.leaf_start[leaf, 0]))
+            _join_leaf(state, space, _dir_find(state, space, state.leaf_key[leaf, 0]))
 
-    previous = state.prev_slot[slot]
-    following = state.next_slot[slot]
+    previous = state.vma[slot, V_PREV]
+    following = state.vma[slot, V_NEXT]
     if previous < 0:
-        state.space_first[space] = following
+        state.spaces[space, S_FIRST] = following
     else:
-        state.next_slot[previous] = following
+        state.vma[previous, V_NEXT] = following
     if following < 0:
-        state.space_last[space] = previous
+        state.spaces[space, S_LAST] = previous
     else:
-        state.prev_slot[following] = previous
+        state.vma[following, V_PREV] = previous
         _dirty(state, following)
-    state.space_vmas[space] -= 1
-    if state.space_hint[space] == slot:
-        state.space_hint[space] = -1
-    state.next_slot[slot] = state.numbers[_FREE_SLOT]
+    state.spaces[space, S_VMAS] -= 1
+    if state.spaces[space, S_HINT] == slot:
+        state.spaces[space, S_HINT] = -1
+    state.vma[slot, V_NEXT] = state.numbers[_FREE_SLOT]
     state.numbers[_FREE_SLOT] = slot
     state.numbers[_SLOTS_FREE] += 1
-    state.end[slot] = state.start[slot]
+    state.vma[slot, V_END] = state.vma[slot, V_START]
 
 
 @njit
-def _drop_leaf(state: MapState, space: int, entry: int) -> None:
-    leaf = state.dir_leaf[entry]
-    last = state.space_dir[space] + state.space_dir_len[space] - 1
+def _drop_leaf(state: Core, space: int, entry: int) -> None:
+    leaf = state.directory[entry, D_LEAF]
+    last = state.spaces[space, S_DIR] + state.spaces[space, S_DIR_LEN] - 1
     for k in range(entry, last):
-        state.dir_key[k] = state.dir_key[k + 1]
-        state.dir_leaf[k] = state.dir_leaf[k + 1]
-    state.space_dir_len[space] -= 1
-    state.leaf_next[leaf] = state.numbers[_FREE_LEAF]
+        state.directory[k, D_KEY] = state.directory[k + 1, D_KEY]
+        state.directory[k, D_LEAF] = state.directory[k + 1, D_LEAF]
+    state.spaces[space, S_DIR_LEN] -= 1
+    state.leaf[leaf, L_NEXT] = state.numbers[_FREE_LEAF]
     state.numbers[_FREE_LEAF] = leaf
     state.numbers[_LEAVES_FREE] += 1
 
 
 @njit
-def _join_leaf(state: MapState, space: int, entry: int) -> None:
+def _join_leaf(state: Core, space: int, entry: int) -> None:
     """Append the next leaf to this one where both together fill half a leaf at most."""
-    if entry + 1 >= state.space_dir[space] + state.space_dir_len[space]:
+    if entry + 1 >= state.spaces[space, S_DIR] + state.spaces[space, S_DIR_LEN]:
         return
-    leaf = state.dir_leaf[entry]
-    upper = state.dir_leaf[entry + 1]
-    length = state.leaf_len[leaf]
-    if length + state.leaf_len[upper] > _FAN // 2:
+    leaf = state.directory[entry, D_LEAF]
+    upper = state.directory[entry + 1, D_LEAF]
+    length = state.leaf[leaf, L_LEN]
+    if length + state.leaf[upper, L_LEN] > _FAN // 2:
         return
-    for k in range(state.leaf_len[upper]):
+    for k in range(state.leaf[upper, L_LEN]):
         slot = state.leaf_slot[upper, k]
-        state.leaf_start[leaf, length + k] = state.leaf_start[upper, k]
+        state.leaf_key[leaf, length + k] = state.leaf_key[upper, k]
         state.leaf_slot[leaf, length + k] = slot
-        state.leaf_of[slot] = leaf
-    state.leaf_len[leaf] = length + state.leaf_len[upper]
-    state.leaf_gap[leaf] = -1
+        state.vma[slot, V_LEAF_OF] = leaf
+    state.leaf[leaf, L_LEN] = length + state.leaf[upper, L_LEN]
+    state.leaf[leaf, L_GAP] = -1
     _drop_leaf(state, space, entry + 1)
 
 
 @njit
-def set_start(state: MapState, slot: int, start: int) -> None:
+def set_start(state: Core, slot: int, start: int) -> None:
     """Move the start of a VMA within the room between its neighbours."""
-    leaf = state.leaf_of[slot]
-    rank = _leaf_rank(state, leaf, state.start[slot]) - 1
+    leaf = state.vma[slot, V_LEAF_OF]
+    rank = _leaf_rank(state, leaf, state.vma[slot, V_START]) - 1
     if rank == 0:
-        space = state.space[slot]
-        state.dir_key[_dir_find(state, space, state.start[slot])] = start
-    state.leaf_start[leaf, rank] = start
-    state.start[slot] = start
-    state.leaf_gap[leaf] = -1
+        space = state.vma[slot, V_SPACE]
+        state.directory[_dir_find(state, space, state.vma[slot, V_START]), D_KEY] = start
+    state.leaf_key[leaf, rank] = start
+    state.vma[slot, V_START] = start
+    state.leaf[leaf, L_GAP] = -1
 
 
 @njit
-def set_end(state: MapState, slot: int, end: int) -> None:
+def set_end(state: Core, slot: int, end: int) -> None:
     """Move the end of a VMA within the room above it."""
-    state.end[slot] = end
-    _dirty(state, state.next_slot[slot])
+    state.vma[slot, V_END] = end
+    _dirty(state, state.vma[slot, V_NEXT])
 
 
 @njit
-def clear_space(state: MapState, space: int) -> None:
+def clear_space(state: Core, space: int) -> None:
     """Remove every VMA of an address space."""
-    base = state.space_dir[space]
-    for k in range(state.space_dir_len[space]):
-        leaf = state.dir_leaf[base + k]
-        state.leaf_next[leaf] = state.numbers[_FREE_LEAF]
+    base = state.spaces[space, S_DIR]
+    for k in range(state.spaces[space, S_DIR_LEN]):
+        leaf = state.directory[base + k, D_LEAF]
+        state.leaf[leaf, L_NEXT] = state.numbers[_FREE_LEAF]
         state.numbers[_FREE_LEAF] = leaf
         state.numbers[_LEAVES_FREE] += 1
-    state.space_dir_len[space] = 0
-    slot = state.space_first[space]
+    state.spaces[space, S_DIR_LEN] = 0
+    slot = state.spaces[space, S_FIRST]
     while slot >= 0:
-        following = state.next_slot[slot]
-        state.end[slot] = state.start[slot]
-        state.next_slot[slot] = state.numbers[_FREE_SLOT]
+        following = state.vma[slot, V_NEXT]
+        state.vma[slot, V_END] = state.vma[slot, V_START]
+        state.vma[slot, V_NEXT] = state.numbers[_FREE_SLOT]
         state.numbers[_FREE_SLOT] = slot
         state.numbers[_SLOTS_FREE] += 1
         slot = following
-    state.space_first[space] = -1
-    state.space_last[space] = -1
-    state.space_hint[space] = -1
-    state.space_vmas[space] = 0
+    state.spaces[space, S_FIRST] = -1
+    state.spaces[space, S_LAST] = -1
+    state.spaces[space, S_HINT] = -1
+    state.spaces[space, S_VMAS] = 0
 
 
 @njit
-def _gap_start(state: MapState, slot: int, guard: int, grows_down: int) -> int:
+def _gap_start(state: Core, slot: int, guard: int, grows_down: int) -> int:
     """Lowest address that the stack guard of a VMA keeps free (vm_start_gap)."""
-    start = state.start[slot]
-    if state.flags[slot] & grows_down:
+    start = state.vma[slot, V_START]
+    if state.vma[slot, V_FLAGS] & grows_down:
         return int(max(start - guard, 0))
     return int(start)
 
 
 @njit
-def _leaf_gap(state: MapState, leaf: int) -> int:
+def _leaf_gap(state: Core, leaf: int) -> int:
     """Largest free gap directly below one of the leaf's VMAs (guards ignored), kept lazily."""
-    known = state.leaf_gap[leaf]
+    known = state.leaf[leaf, L_GAP]
     if known >= 0:
         return int(known)
     largest = 0
-    for k in range(state.leaf_len[leaf]):
+    for k in range(state.leaf[leaf, L_LEN]):
         slot = state.leaf_slot[leaf, k]
-        previous = state.prev_slot[slot]
-        low = 0 if previous < 0 else state.end[previous]
-        largest = max(largest, state.start[slot] - low)
-    state.leaf_gap[leaf] = largest
+        previous = state.vma[slot, V_PREV]
+        low = 0 if previous < 0 else state.vma[previous, V_END]
+        largest = max(largest, state.vma[slot, V_START] - low)
+    state.leaf[leaf, L_GAP] = largest
     return int(largest)
 
 
 @njit
 def search_down(
-    state: MapState, space: int, length: int, low: int, high: int, guard: int, grows_down: int
+    state: Core, space: int, length: int, low: int, high: int, guard: int, grows_down: int
 ) -> int:
     """Highest address of ``length`` free bytes within [low, high); -1 none.
 
     mm/vma.c:unmapped_area_topdown@6.18 without alignment; the guard of a GROWSDOWN VMA stays free.
     """
-    base = state.space_dir[space]
-    entries = state.space_dir_len[space]
+    base = state.spaces[space, S_DIR]
+    entries = state.spaces[space, S_DIR_LEN]
     # The gap above the highest VMA below ``high``.
     slot = find(state, space, high - 1) if entries else -1
     top = high
     if slot >= 0:
         top = min(high, _gap_start(state, slot, guard, grows_down))
-        below = state.prev_slot[slot]
+        below = state.vma[slot, V_PREV]
     else:
-        below = state.space_last[space]
-    floor = low if below < 0 else max(low, state.end[below])
+        below = state.spaces[space, S_LAST]
+    floor = low if below < 0 else max(low, state.vma[below, V_END])
     if top - floor >= length:
         return int(top - length)
     if below < 0:
         return -1
-    entry = _dir_find(state, space, state.start[below])
+    entry = _dir_find(state, space, state.vma[below, V_START])
     first = True
     while entry >= base:
-        leaf = state.dir_leaf[entry]
+        leaf = state.directory[entry, D_LEAF]
         if _leaf_gap(state, leaf) >= length:
             if first:
-                rank = _leaf_rank(state, leaf, state.start[below]) - 1
+                rank = _leaf_rank(state, leaf, state.vma[below, V_START]) - 1
             else:
-                rank = state.leaf_len[leaf] - 1
+                rank = state.leaf[leaf, L_LEN] - 1
             while rank >= 0:
                 slot = state.leaf_slot[leaf, rank]
-                previous = state.prev_slot[slot]
-                floor = low if previous < 0 else max(low, state.end[previous])
+                previous = state.vma[slot, V_PREV]
+                floor = low if previous < 0 else max(low, state.vma[previous, V_END])
                 top = min(high, _gap_start(state, slot, guard, grows_down))
                 if top - floor >= length:
                     return int(top - length)
@@ -421,30 +447,31 @@ def search_down(
     return -1
 
 
-def check_index(state: MapState) -> None:
+def check_index(state: Any) -> None:
     """Raise AssertionError where the index and the linked lists disagree (for tests)."""
-    for space in range(len(state.space_dir)):
+    state = getattr(state, "core", state)
+    for space in range(len(state.spaces)):
         by_list: list[int] = []
-        slot, previous = int(state.space_first[space]), -1
+        slot, previous = int(state.spaces[space, S_FIRST]), -1
         while slot >= 0:
-            assert int(state.prev_slot[slot]) == previous, "prev_slot"
-            assert int(state.start[slot]) < int(state.end[slot]), "empty VMA"
+            assert int(state.vma[slot, V_PREV]) == previous, "prev_slot"
+            assert int(state.vma[slot, V_START]) < int(state.vma[slot, V_END]), "empty VMA"
             if previous >= 0:
-                assert int(state.end[previous]) <= int(state.start[slot]), "overlap"
+                assert int(state.vma[previous, V_END]) <= int(state.vma[slot, V_START]), "overlap"
             by_list.append(slot)
-            slot, previous = int(state.next_slot[slot]), slot
-        assert int(state.space_last[space]) == previous, "space_last"
+            slot, previous = int(state.vma[slot, V_NEXT]), slot
+        assert int(state.spaces[space, S_LAST]) == previous, "space_last"
         by_leaf: list[Any] = []
-        base = int(state.space_dir[space])
-        for k in range(int(state.space_dir_len[space])):
-            leaf = int(state.dir_leaf[base + k])
-            length = int(state.leaf_len[leaf])
+        base = int(state.spaces[space, S_DIR])
+        for k in range(int(state.spaces[space, S_DIR_LEN])):
+            leaf = int(state.directory[base + k, D_LEAF])
+            length = int(state.leaf[leaf, L_LEN])
             assert length > 0, "empty leaf"
-            assert int(state.dir_key[base + k]) == int(state.leaf_start[leaf, 0]), "dir_key"
+            assert int(state.directory[base + k, D_KEY]) == int(state.leaf_key[leaf, 0]), "dir_key"
             for i in range(length):
                 slot = int(state.leaf_slot[leaf, i])
-                assert int(state.leaf_start[leaf, i]) == int(state.start[slot]), "leaf_start"
-                assert int(state.leaf_of[slot]) == leaf, "leaf_of"
+                assert int(state.leaf_key[leaf, i]) == int(state.vma[slot, V_START]), "leaf_start"
+                assert int(state.vma[slot, V_LEAF_OF]) == leaf, "leaf_of"
                 by_leaf.append(slot)
         assert by_leaf == by_list, "order"
-        assert len(by_list) == int(state.space_vmas[space]), "space_vmas"
+        assert len(by_list) == int(state.spaces[space, S_VMAS]), "space_vmas"

@@ -21,7 +21,30 @@ from mmreplay.address_space.vma_core import (
     unmap,
 )
 from mmreplay.address_space.vma_index import clear_space, find, search_down
-from mmreplay.address_space.vma_state import NONE, I64, Info, MapState, MremapKind, Num, Vm
+from mmreplay.address_space.vma_state import (
+    I64,
+    NONE,
+    S_BRK,
+    S_BRK_START,
+    S_FIRST,
+    S_FLAGS,
+    S_LAST,
+    S_MMAP_BASE,
+    V_ANON,
+    V_CHAIN,
+    V_END,
+    V_FILE,
+    V_FLAGS,
+    V_NEXT,
+    V_PGOFF,
+    V_PREV,
+    V_START,
+    Core,
+    Info,
+    MremapKind,
+    Num,
+    Vm,
+)
 from mmreplay.jit import njit
 
 ENOMEM = 12
@@ -131,38 +154,38 @@ def prot_bits(prot: int) -> int:
 
 
 @njit
-def _below(state: MapState, space: int, address: int) -> int:
+def _below(state: Core, space: int, address: int) -> int:
     """Highest VMA that starts below ``address`` (-1 none)."""
     slot = find(state, space, address)
     if slot < 0:
-        return int(state.space_last[space])
-    if state.start[slot] < address:
+        return int(state.spaces[space, S_LAST])
+    if state.vma[slot, V_START] < address:
         return int(slot)
-    return int(state.prev_slot[slot])
+    return int(state.vma[slot, V_PREV])
 
 
 @njit
-def guarded_start(state: MapState, rules: I64, slot: int) -> int:
-    start = state.start[slot]
-    if state.flags[slot] & GROWSDOWN:
+def guarded_start(state: Core, rules: I64, slot: int) -> int:
+    start = state.vma[slot, V_START]
+    if state.vma[slot, V_FLAGS] & GROWSDOWN:
         return int(max(start - rules[_GUARD] * PAGE, 0))
     return int(start)
 
 
 @njit
-def search(
-    state: MapState, rules: I64, space: int, length: int, flags: int, file: int, file_offset: int
+def search_core(
+    state: Core, rules: I64, space: int, length: int, flags: int, file: int, file_offset: int
 ) -> int:
     """Address that the kernel's top-down search gives a mapping without a hint; -1: no room.
 
     ``flags``: MAP_*.  mm/mmap.c:__get_unmapped_area, mm/huge_memory.c:__thp_get_unmapped_area.
     """
     guard = rules[_GUARD] * PAGE
-    base = state.space_mmap_base[space]
+    base = state.spaces[space, S_MMAP_BASE]
     length = page_up(length)
     offset = 0
     aligned = False
-    if file == 0 and not flags & MAP_TYPE == 1:
+    if file == 0 and flags & MAP_TYPE != 1:
         if rules[_THP_ANON] == 1:
             aligned = length >= PMD
         elif rules[_THP_ANON] == 2:
@@ -191,7 +214,7 @@ def search(
 
 
 @njit
-def hint_fits(state: MapState, rules: I64, space: int, address: int, length: int) -> bool:
+def hint_fits(state: Core, rules: I64, space: int, address: int, length: int) -> bool:
     """Whether a mapping may go where its hint says (the guard of a stack above stays free)."""
     if address < LOWEST or address > TASK_SIZE - length:
         return False
@@ -202,9 +225,9 @@ def hint_fits(state: MapState, rules: I64, space: int, address: int, length: int
 
 
 @njit
-def map_flags(state: MapState, rules: I64, space: int, prot: int, flags: int, file: int) -> int:
+def map_flags(state: Core, rules: I64, space: int, prot: int, flags: int, file: int) -> int:
     """vm_flags of a new mapping (mm/mmap.c:do_mmap, mm/vma.c:mmap_region)."""
-    bits = prot_bits(prot) | MAY | state.space_flags[space]
+    bits = prot_bits(prot) | MAY | state.spaces[space, S_FLAGS]
     if flags & MAP_GROWSDOWN:
         bits |= GROWSDOWN
     if flags & MAP_LOCKED:
@@ -230,7 +253,7 @@ def map_flags(state: MapState, rules: I64, space: int, prot: int, flags: int, fi
 
 @njit
 def do_mmap(
-    state: MapState,
+    state: Core,
     rules: I64,
     space: int,
     placed: int,
@@ -248,7 +271,6 @@ def do_mmap(
     if flags & MAP_HUGETLB:
         length = (length + PMD - 1) & ~(PMD - 1)
     fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0
-    kind = flags & MAP_TYPE
     if placed != _NONE:
         address = placed
     elif fixed:
@@ -260,7 +282,7 @@ def do_mmap(
             if hint_fits(state, rules, space, wish, length):
                 address = wish
         if address < 0:
-            address = search(state, rules, space, length, flags, file, file_offset)
+            address = search_core(state, rules, space, length, flags, file, file_offset)
     if address < 0 or length > TASK_SIZE - address:
         return ENOMEM
     if address & (PAGE - 1):
@@ -268,7 +290,7 @@ def do_mmap(
     end = address + length
     if flags & MAP_FIXED_NOREPLACE and placed == _NONE:
         slot = find(state, space, address)
-        if slot >= 0 and state.start[slot] < end:
+        if slot >= 0 and state.vma[slot, V_START] < end:
             return EEXIST
     bits = map_flags(state, rules, space, prot, flags, file)
     removed = unmap(state, space, address, end)
@@ -284,10 +306,8 @@ def do_mmap(
         state.numbers[_NEXT_FILE] += 1
         pgoff = 0
     following = find(state, space, address)
-    previous = state.space_last[space] if following < 0 else state.prev_slot[following]
-    slot = merge_new(
-        state, rules, previous, following, address, end, bits, pgoff, file, -1, False
-    )
+    previous = state.spaces[space, S_LAST] if following < 0 else state.vma[following, V_PREV]
+    slot = merge_new(state, rules, previous, following, address, end, bits, pgoff, file, -1, False)
     if slot < 0:
         slot = make(state, space, address, end, bits, pgoff, file, previous)
         mark(state, slot, CREATED)
@@ -299,17 +319,17 @@ def do_mmap(
 
 
 @njit
-def do_munmap(state: MapState, space: int, address: int, length: int, lenient: bool) -> int:
+def do_munmap(state: Core, space: int, address: int, length: int, lenient: bool) -> int:
     if address & (PAGE - 1) or length <= 0:
         return EINVAL
     end = address + page_up(length)
     slot = find(state, space, address)
     scan = slot
-    while scan >= 0 and state.start[scan] < end:
-        if state.flags[scan] & SEALED and not lenient:
+    while scan >= 0 and state.vma[scan, V_START] < end:
+        if state.vma[scan, V_FLAGS] & SEALED and not lenient:
             return EPERM
-        scan = state.next_slot[scan]
-    state.info[_NEXT_GROWSDOWN] = 1 if scan >= 0 and state.flags[scan] & GROWSDOWN else 0
+        scan = state.vma[scan, V_NEXT]
+    state.info[_NEXT_GROWSDOWN] = 1 if scan >= 0 and state.vma[scan, V_FLAGS] & GROWSDOWN else 0
     if unmap(state, space, address, end) == 0:
         state.info[_NO_CHANGE] = 1
     return 0
@@ -328,7 +348,7 @@ def _accounted(rules: I64, flags: int, old: int, file: int, anon: int) -> int:
 
 @njit
 def do_mprotect(
-    state: MapState, rules: I64, space: int, address: int, length: int, prot: int, lenient: bool
+    state: Core, rules: I64, space: int, address: int, length: int, prot: int, lenient: bool
 ) -> int:
     if address & (PAGE - 1):
         return EINVAL
@@ -339,22 +359,22 @@ def do_mprotect(
     if end <= address:
         return ENOMEM
     slot = find(state, space, address)
-    if slot < 0 or (state.start[slot] > address and not lenient):
+    if slot < 0 or (state.vma[slot, V_START] > address and not lenient):
         return ENOMEM
     if prot & 0x01000000:  # PROT_GROWSDOWN
-        if state.flags[slot] & GROWSDOWN == 0:
+        if state.vma[slot, V_FLAGS] & GROWSDOWN == 0:
             return EINVAL
-        address = state.start[slot]
+        address = state.vma[slot, V_START]
     at = address
     changed = False
     error = 0
-    while slot >= 0 and state.start[slot] < end:
-        if state.start[slot] > at and not lenient:
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        if state.vma[slot, V_START] > at and not lenient:
             error = ENOMEM
             break
-        begin = max(at, state.start[slot])
-        top = min(end, state.end[slot])
-        old = state.flags[slot]
+        begin = max(at, state.vma[slot, V_START])
+        top = min(end, state.vma[slot, V_END])
+        old = state.vma[slot, V_FLAGS]
         flags = (old & ~ACCESS) | prot_bits(prot)
         if flags & ~(old >> 4) & ACCESS and not lenient:
             error = EACCES
@@ -364,12 +384,12 @@ def do_mprotect(
             break
         if flags != old:
             changed = True
-            flags = _accounted(rules, flags, old, state.file[slot], state.anon[slot])
+            flags = _accounted(rules, flags, old, state.vma[slot, V_FILE], state.vma[slot, V_ANON])
             slot = modify(state, rules, slot, begin, top, flags)
             if old & (WRITE | SHARED | LOCKED) == LOCKED and flags & WRITE:
                 populate_vma(state, slot, True)
-        at = max(top, state.end[slot])
-        slot = state.next_slot[slot]
+        at = max(top, state.vma[slot, V_END])
+        slot = state.vma[slot, V_NEXT]
     if not changed:
         state.info[_NO_CHANGE] = 1
     if error == 0 and at < end and not lenient:
@@ -424,7 +444,7 @@ def is_flag_advice(advice: int) -> bool:
 
 @njit
 def do_madvise(
-    state: MapState, rules: I64, space: int, address: int, length: int, advice: int, lenient: bool
+    state: Core, rules: I64, space: int, address: int, length: int, advice: int, lenient: bool
 ) -> int:
     """Flag advice, and the anon_vmas that POPULATE_WRITE leaves; other advice changes nothing."""
     if address & (PAGE - 1) or length < 0:
@@ -439,13 +459,13 @@ def do_madvise(
     at = address
     changed = False
     error = 0
-    while slot >= 0 and state.start[slot] < end:
-        if state.start[slot] > at:
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        if state.vma[slot, V_START] > at:
             error = ENOMEM
-            at = state.start[slot]
-        top = min(end, state.end[slot])
-        old = state.flags[slot]
-        flags = advised(old, state.file[slot], advice)
+            at = state.vma[slot, V_START]
+        top = min(end, state.vma[slot, V_END])
+        old = state.vma[slot, V_FLAGS]
+        flags = advised(old, state.vma[slot, V_FILE], advice)
         if flags < 0:
             if not lenient:
                 error = EINVAL
@@ -454,8 +474,8 @@ def do_madvise(
         elif flags != old:
             changed = True
             slot = modify(state, rules, slot, at, top, flags)
-        at = max(top, state.end[slot])
-        slot = state.next_slot[slot]
+        at = max(top, state.vma[slot, V_END])
+        slot = state.vma[slot, V_NEXT]
     if not changed:
         state.info[_NO_CHANGE] = 1
     if at < end:
@@ -464,22 +484,22 @@ def do_madvise(
 
 
 @njit
-def _populate_write(state: MapState, space: int, start: int, end: int) -> int:
+def _populate_write(state: Core, space: int, start: int, end: int) -> int:
     """madvise_populate: page after page until a hole or a VMA that cannot be written."""
     slot = find(state, space, start)
     at = start
     while at < end:
-        if slot < 0 or state.start[slot] > at:
+        if slot < 0 or state.vma[slot, V_START] > at:
             return ENOMEM
-        flags = state.flags[slot]
+        flags = state.vma[slot, V_FLAGS]
         if flags & SPECIAL and not flags & HUGETLB:
             return EINVAL
         if not flags & WRITE:
             return EINVAL
         if not flags & SHARED:
             prepare_anon(state, slot)
-        at = state.end[slot]
-        slot = state.next_slot[slot]
+        at = state.vma[slot, V_END]
+        slot = state.vma[slot, V_NEXT]
     return 0
 
 
@@ -490,7 +510,7 @@ def _lockable(flags: int) -> bool:
 
 @njit
 def do_mlock(
-    state: MapState, rules: I64, space: int, address: int, length: int, add: int, lenient: bool
+    state: Core, rules: I64, space: int, address: int, length: int, add: int, lenient: bool
 ) -> int:
     """mlock, mlock2 (``add``: LOCKED with or without LOCKONFAULT) and munlock (``add`` 0)."""
     length = page_up(length + (address & (PAGE - 1)))
@@ -505,20 +525,20 @@ def do_mlock(
     error = 0
     if slot < 0:
         return ENOMEM
-    while slot >= 0 and state.start[slot] < end:
-        if state.start[slot] > at:
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        if state.vma[slot, V_START] > at:
             if not lenient:
                 error = ENOMEM
                 break
-            at = state.start[slot]
-        top = min(end, state.end[slot])
-        old = state.flags[slot]
+            at = state.vma[slot, V_START]
+        top = min(end, state.vma[slot, V_END])
+        old = state.vma[slot, V_FLAGS]
         flags = (old & ~LOCK_MASK) | add
         if flags != old and _lockable(old):
             changed = True
             slot = modify(state, rules, slot, at, top, flags)
-        at = max(top, state.end[slot])
-        slot = state.next_slot[slot]
+        at = max(top, state.vma[slot, V_END])
+        slot = state.vma[slot, V_NEXT]
     if error == 0 and at < end and not lenient:
         error = ENOMEM
     if not changed:
@@ -529,28 +549,30 @@ def do_mlock(
 
 
 @njit
-def do_mlockall(state: MapState, rules: I64, space: int, flags: int) -> int:
+def do_mlockall(state: Core, rules: I64, space: int, flags: int) -> int:
     """mlockall (``flags``: MCL_*) and munlockall (0): mm/mlock.c:apply_mlockall_flags."""
-    default = state.space_flags[space] & ~LOCK_MASK
+    default = state.spaces[space, S_FLAGS] & ~LOCK_MASK
     state.info[_NO_CHANGE] = 1
     if flags & MCL_FUTURE:
         default |= LOCKED
         if flags & MCL_ONFAULT:
             default |= LOCKONFAULT
-    state.space_flags[space] = default
+    state.spaces[space, S_FLAGS] = default
     if flags & MCL_FUTURE and not flags & MCL_CURRENT:
         return 0
     add = 0
     if flags & MCL_CURRENT:
         add = LOCK_MASK if flags & MCL_ONFAULT else LOCKED
-    slot = state.space_first[space]
+    slot = state.spaces[space, S_FIRST]
     while slot >= 0:
-        old = state.flags[slot]
+        old = state.vma[slot, V_FLAGS]
         wanted = (old & ~LOCK_MASK) | add
         if wanted != old and _lockable(old):
             state.info[_NO_CHANGE] = 0
-            slot = modify(state, rules, slot, state.start[slot], state.end[slot], wanted)
-        slot = state.next_slot[slot]
+            slot = modify(
+                state, rules, slot, state.vma[slot, V_START], state.vma[slot, V_END], wanted
+            )
+        slot = state.vma[slot, V_NEXT]
     if add:
         populate(state, space, 0, TASK_SIZE)
     return 0
@@ -558,76 +580,81 @@ def do_mlockall(state: MapState, rules: I64, space: int, flags: int) -> int:
 
 @njit
 def do_set_flag(
-    state: MapState, rules: I64, space: int, address: int, length: int, set_: int, clear: int
+    state: Core, rules: I64, space: int, address: int, length: int, set_: int, clear: int
 ) -> int:
     """Set or clear a flag over a range without holes (mseal, userfaultfd register)."""
     end = address + page_up(length)
     slot = find(state, space, address)
     scan = slot
     at = address
-    while scan >= 0 and state.start[scan] < end:
-        if state.start[scan] > at:
+    while scan >= 0 and state.vma[scan, V_START] < end:
+        if state.vma[scan, V_START] > at:
             return ENOMEM
-        at = state.end[scan]
-        scan = state.next_slot[scan]
+        at = state.vma[scan, V_END]
+        scan = state.vma[scan, V_NEXT]
     if at < end:
         return ENOMEM
     state.info[_NO_CHANGE] = 1
-    while slot >= 0 and state.start[slot] < end:
-        old = state.flags[slot]
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        old = state.vma[slot, V_FLAGS]
         flags = (old & ~clear) | set_
         if flags != old:
             state.info[_NO_CHANGE] = 0
             slot = modify(
-                state, rules, slot, max(address, state.start[slot]), min(end, state.end[slot]), flags
+                state,
+                rules,
+                slot,
+                max(address, state.vma[slot, V_START]),
+                min(end, state.vma[slot, V_END]),
+                flags,
             )
-        slot = state.next_slot[slot]
+        slot = state.vma[slot, V_NEXT]
     return 0
 
 
 @njit
-def do_touch_vmas(state: MapState, space: int, address: int, length: int) -> int:
+def do_touch_vmas(state: Core, space: int, address: int, length: int) -> int:
     """Mark the VMAs of a range without changing flags (mbind, set_mempolicy_home_node)."""
     end = address + page_up(length)
     slot = find(state, space, address)
-    while slot >= 0 and state.start[slot] < end:
+    while slot >= 0 and state.vma[slot, V_START] < end:
         mark(state, slot, TARGETS)
-        slot = state.next_slot[slot]
+        slot = state.vma[slot, V_NEXT]
     return 0
 
 
 @njit
-def do_brk(state: MapState, rules: I64, space: int, wanted: int, result: int) -> int:
+def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int:
     """brk(``wanted``); ``result``: the break that it returned, NONE unknown."""
-    old = state.space_brk[space]
+    old = state.spaces[space, S_BRK]
     state.info[_NO_CHANGE] = 1
     if wanted == _NONE:
         wanted = result
     if old == _NONE:  # the break was set before the recording: learn it
         known = result if result > 0 else wanted
         if known > 0:
-            state.space_brk[space] = known
+            state.spaces[space, S_BRK] = known
             state.info[_ADDRESS] = known
         return 0
     state.info[_ADDRESS] = old
-    if wanted == _NONE or wanted <= 0 or wanted == old:
+    if wanted <= 0 or wanted == old:  # NONE is negative
         return 0
     if result not in (_NONE, wanted):  # refused: brk returns the old break
-        state.space_brk[space] = result
+        state.spaces[space, S_BRK] = result
         state.info[_ADDRESS] = result
         return ENOMEM
-    lowest = state.space_brk_start[space]
+    lowest = state.spaces[space, S_BRK_START]
     if lowest != _NONE and wanted < lowest:
         return ENOMEM
     new_page = page_up(wanted)
     old_page = page_up(old)
     if new_page == old_page:
-        state.space_brk[space] = wanted
+        state.spaces[space, S_BRK] = wanted
         state.info[_ADDRESS] = wanted
         return 0
     if wanted < old:
         slot = find(state, space, old_page - 1)
-        if slot < 0 or state.start[slot] >= old_page:
+        if slot < 0 or state.vma[slot, V_START] >= old_page:
             return ENOMEM
         unmap(state, space, new_page, old_page)
     else:
@@ -635,12 +662,12 @@ def do_brk(state: MapState, rules: I64, space: int, wanted: int, result: int) ->
         guarded = following >= 0 and new_page + PAGE > guarded_start(state, rules, following)
         if guarded and result == _NONE:
             return ENOMEM
-        if following >= 0 and state.start[following] < new_page:
+        if following >= 0 and state.vma[following, V_START] < new_page:
             removed = unmap(state, space, old_page, new_page)
             state.info[_CONFLICTS] = removed
             state.numbers[_N_CONFLICTS] += removed
         previous = _below(state, space, old_page)
-        flags = READ | WRITE | MAY | ACCOUNT | state.space_flags[space]
+        flags = READ | WRITE | MAY | ACCOUNT | state.spaces[space, S_FLAGS]
         slot = merge_new(
             state, rules, previous, -1, old_page, new_page, flags, old_page >> 12, 0, -1, True
         )
@@ -648,45 +675,49 @@ def do_brk(state: MapState, rules: I64, space: int, wanted: int, result: int) ->
             slot = make(state, space, old_page, new_page, flags, old_page >> 12, 0, previous)
             mark(state, slot, CREATED)
         state.info[_TARGET] = slot
-        if state.space_flags[space] & LOCKED:
+        if state.spaces[space, S_FLAGS] & LOCKED:
             populate(state, space, old_page, new_page)
     state.info[_NO_CHANGE] = 0
-    state.space_brk[space] = wanted
+    state.spaces[space, S_BRK] = wanted
     state.info[_ADDRESS] = wanted
     return 0
 
 
 @njit
 def _move(
-    state: MapState, rules: I64, space: int, old: int, old_len: int, new: int, new_len: int, keep: bool
+    state: Core, rules: I64, space: int, old: int, old_len: int, new: int, new_len: int, keep: bool
 ) -> int:
     """mm/mremap.c:move_vma with copy_vma; ``keep``: MREMAP_DONTUNMAP."""
     source = find(state, space, old)
     mark(state, source, TARGETS)
-    flags = state.flags[source]
-    file = state.file[source]
-    pgoff = state.pgoff[source] + ((old - state.start[source]) >> 12)
-    if file == 0 and state.anon[source] == 0:
+    flags = state.vma[source, V_FLAGS]
+    file = state.vma[source, V_FILE]
+    pgoff = state.vma[source, V_PGOFF] + ((old - state.vma[source, V_START]) >> 12)
+    if file == 0 and state.vma[source, V_ANON] == 0:
         pgoff = new >> 12
     following = find(state, space, new)
-    previous = state.space_last[space] if following < 0 else state.prev_slot[following]
-    anon = state.anon[source]
-    chain = state.chain[source]
+    previous = state.spaces[space, S_LAST] if following < 0 else state.vma[following, V_PREV]
+    anon = state.vma[source, V_ANON]
+    chain = state.vma[source, V_CHAIN]
     slot = merge_new(
         state, rules, previous, following, new, new + new_len, flags, pgoff, file, source, False
     )
     if slot < 0:
         slot = make(state, space, new, new + new_len, flags, pgoff, file, previous)
-        state.anon[slot] = anon
-        state.chain[slot] = chain
+        state.vma[slot, V_ANON] = anon
+        state.vma[slot, V_CHAIN] = chain
         mark(state, slot, CREATED)
     state.info[_TARGET] = slot
     if keep:
         left = find(state, space, old)
-        state.flags[left] &= ~LOCK_MASK
-        if left != slot and state.start[left] == old and state.end[left] == old + old_len:
-            state.anon[left] = 0
-            state.chain[left] = 0
+        state.vma[left, V_FLAGS] &= ~LOCK_MASK
+        if (
+            left != slot
+            and state.vma[left, V_START] == old
+            and state.vma[left, V_END] == old + old_len
+        ):
+            state.vma[left, V_ANON] = 0
+            state.vma[left, V_CHAIN] = 0
     elif old_len:
         unmap(state, space, old, old + old_len)
     if flags & LOCKED and new_len > old_len:
@@ -696,7 +727,7 @@ def _move(
 
 @njit
 def do_mremap(
-    state: MapState,
+    state: Core,
     rules: I64,
     space: int,
     old: int,
@@ -721,7 +752,7 @@ def do_mremap(
         return EINVAL
     state.info[_ADDRESS] = old
     source = find(state, space, old)
-    outside = source < 0 or state.start[source] > old
+    outside = source < 0 or state.vma[source, V_START] > old
     if not fixed and not keep and old_len >= new_len:
         if outside and (rules[_CHECKS_FIRST] != 0 or old_len == new_len):
             return EFAULT
@@ -734,24 +765,33 @@ def do_mremap(
         return 0
     if outside:
         return EFAULT
-    if old_len == 0 and not state.flags[source] & (SHARED | MAYSHARE):
+    if old_len == 0 and not state.vma[source, V_FLAGS] & (SHARED | MAYSHARE):
         return EINVAL
-    if keep and state.flags[source] & SPECIAL:
+    if keep and state.vma[source, V_FLAGS] & SPECIAL:
         return EINVAL
     if fixed:
         return _move_fixed(state, rules, space, old, old_len, wish, new_len, keep)
-    if old + old_len > state.end[source]:
+    if old + old_len > state.vma[source, V_END]:
         return EFAULT
-    if new_len > old_len and state.flags[source] & SPECIAL and not state.flags[source] & HUGETLB:
+    if (
+        new_len > old_len
+        and state.vma[source, V_FLAGS] & SPECIAL
+        and not state.vma[source, V_FLAGS] & HUGETLB
+    ):
         return EFAULT
-    if not keep and old_len and old + old_len == state.end[source] and result in (_NONE, old):
-        end = state.end[source]
+    if (
+        not keep
+        and old_len
+        and old + old_len == state.vma[source, V_END]
+        and result in (_NONE, old)
+    ):
+        end = state.vma[source, V_END]
         top = old + new_len
-        following = state.next_slot[source]
-        if following < 0 or state.start[following] >= top:
+        following = state.vma[source, V_NEXT]
+        if following < 0 or state.vma[following, V_START] >= top:
             mark(state, source, TARGETS)
-            pgoff = state.pgoff[source] + ((end - state.start[source]) >> 12)
-            locked = state.flags[source] & LOCKED
+            pgoff = state.vma[source, V_PGOFF] + ((end - state.vma[source, V_START]) >> 12)
+            locked = state.vma[source, V_FLAGS] & LOCKED
             slot = merge_new(
                 state,
                 rules,
@@ -759,9 +799,9 @@ def do_mremap(
                 following,
                 end,
                 top,
-                state.flags[source],
+                state.vma[source, V_FLAGS],
                 pgoff,
-                state.file[source],
+                state.vma[source, V_FILE],
                 source,
                 False,
             )
@@ -776,12 +816,14 @@ def do_mremap(
         return ENOMEM
     target = result
     if target == _NONE:
-        shared = 1 if state.flags[source] & MAYSHARE else 2
-        offset = (state.pgoff[source] << 12) + (old - state.start[source])
+        shared = 1 if state.vma[source, V_FLAGS] & MAYSHARE else 2
+        offset = (state.vma[source, V_PGOFF] << 12) + (old - state.vma[source, V_START])
         if keep and wish > 0 and hint_fits(state, rules, space, wish, new_len):
             target = wish
         else:
-            target = search(state, rules, space, new_len, shared, state.file[source], offset)
+            target = search_core(
+                state, rules, space, new_len, shared, state.vma[source, V_FILE], offset
+            )
         if target < 0:
             return ENOMEM
     return _move_fixed(state, rules, space, old, old_len, target, new_len, keep)
@@ -789,15 +831,15 @@ def do_mremap(
 
 @njit
 def _move_fixed(
-    state: MapState, rules: I64, space: int, old: int, old_len: int, new: int, new_len: int, keep: bool
+    state: Core, rules: I64, space: int, old: int, old_len: int, new: int, new_len: int, keep: bool
 ) -> int:
     """Move to a known place: clear it, shrink, and move one VMA, or since 6.17 several."""
     state.info[_MREMAP_KIND] = _KIND_MOVE
     source = find(state, space, old)
     end = old + old_len
-    many = end > state.end[source]
+    many = end > state.vma[source, V_END]
     if many and (old_len != new_len or keep or rules[_MANY] == 0):
-        if old_len > new_len and old + new_len <= state.end[source]:
+        if old_len > new_len and old + new_len <= state.vma[source, V_END]:
             many = False
         else:
             state.info[_OVERLAPPED] += unmap(state, space, new, new + new_len)
@@ -812,9 +854,9 @@ def _move_fixed(
         return 0
     at = old
     slot = source
-    while slot >= 0 and state.start[slot] < end:
-        begin = max(at, state.start[slot])
-        top = min(end, state.end[slot])
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        begin = max(at, state.vma[slot, V_START])
+        top = min(end, state.vma[slot, V_END])
         target = new + (begin - old)
         state.info[_OVERLAPPED] += unmap(state, space, target, target + (top - begin))
         _move(state, rules, space, begin, top - begin, target, top - begin, False)
@@ -825,45 +867,45 @@ def _move_fixed(
 
 
 @njit
-def do_clear(state: MapState, space: int, role: int) -> None:
+def do_clear(state: Core, space: int, role: int) -> None:
     """Remove a whole address space (exit, exec); every VMA is marked."""
-    slot = state.space_first[space]
+    slot = state.spaces[space, S_FIRST]
     while slot >= 0:
         mark(state, slot, role)
-        slot = state.next_slot[slot]
+        slot = state.vma[slot, V_NEXT]
     clear_space(state, space)
-    state.space_flags[space] = 0
-    state.space_brk[space] = _NONE
-    state.space_brk_start[space] = _NONE
+    state.spaces[space, S_FLAGS] = 0
+    state.spaces[space, S_BRK] = _NONE
+    state.spaces[space, S_BRK_START] = _NONE
 
 
 @njit
-def do_fork(state: MapState, space: int, child: int, role: int) -> int:
+def do_fork(state: Core, space: int, child: int, role: int) -> int:
     """Copy a space (mm/mmap.c:dup_mmap, mm/rmap.c:anon_vma_fork); parents are marked."""
-    slot = state.space_first[space]
+    slot = state.spaces[space, S_FIRST]
     previous = -1
     while slot >= 0:
         mark(state, slot, role)
-        flags = state.flags[slot]
+        flags = state.vma[slot, V_FLAGS]
         if not flags & DONTFORK:
             new = make(
                 state,
                 child,
-                state.start[slot],
-                state.end[slot],
+                state.vma[slot, V_START],
+                state.vma[slot, V_END],
                 flags & ~LOCK_MASK & ~UFFD,
-                state.pgoff[slot],
-                state.file[slot],
+                state.vma[slot, V_PGOFF],
+                state.vma[slot, V_FILE],
                 previous,
             )
-            if state.anon[slot] != 0 and not flags & WIPEONFORK:
-                state.anon[new] = state.numbers[_NEXT_ANON]
-                state.chain[new] = 1
+            if state.vma[slot, V_ANON] != 0 and not flags & WIPEONFORK:
+                state.vma[new, V_ANON] = state.numbers[_NEXT_ANON]
+                state.vma[new, V_CHAIN] = 1
                 state.numbers[_NEXT_ANON] += 1
             previous = new
-        slot = state.next_slot[slot]
-    state.space_flags[child] = state.space_flags[space] & ~LOCK_MASK
-    state.space_brk[child] = state.space_brk[space]
-    state.space_brk_start[child] = state.space_brk_start[space]
-    state.space_mmap_base[child] = state.space_mmap_base[space]
+        slot = state.vma[slot, V_NEXT]
+    state.spaces[child, S_FLAGS] = state.spaces[space, S_FLAGS] & ~LOCK_MASK
+    state.spaces[child, S_BRK] = state.spaces[space, S_BRK]
+    state.spaces[child, S_BRK_START] = state.spaces[space, S_BRK_START]
+    state.spaces[child, S_MMAP_BASE] = state.spaces[space, S_MMAP_BASE]
     return 0

@@ -23,8 +23,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-I8 = NDArray[np.int8]
-I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 #: Entries of one leaf of the ordered index.
@@ -72,7 +70,9 @@ class Status(IntEnum):
 
     OK = 0
     NEED_SPACE = 1  # nothing was changed: grow the state and call again
-    FAILED = 2  # the call failed (by the trace, or by the kernel's rules); what it did first is done
+    FAILED = (
+        2  # the call failed (by the trace, or by the kernel's rules); what it did first is done
+    )
     IGNORED = 3  # this kind does not change the map
 
 
@@ -141,9 +141,69 @@ class Num(IntEnum):
     N = 16
 
 
-class MapState(NamedTuple):
-    """The VMA map of all address spaces.  S slots, L leaves, D directory entries, M spaces."""
+# Columns of ``Core.vma``, ``spaces``, ``leaf``, ``directory`` and ``effects``.
+V_START: Final = 0
+V_END: Final = 1
+V_FLAGS: Final = 2
+V_PGOFF: Final = 3
+V_FILE: Final = 4
+V_ANON: Final = 5
+V_CHAIN: Final = 6
+V_SPACE: Final = 7
+V_UID: Final = 8
+V_NEXT: Final = 9
+V_PREV: Final = 10
+V_LEAF_OF: Final = 11  # leaf of the index that holds it
+V_MARKED: Final = 12  # operation serial of its last write mark
+V_MARK_AT: Final = 13  # its entry in the effects of that operation
+_V_N: Final = 16  # 128 bytes: two cache lines a VMA
 
+S_FIRST: Final = 0
+S_LAST: Final = 1
+S_HINT: Final = 2  # last VMA looked up
+S_VMAS: Final = 3
+S_FLAGS: Final = 4
+S_BRK: Final = 5
+S_BRK_START: Final = 6
+S_MMAP_BASE: Final = 7
+S_DIR: Final = 8  # first directory entry
+S_DIR_LEN: Final = 9
+S_DIR_CAP: Final = 10
+_S_N: Final = 16
+
+L_LEN: Final = 0
+L_GAP: Final = 1  # largest free gap below one of its VMAs; -1 to be recomputed
+L_NEXT: Final = 2  # free list
+
+D_KEY: Final = 0  # lowest start of a leaf
+D_LEAF: Final = 1
+
+E_UID: Final = 0
+E_SLOT: Final = 1
+E_ROLE: Final = 2
+
+
+class Core(NamedTuple):
+    """The arrays behind a map.  Few of them, because compiled calls pass every one by value."""
+
+    vma: I64  # (S, 16) columns V_*
+    leaf_key: I64  # (L, FAN) start addresses, ascending
+    leaf_slot: I64  # (L, FAN)
+    leaf: I64  # (L, 4) columns L_*
+    directory: I64  # (D, 2) columns D_*
+    spaces: I64  # (M, 16) columns S_*
+    numbers: I64  # (Num.N,)
+    info: I64  # (Info.N,)
+    effects: I64  # (E, 4) columns E_*
+
+
+class MapState(NamedTuple):
+    """The VMA map of all address spaces.  S slots, M spaces, E effects.
+
+    All but ``core`` are views of its columns: int64, strided.
+    """
+
+    core: Core
     # -- VMAs, by slot (S,) -----------------------------------------------------------
     start: I64  # first address
     end: I64  # one past the last address
@@ -151,29 +211,12 @@ class MapState(NamedTuple):
     pgoff: I64  # pages: offset in the file; anonymous: address >> 12 where it was first mapped
     file: I64  # file id (inode); 0 anonymous
     anon: I64  # anon_vma identity; 0 none
-    chain: I8  # 1: anon_vma chain is longer than one (inherited over fork)
-    space: I32  # address space
     uid: I64  # vma id: the lock object
-    next_slot: I32  # VMA above in the same space, -1 last (or the free list)
-    prev_slot: I32  # VMA below, -1 first
-    leaf_of: I32  # leaf of the index that holds it
-    marked: I64  # operation serial of its last write mark
-    mark_at: I32  # its entry in the effects of that operation
-    # -- ordered index ------------------------------------------------------------------
-    leaf_start: I64  # (L, FAN) start addresses, ascending
-    leaf_slot: I32  # (L, FAN)
-    leaf_len: I32  # (L,)
-    leaf_gap: I64  # (L,) largest free gap below one of its VMAs; -1 to be recomputed
-    leaf_next: I32  # (L,) free list
-    dir_key: I64  # (D,) lowest start of a leaf
-    dir_leaf: I32  # (D,)
+    next_slot: I64  # VMA above in the same space, -1 last
+    prev_slot: I64  # VMA below, -1 first
     # -- address spaces (M,) --------------------------------------------------------------
-    space_dir: I64  # first directory entry
-    space_dir_len: I64
-    space_dir_cap: I64
-    space_first: I32  # lowest VMA, -1 none
-    space_last: I32  # highest VMA
-    space_hint: I32  # last VMA looked up
+    space_first: I64  # lowest VMA, -1 none
+    space_last: I64  # highest VMA
     space_vmas: I64  # number of VMAs
     space_flags: I64  # mm->def_flags: Vm.LOCKED | Vm.LOCKONFAULT after mlockall(MCL_FUTURE)
     space_brk: I64  # program break, NONE unknown
@@ -183,83 +226,74 @@ class MapState(NamedTuple):
     numbers: I64  # (Num.N,)
     info: I64  # (Info.N,) of the last call
     effect_uid: I64  # (E,) VMAs that vma_start_write marks in the last call, in the kernel's order
-    effect_slot: I32  # (E,) their slots (a removed VMA's slot may be in use again)
-    effect_role: I8  # (E,) plan.MarkSet
+    effect_slot: I64  # (E,) their slots (a removed VMA's slot may be in use again)
+    effect_role: I64  # (E,) plan.MarkSet
 
 
 #: mmap_base of x86-64 without randomisation: STACK_TOP minus the 128 MiB minimum gap
 #: (arch/x86/mm/mmap.c:mmap_base@6.18).
 DEFAULT_MMAP_BASE: Final = 0x7FFFF7FFF000
 
-_BY_SLOT: Final = (
-    "start end flags pgoff file anon chain space uid next_slot prev_slot leaf_of marked mark_at"
-).split()
-_BY_LEAF: Final = "leaf_start leaf_slot leaf_len leaf_gap leaf_next".split()
-_BY_DIR: Final = "dir_key dir_leaf".split()
-_BY_EFFECT: Final = "effect_uid effect_slot effect_role".split()
+
+def _views(core: Core) -> MapState:
+    vma, spaces, effects = core.vma, core.spaces, core.effects
+    return MapState(
+        core=core,
+        start=vma[:, V_START],
+        end=vma[:, V_END],
+        flags=vma[:, V_FLAGS],
+        pgoff=vma[:, V_PGOFF],
+        file=vma[:, V_FILE],
+        anon=vma[:, V_ANON],
+        uid=vma[:, V_UID],
+        next_slot=vma[:, V_NEXT],
+        prev_slot=vma[:, V_PREV],
+        space_first=spaces[:, S_FIRST],
+        space_last=spaces[:, S_LAST],
+        space_vmas=spaces[:, S_VMAS],
+        space_flags=spaces[:, S_FLAGS],
+        space_brk=spaces[:, S_BRK],
+        space_brk_start=spaces[:, S_BRK_START],
+        space_mmap_base=spaces[:, S_MMAP_BASE],
+        numbers=core.numbers,
+        info=core.info,
+        effect_uid=effects[:, E_UID],
+        effect_slot=effects[:, E_SLOT],
+        effect_role=effects[:, E_ROLE],
+    )
+
+
+def _new_core(spaces: int, slots: int) -> Core:
+    leaves = slots // 8 + 2 * spaces + 16
+    directory = 4 * leaves + 16 * spaces
+    core = Core(
+        vma=np.zeros((slots, _V_N), np.int64),
+        leaf_key=np.zeros((leaves, FAN), np.int64),
+        leaf_slot=np.zeros((leaves, FAN), np.int64),
+        leaf=np.zeros((leaves, 4), np.int64),
+        directory=np.zeros((directory, 2), np.int64),
+        spaces=np.zeros((spaces, _S_N), np.int64),
+        numbers=np.zeros(Num.N, np.int64),
+        info=np.zeros(Info.N, np.int64),
+        effects=np.zeros((slots + 64, 4), np.int64),
+    )
+    core.spaces[:, [S_FIRST, S_LAST, S_HINT]] = -1
+    core.spaces[:, [S_BRK, S_BRK_START]] = NONE
+    core.spaces[:, S_MMAP_BASE] = DEFAULT_MMAP_BASE
+    core.numbers[Num.NEXT_ANON] = 1
+    core.numbers[Num.NEXT_FILE] = 1 << 62
+    core.numbers[Num.FREE_SLOT] = -1
+    core.numbers[Num.FREE_LEAF] = -1
+    core.numbers[Num.SLOTS_FREE] = slots
+    core.numbers[Num.LEAVES_FREE] = leaves
+    return core
 
 
 def new_state(spaces: int, slots: int = 1024) -> MapState:
     """An empty map with ``spaces`` address spaces and room for about ``slots`` VMAs."""
     if spaces < 1 or slots < 1:
         raise ValueError(f"spaces and slots must be at least 1, not {spaces} and {slots}")
-    slots = max(slots, 64)
-    leaves = slots // 8 + 2 * spaces + 16
-    directory = 4 * leaves + 16 * spaces
-    effects = slots + 64
-
-    def i64(*shape: int) -> I64:
-        return np.zeros(shape, np.int64)
-
-    def i32(*shape: int) -> I32:
-        return np.zeros(shape, np.int32)
-
-    numbers = i64(Num.N)
-    numbers[Num.NEXT_ANON] = 1
-    numbers[Num.NEXT_FILE] = 1 << 62
-    numbers[Num.FREE_SLOT] = -1
-    numbers[Num.FREE_LEAF] = -1
-    numbers[Num.SLOTS_FREE] = slots
-    numbers[Num.LEAVES_FREE] = leaves
-    return MapState(
-        start=i64(slots),
-        end=i64(slots),
-        flags=i64(slots),
-        pgoff=i64(slots),
-        file=i64(slots),
-        anon=i64(slots),
-        chain=np.zeros(slots, np.int8),
-        space=i32(slots),
-        uid=i64(slots),
-        next_slot=i32(slots),
-        prev_slot=i32(slots),
-        leaf_of=i32(slots),
-        marked=i64(slots),
-        mark_at=i32(slots),
-        leaf_start=i64(leaves, FAN),
-        leaf_slot=i32(leaves, FAN),
-        leaf_len=i32(leaves),
-        leaf_gap=i64(leaves),
-        leaf_next=i32(leaves),
-        dir_key=i64(directory),
-        dir_leaf=i32(directory),
-        space_dir=i64(spaces),
-        space_dir_len=i64(spaces),
-        space_dir_cap=i64(spaces),
-        space_first=np.full(spaces, -1, np.int32),
-        space_last=np.full(spaces, -1, np.int32),
-        space_hint=np.full(spaces, -1, np.int32),
-        space_vmas=i64(spaces),
-        space_flags=i64(spaces),
-        space_brk=np.full(spaces, NONE, np.int64),
-        space_brk_start=np.full(spaces, NONE, np.int64),
-        space_mmap_base=np.full(spaces, DEFAULT_MMAP_BASE, np.int64),
-        numbers=numbers,
-        info=i64(Info.N),
-        effect_uid=i64(effects),
-        effect_slot=i32(effects),
-        effect_role=np.zeros(effects, np.int8),
-    )
+    return _views(_new_core(spaces, max(slots, 64)))
 
 
 def grow(state: MapState, factor: int = 2, *, spaces: int | None = None) -> MapState:
@@ -267,20 +301,15 @@ def grow(state: MapState, factor: int = 2, *, spaces: int | None = None) -> MapS
 
     Slots, ids and everything that a caller may hold stay valid; the arrays are new.
     """
-    wanted = max(spaces or 0, len(state.space_dir))
-    bigger = new_state(wanted, len(state.start) * factor)
-    for name in (*_BY_SLOT, *_BY_LEAF, *_BY_DIR, *_BY_EFFECT):
-        old, new = getattr(state, name), getattr(bigger, name)
-        if len(new) < len(old):
-            new = np.zeros_like(old)
-            bigger = bigger._replace(**{name: new})
-        new[: len(old)] = old
-    for name in MapState._fields:
-        if name.startswith("space_"):
-            old = getattr(state, name)
-            getattr(bigger, name)[: len(old)] = old
-    bigger.info[:] = state.info
-    bigger.numbers[:] = state.numbers
-    bigger.numbers[Num.SLOTS_FREE] += len(bigger.start) - len(state.start)
-    bigger.numbers[Num.LEAVES_FREE] += len(bigger.leaf_len) - len(state.leaf_len)
-    return bigger
+    old = state.core
+    new = _new_core(max(spaces or 0, len(old.spaces)), len(old.vma) * factor)
+    if len(new.directory) < len(old.directory):
+        new = new._replace(directory=np.zeros_like(old.directory))
+    for name in Core._fields:
+        if name != "numbers":
+            source = getattr(old, name)
+            getattr(new, name)[: len(source)] = source
+    new.numbers[:] = old.numbers
+    new.numbers[Num.SLOTS_FREE] += len(new.vma) - len(old.vma)
+    new.numbers[Num.LEAVES_FREE] += len(new.leaf) - len(old.leaf)
+    return _views(new)
