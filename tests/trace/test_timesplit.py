@@ -68,13 +68,27 @@ def test_alone_everything_is_service() -> None:
 
 
 def test_exposed_operations_wait_what_exceeds_the_low_quartile() -> None:
-    one, two = _split([*_quiet(*NINE), _op(0, 5000), _op(100, 3000, tid=2)])
+    one, two = _split([*_quiet(*NINE), _op(0, 5000), _op(0, 4000, tid=2)])
     assert _parts(one) == (1200, 3800, 0, 0)
-    assert _parts(two) == (1200, 1800, 0, 0)
+    assert _parts(two) == (1200, 2800, 0, 0)
+
+
+def test_nobody_waits_longer_than_the_others_were_there() -> None:
+    """The other overlaps by 2,000 ns: the rest of what exceeds the class is service."""
+    one, two = _split([*_quiet(*NINE), _op(0, 5000), _op(3000, 9000, tid=2)])
+    assert _parts(one) == (3000, 2000, 0, 0)
+    assert _parts(two) == (7000, 2000, 0, 0)
+
+
+def test_overlaps_of_several_are_counted_once() -> None:
+    """[100, 1100) and [600, 1600) cover 1,500 ns of [0, 5000), and [4000, 9000) 1,000 more."""
+    rows = [_op(0, 5000), _op(100, 1000, tid=2), _op(600, 1000, tid=3), _op(4000, 5000, tid=4)]
+    one = _split([*_quiet(*NINE), *rows])[0]
+    assert _parts(one) == (2500, 2500, 0, 0)
 
 
 def test_an_exposed_operation_faster_than_its_class_waited_nothing() -> None:
-    one, _ = _split([*_quiet(*NINE), _op(0, 900), _op(100, 3000, tid=2)])
+    one, _ = _split([*_quiet(*NINE), _op(0, 900), _op(0, 3000, tid=2)])
     assert _parts(one) == (900, 0, 0, 0)
 
 
@@ -84,8 +98,8 @@ def test_faults_do_not_expose_each_other() -> None:
 
 
 def test_a_writer_exposes_a_fault_and_the_fault_the_writer() -> None:
-    rows = [*_quiet(*NINE, kind=FAULT), _op(0, 5000, FAULT), _op(4999, 2000, MUNMAP, tid=2)]
-    fault, munmap = _split(rows)
+    rows = [*_quiet(*NINE, kind=FAULT), _op(0, 5000, FAULT), _op(1000, 2000, MUNMAP, tid=2)]
+    fault, munmap = _split([*rows, _op(3000, 9000, MUNMAP, tid=3)])[:2]
     assert _parts(fault) == (1200, 3800, 0, 0)
     # No quiet munmap: the default, 1,890 ns, but at most the class's own low quartile, 2,000.
     assert _parts(munmap) == (1890, 110, 0, 0)
@@ -109,7 +123,7 @@ def test_what_does_not_expose(other: dict[str, Any], what: str) -> None:
 
 
 def test_advice_that_changes_vmas_exposes() -> None:
-    huge = _op(100, 3000, MADVISE, tid=2, flags=14)  # MADV_HUGEPAGE
+    huge = _op(0, 5000, MADVISE, tid=2, flags=14)  # MADV_HUGEPAGE
     row = _split([*_quiet(*NINE, kind=FAULT), _op(0, 5000, FAULT), huge])[0]
     assert _parts(row) == (1200, 3800, 0, 0)
 
@@ -121,7 +135,7 @@ def test_contention_counts_without_exposure() -> None:
 
 
 def test_the_largest_of_the_three_is_the_wait() -> None:
-    beside = _op(1, 100_000, MUNMAP, tid=2)
+    beside = _op(0, 100_000, MUNMAP, tid=2)
     for off, contention, wait in ((0, 700, 3800), (4100, 700, 4100), (4100, 4300, 4300)):
         first = _op(0, 5000, blocked_inside_ns=off, contention_ns=contention)
         row = _split([*_quiet(*NINE), first, beside])[0]
@@ -220,13 +234,13 @@ def test_classes_do_not_mix(other_class: dict[str, Any]) -> None:
     """Nine slow operations of another class do not change what this one's are compared with."""
     slow = [row | other_class for row in _quiet(*(90_000 + n for n in NINE))]
     shifted = [row | {"begin_ns": row["begin_ns"] + 500_000} for row in slow]
-    row = _split([*_quiet(*NINE), *shifted, _op(0, 5000), _op(100, 3000, tid=2)])[0]
+    row = _split([*_quiet(*NINE), *shifted, _op(0, 5000), _op(0, 9000, tid=2)])[0]
     assert _parts(row) == (1200, 3800, 0, 0)
 
 
 def test_sizes_within_a_power_of_two_are_one_class() -> None:
     rows = [row | {"length": 5 * 4096} for row in _quiet(*NINE)]
-    beside = _op(100, 3000, MUNMAP, tid=2)
+    beside = _op(0, 9000, MUNMAP, tid=2)
     row = _split([*rows, _op(0, 5000) | {"length": 7 * 4096}, beside])[0]
     assert _parts(row) == (1200, 3800, 0, 0)
 
@@ -238,15 +252,16 @@ def test_disturbed_operations_do_not_enter_the_quartile() -> None:
     ops = frame(
         "operations",
         sorted(
-            [*_quiet(*NINE[:7]), *shifted, _op(0, 5000), _op(100, 3000, tid=2)],
+            [*_quiet(*NINE[:7]), *shifted, _op(0, 5000), _op(0, 6000, tid=2)],
             key=lambda row: row["begin_ns"],
         ),
     )
     done, report = split(ops)
     # The default is 1,890 but never above the class's low quartile over all: 500.
-    assert done.filter(pl.col("begin_ns") == 0)["service_ns"].to_list() == [500]
+    # 5,000 - 500 and 6,000 - 500 exceed it; the second's exposure is 5,000.
+    assert done.filter(pl.col("begin_ns") == 0)["service_ns"].to_list() == [500, 1000]
     assert report.default_service == 2
-    _, with_eight = split(ops.filter(pl.col("begin_ns") != 100))
+    _, with_eight = split(ops.filter(pl.col("tid") == 1))
     assert with_eight.default_service == 0  # nothing exposed, nothing asked for
 
 
@@ -283,36 +298,34 @@ def _operations(draw: st.DrawFn) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["begin_ns"])
 
 
-def _exposed(rows: list[dict[str, Any]], one: dict[str, Any]) -> bool:
-    """Rule 3's definition, pair by pair."""
+def _exposure_ns(rows: list[dict[str, Any]], one: dict[str, Any]) -> int:
+    """Rule 3's definition, nanosecond by nanosecond."""
+    covered: set[int] = set()
     for other in rows:
         if other["tid"] == one["tid"] or other["address_space"] != one["address_space"]:
             continue
         kinds = {one["kind"], other["kind"]}
-        if int(OpKind.CLONE) in kinds or MMAP not in kinds:
-            continue
-        if (
-            other["begin_ns"] < one["begin_ns"] + one["duration_ns"]
-            and one["begin_ns"] < other["begin_ns"] + other["duration_ns"]
-        ):
-            return True
-    return False
+        if int(OpKind.CLONE) not in kinds and MMAP in kinds:
+            covered |= set(range(other["begin_ns"], other["begin_ns"] + other["duration_ns"]))
+    return len(covered & set(range(one["begin_ns"], one["begin_ns"] + one["duration_ns"])))
 
 
 @given(rows=_operations())
 @settings(max_examples=150, deadline=None)
-def test_exposure_equals_the_pairwise_definition_and_time_is_conserved(
+def test_exposure_equals_its_definition_and_time_is_conserved(
     rows: list[dict[str, Any]],
 ) -> None:
-    done, report = split(frame("operations", rows))
-    assert report.exposed == sum(_exposed(rows, row) for row in rows)
-    total = done["service_ns"] + done["wait_ns"] + done["io_ns"]
-    assert total.to_list() == [row["duration_ns"] for row in rows]
-    for row, split_row in zip(rows, done.iter_rows(named=True), strict=True):
+    # With service at 0 by default the wait is what was recorded or the whole exposure.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timesplit, "DEFAULT_SERVICE_NS", dict.fromkeys(OpKind, 0))
+        patch.setattr(timesplit, "MIN_QUIET", len(rows) + 1)
+        done, report = split(frame("operations", rows))
+    exposures = [_exposure_ns(rows, row) for row in rows]
+    assert report.exposed == sum(exposure > 0 for exposure in exposures)
+    for row, exposure, parts in zip(rows, exposures, done.iter_rows(named=True), strict=True):
         recorded = max(row["blocked_inside_ns"], row["contention_ns"])
-        assert split_row["wait_ns"] >= min(recorded, row["duration_ns"])
-        if not _exposed(rows, row):
-            assert split_row["wait_ns"] == min(recorded, row["duration_ns"])
+        assert parts["wait_ns"] == min(max(recorded, exposure), row["duration_ns"])
+        assert parts["service_ns"] == row["duration_ns"] - parts["wait_ns"]
 
 
 @given(rows=_operations(), batch=st.integers(1, 5))
@@ -333,7 +346,7 @@ def test_finalise_rewrites_what_the_writer_has(
 ) -> None:
     """The same in memory and when the rows were spilled to disk."""
     monkeypatch.setattr(store, "HOLD_ROWS", hold)
-    rows = [*_quiet(*NINE), _op(0, 5000), _op(100, 3000, tid=2)]
+    rows = [*_quiet(*NINE), _op(0, 5000), _op(1, 9000, tid=2)]
     spans = [
         {"tid": 1, "off_ns": 1000 + n, "on_ns": 1001 + n, "reason": int(SpanEnd.PREEMPTED)}
         for n in range(0, 100, 10)
@@ -369,7 +382,7 @@ def test_many_samples_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(timesplit, "SAMPLE_ROWS", 64)
     monkeypatch.setattr(timesplit, "_BATCH_ROWS", 50)
     quiet = _quiet(*([1000, 1001, 1002, 1003] * 250))
-    ops = frame("operations", [*quiet, _op(0, 5000), _op(100, 3000, tid=2)])
+    ops = frame("operations", [*quiet, _op(0, 5000), _op(1, 9000, tid=2)])
     done, report = split(ops)
     (service,) = done.filter(pl.col("begin_ns") == 0)["service_ns"].to_list()
     assert 1000 <= service <= 1003
