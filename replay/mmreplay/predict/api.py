@@ -129,8 +129,8 @@ def predict(
     state, warnings = check_predictable(source, found, given)
     notes += warnings
     notes += [note for note in (from_note, to_note) if note]
-    base = _baseline(source, machine, costs, max(cores), exact)
     planner = Planner(source, scale_group)
+    base = _baseline(source, machine, costs, max(cores), exact)
     recorded_threads = planner.group_threads
     pairs: dict[int, Sequence[int]] | None = None
     if threads == "cores":
@@ -246,8 +246,8 @@ def replay(
             where="--cores",
             fix="give the number with --cores",
         )
-    base = _baseline(source, machine, costs, count, exact)
     planner = Planner(source, scale_group)
+    base = _baseline(source, machine, costs, count, exact)
     whole = exact or found.ops <= rooms.EXACT_OPS
     plans = [
         base.calibration.apply(plan) if base.calibration else plan
