@@ -146,7 +146,9 @@ def assemble(
     ``window_ns``: begin and end of the planned part; ``whole``: it reaches to the
     end of the trace, so the threads' tails count.
     """
-    columns = {name: getattr(out, name)[:n] for name in Out._fields[: Out._fields.index("copy") + 1]}
+    columns = {name: np.ascontiguousarray(out.ops[name][:n]) for name in out.ops.dtype.names or ()}
+    marks_first = np.concatenate([[0], columns["mark_end"]]).astype(np.int64)
+    deps_first = np.concatenate([[0], columns["dep_end"]]).astype(np.int64)
     order = np.lexsort((columns["row"], columns["thread"]))
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n)
@@ -157,9 +159,9 @@ def assemble(
     cpu = times.think_cpu_ns[index]
     blocked = times.think_blocked_ns[index].copy()
     cpu = cpu.copy()
-    mark_first, mark_vma = gather(order, out.mark_first, out.mark_vma)
-    _, mark_set = gather(order, out.mark_first, out.mark_set)
-    dep_first, dep_effect = gather(order, out.dep_first, out.dep_op)
+    mark_first, mark_vma = gather(order, marks_first, np.ascontiguousarray(out.marks["vma"]))
+    _, mark_set = gather(order, marks_first, out.marks["set"].astype(np.uint8))
+    dep_first, dep_effect = gather(order, deps_first, out.deps)
     # dense numbers for everything that the plan mentions
     both = np.concatenate([column["vma"], mark_vma])
     vma, uids = dense(both, -1)
@@ -197,7 +199,7 @@ def assemble(
         thread_loop=loop_points(thread_first, column["op"], ended),
         thread_tail_cpu_ns=threads.tail_cpu_ns[who] * tail,
         thread_tail_blocked_ns=threads.tail_blocked_ns[who] * tail,
-        op=column["op"],
+        op=column["op"].astype(np.uint8),
         mm=mm,
         child_mm=child_mm,
         traits=column["traits"],
@@ -214,14 +216,14 @@ def assemble(
         first_page=column["first_page"],
         last_page=column["last_page"],
         scale=np.full(n, SCALE_ONE, np.int32),
-        row=np.where(column["copy"] == 0, column["row"], -1),
+        row=np.where(column["clone"] == 0, column["row"], -1),
         mark_first=mark_first,
         mark_vma=marked,
         mark_set=mark_set,
         dep_first=dep_first,
         dep_op=rank[dep_effect],
         vma_mm=vma_mm,
-        anon_initial=w.anon_initial[anon_ids],
+        anon_initial=w.bits["initial"][anon_ids],
         table_initial=w.table_initial[table_ids],
         mm_users=users,
         n_files=len(file_ids),

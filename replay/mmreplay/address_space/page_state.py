@@ -35,77 +35,68 @@ _NEXT_TABLE: Final = 2
 META: Final = 3
 
 
+SLOT: Final = np.dtype(
+    [
+        ("seen", np.uint64),  # threads (number modulo 64) that faulted in it
+        ("region", np.int64),
+        ("n_present", np.int32),  # pages not ABSENT
+        ("table", np.int32),  # number of this life of the page-table page
+        ("space", np.int32),
+        ("next", np.int32),  # of the same space, or of the free list
+        ("prev", np.int32),
+        ("scratch", np.int32),  # used by collect()
+        ("huge", np.int32),  # mapped by one huge page
+    ],
+    align=True,
+)
+SPACE: Final = np.dtype([("head", np.int32), ("n_regions", np.int32)])
+
+
 class PageState(NamedTuple):
-    """S region slots, H hash buckets, M address spaces."""
+    """S region slots, H hash buckets, M address spaces.  Few arrays: calls pass each by value."""
 
     key: NDArray[np.int64]  # (H,) space << 40 | region, -1 empty
     bucket: NDArray[np.int32]  # (H,) slot
     state: NDArray[np.uint8]  # (S, PAGES)
     last_use: NDArray[np.int32]  # (S, PAGES) position of the last fault, -1 none
-    n_present: NDArray[np.int32]  # (S,) pages not ABSENT
-    table: NDArray[np.int32]  # (S,) number of this life of the page-table page
-    seen: NDArray[np.uint64]  # (S,) threads (number modulo 64) that faulted in it
-    huge: NDArray[np.uint8]  # (S,) mapped by one huge page
-    region: NDArray[np.int64]  # (S,)
-    space: NDArray[np.int32]  # (S,)
-    next: NDArray[np.int32]  # (S,) of the same space, or of the free list
-    prev: NDArray[np.int32]  # (S,)
-    scratch: NDArray[np.int32]  # (S,)
-    head: NDArray[np.int32]  # (M,)
-    n_regions: NDArray[np.int32]  # (M,)
+    slot: NDArray[np.void]  # (S,) SLOT
+    spaces: NDArray[np.void]  # (M,) SPACE
     meta: NDArray[np.int64]  # (META,)
 
 
 def make_pages(spaces: int, slots: int = 256) -> PageState:
     """Empty state with room for ``slots`` regions (a power of two)."""
-    chain = np.arange(1, slots + 1, dtype=np.int32)
-    chain[-1] = -1
+    slot = np.zeros(slots, SLOT)
+    slot["next"] = np.arange(1, slots + 1)
+    slot["next"][-1] = -1
+    slot["table"] = slot["space"] = slot["prev"] = -1
+    space = np.zeros(spaces, SPACE)
+    space["head"] = -1
     return PageState(
         key=np.full(slots * 4, -1, np.int64),
         bucket=np.zeros(slots * 4, np.int32),
         state=np.zeros((slots, PAGES), np.uint8),
         last_use=np.full((slots, PAGES), -1, np.int32),
-        n_present=np.zeros(slots, np.int32),
-        table=np.full(slots, -1, np.int32),
-        seen=np.zeros(slots, np.uint64),
-        huge=np.zeros(slots, np.uint8),
-        region=np.zeros(slots, np.int64),
-        space=np.full(slots, -1, np.int32),
-        next=chain,
-        prev=np.full(slots, -1, np.int32),
-        scratch=np.zeros(slots, np.int32),
-        head=np.full(spaces, -1, np.int32),
-        n_regions=np.zeros(spaces, np.int32),
+        slot=slot.view(np.recarray),
+        spaces=space.view(np.recarray),
         meta=np.array([0, 0, 0], np.int64),
     )
 
 
 def grow_pages(old: PageState, need: int) -> PageState:
     """The same state with room for ``need`` more regions."""
-    slots = len(old.table)
+    slots = len(old.slot)
     wanted = slots
     while wanted - int(old.meta[_USED]) < need:
         wanted *= 2
     if wanted == slots:
         return old
-    new = make_pages(len(old.head), wanted)
-    for name in (
-        "state",
-        "last_use",
-        "n_present",
-        "table",
-        "seen",
-        "huge",
-        "region",
-        "space",
-        "next",
-        "prev",
-    ):
+    new = make_pages(len(old.spaces), wanted)
+    for name in ("state", "last_use", "slot"):
         getattr(new, name)[:slots] = getattr(old, name)
-    new.head[:] = old.head
-    new.n_regions[:] = old.n_regions
+    new.spaces[:] = old.spaces
     new.meta[:] = old.meta
-    new.next[wanted - 1] = int(old.meta[_FREE])
+    new.slot["next"][wanted - 1] = int(old.meta[_FREE])
     new.meta[_FREE] = slots
     _rehash(new)
     return new
@@ -124,20 +115,20 @@ def _bucket_of(p, key):
 
 @njit
 def _rehash(p):
-    for space in range(len(p.head)):
-        slot = p.head[space]
+    for space in range(len(p.spaces)):
+        slot = p.spaces[space].head
         while slot >= 0:
-            key = (np.int64(space) << 40) | p.region[slot]
+            key = (np.int64(space) << 40) | p.slot[slot].region
             at = _bucket_of(p, key)
             p.key[at] = key
             p.bucket[at] = slot
-            slot = p.next[slot]
+            slot = p.slot[slot].next
 
 
 @njit
 def regions_free(p):
     """Regions that can still be made without growing."""
-    return len(p.table) - p.meta[_USED]
+    return len(p.slot) - p.meta[_USED]
 
 
 @njit
@@ -161,34 +152,34 @@ def make(p, space, region):
     if p.key[at] != -1:
         return p.bucket[at]
     slot = np.int32(p.meta[_FREE])
-    p.meta[_FREE] = p.next[slot]
+    p.meta[_FREE] = p.slot[slot].next
     p.meta[_USED] += 1
     p.key[at] = key
     p.bucket[at] = slot
     p.state[slot, :] = ABSENT
     p.last_use[slot, :] = -1
-    p.n_present[slot] = 0
-    p.table[slot] = p.meta[_NEXT_TABLE]
+    p.slot[slot].n_present = 0
+    p.slot[slot].table = p.meta[_NEXT_TABLE]
     p.meta[_NEXT_TABLE] += 1
-    p.seen[slot] = 0
-    p.huge[slot] = 0
-    p.region[slot] = region
-    p.space[slot] = space
-    first = p.head[space]
-    p.next[slot] = first
-    p.prev[slot] = -1
+    p.slot[slot].seen = 0
+    p.slot[slot].huge = 0
+    p.slot[slot].region = region
+    p.slot[slot].space = space
+    first = p.spaces[space].head
+    p.slot[slot].next = first
+    p.slot[slot].prev = -1
     if first >= 0:
-        p.prev[first] = slot
-    p.head[space] = slot
-    p.n_regions[space] += 1
+        p.slot[first].prev = slot
+    p.spaces[space].head = slot
+    p.spaces[space].n_regions += 1
     return slot
 
 
 @njit
 def _free(p, slot):
     mask = len(p.key) - 1
-    space = p.space[slot]
-    hole = _bucket_of(p, (np.int64(space) << 40) | p.region[slot])
+    space = p.slot[slot].space
+    hole = _bucket_of(p, (np.int64(space) << 40) | p.slot[slot].region)
     # backward-shift deletion: no tombstones, so look-ups stay short
     at = (hole + 1) & mask
     while p.key[at] != -1:
@@ -199,17 +190,17 @@ def _free(p, slot):
             hole = at
         at = (at + 1) & mask
     p.key[hole] = -1
-    before = p.prev[slot]
-    after = p.next[slot]
+    before = p.slot[slot].prev
+    after = p.slot[slot].next
     if before >= 0:
-        p.next[before] = after
+        p.slot[before].next = after
     else:
-        p.head[space] = after
+        p.spaces[space].head = after
     if after >= 0:
-        p.prev[after] = before
-    p.n_regions[space] -= 1
-    p.space[slot] = -1
-    p.next[slot] = p.meta[_FREE]
+        p.slot[after].prev = before
+    p.spaces[space].n_regions -= 1
+    p.slot[slot].space = -1
+    p.slot[slot].next = p.meta[_FREE]
     p.meta[_FREE] = slot
     p.meta[_USED] -= 1
 
@@ -220,18 +211,18 @@ def collect(p, space, first, last):
     r0 = first >> REGION_SHIFT
     r1 = last >> REGION_SHIFT
     n = 0
-    if r1 - r0 >= p.n_regions[space]:
-        slot = p.head[space]
+    if r1 - r0 >= p.spaces[space].n_regions:
+        slot = p.spaces[space].head
         while slot >= 0:
-            if r0 <= p.region[slot] <= r1:
-                p.scratch[n] = slot
+            if r0 <= p.slot[slot].region <= r1:
+                p.slot[n].scratch = slot
                 n += 1
-            slot = p.next[slot]
+            slot = p.slot[slot].next
         return n
     for r in range(r0, r1 + 1):
         slot = find(p, space, r)
         if slot >= 0:
-            p.scratch[n] = slot
+            p.slot[n].scratch = slot
             n += 1
     return n
 
@@ -239,7 +230,7 @@ def collect(p, space, first, last):
 @njit
 def bounds(p, slot, first, last):
     """Indices (from, to) of pages ``first..last`` inside a region; ``to`` is exclusive."""
-    base = p.region[slot] << REGION_SHIFT
+    base = p.slot[slot].region << REGION_SHIFT
     return max(first - base, 0), min(last - base + 1, PAGES)
 
 
@@ -249,11 +240,11 @@ def count(p, space, first, last):
     n = collect(p, space, first, last)
     pages = 0
     for k in range(n):
-        slot = p.scratch[k]
+        slot = p.slot[k].scratch
         lo, hi = bounds(p, slot, first, last)
         if lo == 0 and hi == PAGES:
-            pages += p.n_present[slot]
-        elif p.n_present[slot] > 0:
+            pages += p.slot[slot].n_present
+        elif p.slot[slot].n_present > 0:
             for i in range(lo, hi):
                 pages += p.state[slot, i] != ABSENT
     return pages, n
@@ -265,8 +256,8 @@ def zap(p, space, first, last):
     n = collect(p, space, first, last)
     pages = 0
     for k in range(n):
-        slot = p.scratch[k]
-        if p.n_present[slot] == 0:
+        slot = p.slot[k].scratch
+        if p.slot[slot].n_present == 0:
             continue
         lo, hi = bounds(p, slot, first, last)
         here = 0
@@ -274,8 +265,8 @@ def zap(p, space, first, last):
             if p.state[slot, i] != ABSENT:
                 p.state[slot, i] = ABSENT
                 here += 1
-        p.n_present[slot] -= here
-        p.huge[slot] = 0
+        p.slot[slot].n_present -= here
+        p.slot[slot].huge = 0
         pages += here
     return pages, n
 
@@ -293,7 +284,7 @@ def free_tables(p, space, floor, ceiling):
         return 0
     n = collect(p, space, first << REGION_SHIFT, (last << REGION_SHIFT) + PAGES - 1)
     for k in range(n):
-        _free(p, p.scratch[k])
+        _free(p, p.slot[k].scratch)
     return n
 
 
@@ -301,9 +292,9 @@ def free_tables(p, space, floor, ceiling):
 def put(p, slot, i, state):
     """Set the state of page ``i`` of a region."""
     if p.state[slot, i] == ABSENT and state != ABSENT:
-        p.n_present[slot] += 1
+        p.slot[slot].n_present += 1
     elif p.state[slot, i] != ABSENT and state == ABSENT:
-        p.n_present[slot] -= 1
+        p.slot[slot].n_present -= 1
     p.state[slot, i] = state
 
 
@@ -323,7 +314,7 @@ def populate(p, space, first, last, state):
         for i in range(lo, hi):
             if p.state[slot, i] == ABSENT:
                 p.state[slot, i] = state
-                p.n_present[slot] += 1
+                p.slot[slot].n_present += 1
                 filled += 1
     return filled, made
 
@@ -338,9 +329,9 @@ def move(p, space, old, new, pages):
     moved = 0
     # make() does not touch scratch, so the list stays valid
     for k in range(n):
-        slot = p.scratch[k]
+        slot = p.slot[k].scratch
         lo, hi = bounds(p, slot, old, old + pages - 1)
-        base = p.region[slot] << REGION_SHIFT
+        base = p.slot[slot].region << REGION_SHIFT
         for i in range(lo, hi):
             state = p.state[slot, i]
             use = p.last_use[slot, i]
@@ -365,10 +356,10 @@ def fork(p, parent, child):
     """
     pages = 0
     tables = 0
-    slot = p.head[parent]
+    slot = p.spaces[parent].head
     while slot >= 0:
-        if p.n_present[slot] > 0:
-            other = make(p, child, p.region[slot])
+        if p.slot[slot].n_present > 0:
+            other = make(p, child, p.slot[slot].region)
             tables += 1
             for i in range(PAGES):
                 state = p.state[slot, i]
@@ -378,11 +369,11 @@ def fork(p, parent, child):
                 if state == COW:
                     pages += 1
                 p.state[other, i] = state
-            p.n_present[other] = p.n_present[slot]
-            p.huge[other] = p.huge[slot]
+            p.slot[other].n_present = p.slot[slot].n_present
+            p.slot[other].huge = p.slot[slot].huge
             # fork built it: no thread of the child can find it missing
-            p.seen[other] = ~np.uint64(0)
-        slot = p.next[slot]
+            p.slot[other].seen = ~np.uint64(0)
+        slot = p.slot[slot].next
     return pages, tables
 
 
@@ -391,9 +382,9 @@ def drop_space(p, space):
     """Free everything of a space; returns (pages, tables)."""
     pages = 0
     tables = 0
-    while p.head[space] >= 0:
-        slot = p.head[space]
-        pages += p.n_present[slot]
+    while p.spaces[space].head >= 0:
+        slot = p.spaces[space].head
+        pages += p.slot[slot].n_present
         tables += 1
         _free(p, slot)
     return pages, tables

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from mmreplay.address_space import page_state as pages_
@@ -19,10 +21,26 @@ from mmreplay.address_space.opmap import (
 from mmreplay.address_space.page_state import ANON, CACHE, DIRTY, PAGES, REGION_SHIFT, ZERO
 from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.plan_fault import anon_slot_of, vma_traits
-from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep, flush_late, note_late
+from mmreplay.address_space.plan_state import Count, Cursor, Status, flush_late, note_late
 from mmreplay.address_space.vma_index import find
-from mmreplay.address_space.vma_map import apply
-from mmreplay.address_space.vma_state import NEED_SPACE, NONE, Info, Vm
+from mmreplay.address_space.vma_state import (
+    E_ROLE,
+    E_UID,
+    NONE,
+    S_BRK,
+    S_FLAGS,
+    S_LAST,
+    S_VMAS,
+    V_END,
+    V_FILE,
+    V_FLAGS,
+    V_NEXT,
+    V_PREV,
+    V_START,
+    V_UID,
+    Info,
+    Vm,
+)
 from mmreplay.jit import njit
 from mmreplay.schema import OpKind
 
@@ -104,9 +122,14 @@ _C_STALE = int(Count.STALE_PAGES)
 _C_BRK = int(Count.BRK_UNKNOWN)
 _MARKS = int(Cursor.MARKS)
 _NEED = int(Cursor.NEED)
-_GROW_MAP = int(Status.GROW_MAP)
 _GROW_PAGES = int(Status.GROW_PAGES)
 _SETS = 7
+_A_BREAK = 11  # w.args: the break before the call
+
+#: What comes next for an operation.
+STAGE_DONE: Final = 0
+STAGE_APPLY: Final = 1
+STAGE_FINISH: Final = 2
 
 
 @njit
@@ -116,9 +139,9 @@ def copy_marks(m, w, out):
     at = w.cursor[_MARKS]
     for mark_set in range(1, _SETS):
         for k in range(n):
-            if m.effect_role[k] == mark_set:
-                out.mark_vma[at] = m.effect_uid[k]
-                out.mark_set[at] = mark_set
+            if m.effects[k, E_ROLE] == mark_set:
+                out.marks[at].vma = m.effects[k, E_UID]
+                out.marks[at].set = mark_set
                 at += 1
     w.cursor[_MARKS] = at
 
@@ -136,17 +159,17 @@ def range_deps(p, s, w, out, thread, space, first, last, users):
         start, end, value = segments_.next_range(s, space, page, last + 1)
         if start < 0:
             break
-        if value >= 0 and out.thread[value] != thread:
+        if value >= 0 and out.ops[value].thread != thread:
             n = note_late(w, out, n, value)
         page = end
     if users:
         found = pages_.collect(p, space, first, last)
         for k in range(found):
-            slot = p.scratch[k]
+            slot = p.slot[k].scratch
             lo, hi = pages_.bounds(p, slot, first, last)
             for i in range(lo, hi):
                 op = p.last_use[slot, i]
-                if op >= 0 and out.thread[op] != thread:
+                if op >= 0 and out.ops[op].thread != thread:
                     n = note_late(w, out, n, op)
     flush_late(w, out, n, thread)
 
@@ -156,7 +179,7 @@ def forget_uses(p, space, first, last):
     """The pages belong to a new mapping: nobody has used them."""
     found = pages_.collect(p, space, first, last)
     for k in range(found):
-        slot = p.scratch[k]
+        slot = p.slot[k].scratch
         lo, hi = pages_.bounds(p, slot, first, last)
         for i in range(lo, hi):
             p.last_use[slot, i] = -1
@@ -171,9 +194,9 @@ def release(m, p, space, first, last):
     zapped, tables = pages_.zap(p, space, first, last)
     forget_uses(p, space, first, last)
     above = find(m, space, (last + 1) << 12)
-    ceiling = (m.start[above] >> 12) if above >= 0 else np.int64(1) << 45
-    below = m.prev_slot[above] if above >= 0 else m.space_last[space]
-    floor = (m.end[below] >> 12) if below >= 0 else np.int64(0)
+    ceiling = (m.vma[above, V_START] >> 12) if above >= 0 else np.int64(1) << 45
+    below = m.vma[above, V_PREV] if above >= 0 else m.spaces[space, S_LAST]
+    floor = (m.vma[below, V_END] >> 12) if below >= 0 else np.int64(0)
     # only what this call uncovered: older holes lost their tables when they were made
     freed = pages_.free_tables(
         p,
@@ -190,22 +213,22 @@ def fill(m, p, w, space, first, last, write):
     filled = 0
     before = p.meta[2]
     slot = find(m, space, first << 12)
-    while slot >= 0 and m.start[slot] >> 12 <= last:
-        flags = m.flags[slot]
+    while slot >= 0 and m.vma[slot, V_START] >> 12 <= last:
+        flags = m.vma[slot, V_FLAGS]
         if flags & _V_ACCESS:
             private = flags & _V_SHARED == 0
             writes = write and flags & _V_WRITE != 0
-            if m.file[slot] == 0:
+            if m.vma[slot, V_FILE] == 0:
                 state = ANON if writes else ZERO
             elif private:
                 state = ANON if writes else CACHE
             else:
                 state = DIRTY if writes else CACHE
-            lo = max(first, m.start[slot] >> 12)
-            hi = min(last, (m.end[slot] >> 12) - 1)
+            lo = max(first, m.vma[slot, V_START] >> 12)
+            hi = min(last, (m.vma[slot, V_END] >> 12) - 1)
             n, _ = pages_.populate(p, space, lo, hi, state)
             filled += n
-        slot = m.next_slot[slot]
+        slot = m.vma[slot, V_NEXT]
     for table in range(before, p.meta[2]):
         w.table_initial[table] = 1  # the populating call made it: nobody else finds it missing
     return filled, (last >> REGION_SHIFT) - (first >> REGION_SHIFT) + 1
@@ -216,21 +239,21 @@ def look(m, w, out, o, space, first, last):
     """VMAs of a range for calls that do not change the map; returns their traits."""
     slot = find(m, space, first << 12)
     end = (last + 1) << 12
-    if slot < 0 or m.start[slot] >= end:
+    if slot < 0 or m.vma[slot, V_START] >= end:
         return _T_HOLE
-    traits = vma_traits(w, m.flags[slot], m.file[slot])
-    out.vma[o] = m.uid[slot]
-    out.file[o] = m.file[slot]
-    if m.flags[slot] & _V_SHARED == 0:
-        out.anon_slot[o] = anon_slot_of(m, w, slot)
+    traits = vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
+    out.ops[o].vma = m.vma[slot, V_UID]
+    out.ops[o].file = m.vma[slot, V_FILE]
+    if m.vma[slot, V_FLAGS] & _V_SHARED == 0:
+        out.ops[o].anon_slot = anon_slot_of(m, w, slot)
     n = 1
-    if m.end[slot] < end:
+    if m.vma[slot, V_END] < end:
         traits |= _T_MULTI
-    slot = m.next_slot[slot]
-    while slot >= 0 and m.start[slot] < end:
+    slot = m.vma[slot, V_NEXT]
+    while slot >= 0 and m.vma[slot, V_START] < end:
         n += 1
-        slot = m.next_slot[slot]
-    out.vmas[o] = n
+        slot = m.vma[slot, V_NEXT]
+    out.ops[o].vmas = n
     return traits
 
 
@@ -252,107 +275,126 @@ def _describe(m, w, out, o, target, changed):
     if info[_I_NEXT_DOWN] == 1:
         traits |= _T_NEXT_DOWN
     slot = info[_I_TARGET] if target else info[_I_FIRST]
-    out.vmas[o] = info[_I_VMAS]
+    out.ops[o].vmas = info[_I_VMAS]
     if target:
         if slot >= 0:
-            traits |= vma_traits(w, m.flags[slot], m.file[slot])
-            out.vma[o] = m.uid[slot]
-            out.file[o] = m.file[slot]
-            if m.flags[slot] & _V_SHARED == 0:
-                out.anon_slot[o] = anon_slot_of(m, w, slot)
+            traits |= vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
+            out.ops[o].vma = m.vma[slot, V_UID]
+            out.ops[o].file = m.vma[slot, V_FILE]
+            if m.vma[slot, V_FLAGS] & _V_SHARED == 0:
+                out.ops[o].anon_slot = anon_slot_of(m, w, slot)
     elif info[_I_VMAS] > 0:
         traits |= vma_traits(w, info[_I_FIRST_FLAGS], info[_I_FIRST_FILE])
-        out.vma[o] = info[_I_FIRST_UID]
-        out.file[o] = info[_I_FIRST_FILE]
+        out.ops[o].vma = info[_I_FIRST_UID]
+        out.ops[o].file = info[_I_FIRST_FILE]
     else:
         traits |= _T_HOLE
     return traits
 
 
 @njit
-def plan_call(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options):
-    """Plan the call in row ``i`` (not a fault, not a process event); returns a Status."""
-    kind = rows.kind[i]
-    flags = rows.flags[i]
-    errno = rows.errno[i]
+def _shape(rows, i):
+    """(address, first page, last page) that the call is about."""
+    kind = rows[i].kind
+    address = rows[i].address
+    if (kind == _MMAP and rows[i].errno == 0 and rows[i].result != 0) or (
+        kind == _BRK and rows[i].result > 0
+    ):
+        address = rows[i].result
+    first = address >> 12
+    return address, first, first + max((rows[i].length + 4095) >> 12, 1) - 1
+
+
+@njit
+def prepare_call(rows, i, m, p, w, out, o, space):
+    """The program of a call and its arguments for the VMA map, in ``w.args``.
+
+    Returns (Status, next stage).
+    """
+    kind = rows[i].kind
+    flags = rows[i].advice
+    errno = rows[i].errno
     failed = errno != 0
     op = PROGRAM[kind & 63, min(max(flags, 0), 127)]
+    out.ops[o].op = op
     if failed and BEFORE_LOCK[kind & 63, min(max(errno, 0), 255)]:
-        op = np.uint8(_NONE_OP)
-        out.op[o] = op
-        return 0
-    length = rows.length[i]
-    address = rows.address[i]
-    if kind == _MMAP and not failed:
-        address = rows.result[i] if rows.result[i] != 0 else address
-    if kind == _BRK:
-        address = rows.result[i] if rows.result[i] > 0 else address
-    pages = (length + 4095) >> 12
-    first = address >> 12
-    last = first + max(pages, 1) - 1
-    maker = np.int64(o) if inside else np.int64(-2)
+        out.ops[o].op = _NONE_OP
+        return 0, STAGE_DONE
+    length = rows[i].length
     # mprotect, madvise and mlock of nothing return before the lock
     if (
         length == 0
         and not failed
         and kind in (_MPROTECT, _PKEY_MPROTECT, _MADVISE, _MLOCK, _MUNLOCK)
     ):
-        out.op[o] = _NONE_OP
-        return 0
+        out.ops[o].op = _NONE_OP
+        return 0, STAGE_DONE
     # room for what the call may populate or move, before anything changes
+    pages = (length + 4095) >> 12
     fills = (
         (kind == _MMAP and flags & _MAP_POPULATE)
         or op == _MADV_POPULATE
         or kind in (_MLOCK, _UFFD, _MREMAP_KIND)
     )
     need = np.int64(8)
-    if not failed and (kind in (_MMAP, _BRK, _MLOCK, _UFFD, _MREMAP_KIND) or op == _MADV_POPULATE):
-        # a mapping may populate unasked after mlockall(MCL_FUTURE): bounded by the fill below
-        if kind == _BRK and m.space_brk[space] != NONE:
-            pages = (abs(rows.result[i] - m.space_brk[space]) + 4095) >> 12
-        need = (pages >> REGION_SHIFT) + 8 if fills or m.space_flags[space] != 0 else need
+    if not failed and (fills or (kind in (_MMAP, _BRK) and m.spaces[space, S_FLAGS] != 0)):
+        if kind == _BRK and m.spaces[space, S_BRK] != NONE:
+            pages = (abs(rows[i].result - m.spaces[space, S_BRK]) + 4095) >> 12
+        need = (pages >> REGION_SHIFT) + 8
     if pages_.regions_free(p) < need or len(w.table_initial) - p.meta[2] < need:
         w.cursor[_NEED] = need
-        return _GROW_PAGES
-    old_break = m.space_brk[space]
-    asked = rows.result[i] if length > 0 else np.int64(0)  # brk: where address2 is null
-    result = -np.int64(errno) if failed else rows.result[i]
+        return _GROW_PAGES, STAGE_DONE
     if kind == _PROC_READ:
         m.info[:] = 0
-    else:
-        if result == 0 and kind in (_MMAP, _BRK, _MREMAP_KIND, _SHMAT):
-            result = NONE  # null in the trace: the rules decide
-        status = apply(
-            m,
-            rules,
-            space,
-            kind,
-            rows.address[i] if rows.has_address[i] else NONE,
-            length,
-            rows.address2[i] if kind != _BRK or rows.address2[i] > 0 else asked,
-            rows.length2[i],
-            np.int64(rows.prot[i]),
-            flags,
-            rows.file_offset[i],
-            np.int64(rows.file[i]) + 1,
-            result,
-        )
-        if status == NEED_SPACE:
-            return _GROW_MAP
+        return 0, STAGE_FINISH
+    result = -np.int64(errno) if failed else rows[i].result
+    if result == 0 and kind in (_MMAP, _BRK, _MREMAP_KIND, _SHMAT):
+        result = NONE  # null in the trace: the rules decide
+    address2 = rows[i].address2
+    if kind == _BRK:
+        w.args[_A_BREAK] = m.spaces[space, S_BRK]
+        if address2 == 0 and length > 0:
+            address2 = rows[i].result
+    w.args[0] = space
+    w.args[1] = kind
+    w.args[2] = rows[i].address if rows[i].has_address else NONE
+    w.args[3] = length
+    w.args[4] = address2
+    w.args[5] = rows[i].length2
+    w.args[6] = rows[i].prot
+    w.args[7] = flags
+    w.args[8] = rows[i].file_offset
+    w.args[9] = np.int64(rows[i].file) + 1
+    w.args[10] = result
+    return 0, STAGE_APPLY
+
+
+@njit
+def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
+    """Traits, pages, marks and waits of a call after the VMA map has replayed it."""
+    kind = rows[i].kind
+    flags = rows[i].advice
+    failed = rows[i].errno != 0
+    op = np.int64(out.ops[o].op)
+    address, first, last = _shape(rows, i)
+    pages = (rows[i].length + 4095) >> 12
+    maker = np.int64(o) if inside else np.int64(-2)
+    old_break = w.args[_A_BREAK]
+    if kind != _PROC_READ:
         if (m.info[_I_ERROR] != 0) != failed:
             w.counters[_C_DISAGREED] += 1
         copy_marks(m, w, out)
     traits = _T_FAILED if failed else 0
-    out.first_page[o] = first
-    out.last_page[o] = last
+    out.ops[o].first_page = first
+    out.ops[o].last_page = last
     if failed:
-        out.op[o] = op
+        out.ops[o].op = op
         if kind == _BRK:
-            out.op[o] = _BRK_QUERY
-        if rows.has_address[i] and kind != _MMAP and address >= 0:
+            out.ops[o].op = _BRK_QUERY
+        if rows[i].has_address and kind != _MMAP and address >= 0:
             traits |= look(m, w, out, o, space, first, last)
-        out.traits[o] |= np.uint64(traits)
-        return 0
+        out.ops[o].traits |= np.uint64(traits)
+        return
     # -- what the call did -------------------------------------------------------------
     if kind in (_MMAP, _SHMAT):
         traits |= _describe(m, w, out, o, True, True)
@@ -367,8 +409,8 @@ def plan_call(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options
         if zapped and m.info[_I_OVERLAPPED] == 0:
             w.counters[_C_STALE] += zapped
             zapped = 0
-        out.pages[o] = zapped
-        out.tables[o] = tables
+        out.ops[o].pages = zapped
+        out.ops[o].tables = tables
         if zapped:
             traits |= _T_PAGES
         if m.info[_I_OVERLAPPED] > 0 and pages_.free_tables(p, space, first, last + 1):
@@ -376,8 +418,8 @@ def plan_call(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options
         segments_.assign(s, space, first, last + 1, maker)
         if m.info[_I_POPULATES] == 1 or flags & _MAP_POPULATE:
             traits |= _T_POPULATE
-            writes = target >= 0 and m.flags[target] & _V_WRITE != 0
-            out.pages[o], out.tables[o] = fill(m, p, w, space, first, last, writes)
+            writes = target >= 0 and m.vma[target, V_FLAGS] & _V_WRITE != 0
+            out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, writes)
             if writes:
                 traits |= _T_WRITE
     elif kind in (_MUNMAP, _SHMDT):
@@ -386,15 +428,15 @@ def plan_call(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options
     elif kind in (_MPROTECT, _PKEY_MPROTECT):
         traits |= _describe(m, w, out, o, False, False)
         range_deps(p, s, w, out, thread, space, first, last, False)
-        out.pages[o], out.tables[o] = pages_.count(p, space, first, last)
-        if out.pages[o] > 0:
+        out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
+        if out.ops[o].pages > 0:
             traits |= _T_PAGES
         if m.info[_I_NO_CHANGE] == 0:
             segments_.assign(s, space, first, last + 1, maker)
     elif kind in (_MADVISE, _PROCESS_MADVISE):
         traits |= _advise(m, p, s, w, out, o, thread, space, first, last, op, flags)
     elif kind == _BRK:
-        now = rows.result[i]
+        now = rows[i].result
         if old_break == NONE:
             w.counters[_C_BRK] += 1
             old_break = now
@@ -402,73 +444,72 @@ def plan_call(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options
         low = (old_break + 4095) >> 12
         high = (now + 4095) >> 12
         if high > low:
-            op = np.uint8(_BRK_GROW)
-            out.first_page[o] = low
-            out.last_page[o] = high - 1
+            op = np.int64(_BRK_GROW)
+            out.ops[o].first_page = low
+            out.ops[o].last_page = high - 1
             traits |= _describe(m, w, out, o, True, True)
             segments_.assign(s, space, low, high, maker)
             if m.info[_I_POPULATES] == 1:
                 traits |= _T_POPULATE
-                out.pages[o], out.tables[o] = fill(m, p, w, space, low, high - 1, True)
+                out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, low, high - 1, True)
         elif high < low:
-            op = np.uint8(_BRK_SHRINK)
-            out.first_page[o] = high
-            out.last_page[o] = low - 1
+            op = np.int64(_BRK_SHRINK)
+            out.ops[o].first_page = high
+            out.ops[o].last_page = low - 1
             traits |= _describe(m, w, out, o, False, True)
             _unmap(m, p, s, w, out, o, thread, space, high, low - 1)
         else:
-            op = np.uint8(_BRK_QUERY)
+            op = np.int64(_BRK_QUERY)
             traits |= _T_NO_CHANGE
-            out.first_page[o] = max(high - 1, 0)
-            out.last_page[o] = max(high - 1, 0)
+            out.ops[o].first_page = max(high - 1, 0)
+            out.ops[o].last_page = max(high - 1, 0)
     elif kind == _MREMAP_KIND:
-        op = np.uint8(_MREMAP[m.info[_I_MREMAP]])
+        op = np.int64(_MREMAP[m.info[_I_MREMAP]])
         traits |= _remap(rows, i, m, p, s, w, out, o, maker, thread, space)
     elif kind in (_MLOCK, _MUNLOCK):
         traits |= _describe(m, w, out, o, False, False)
         if kind == _MLOCK and m.info[_I_POPULATES] == 1:
             traits |= _T_POPULATE
-            out.pages[o], out.tables[o] = fill(m, p, w, space, first, last, True)
+            out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, True)
         else:
-            out.pages[o], out.tables[o] = pages_.count(p, space, first, last)
-        if out.pages[o] > 0:
+            out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
+        if out.ops[o].pages > 0:
             traits |= _T_PAGES
     elif kind in (_MLOCKALL, _MUNLOCKALL):
         traits |= _describe(m, w, out, o, False, False) & ~_T_HOLE
-        out.vmas[o] = m.space_vmas[space]
-        out.first_page[o] = 0
-        out.last_page[o] = (np.int64(1) << 35) - 1
+        out.ops[o].vmas = m.spaces[space, S_VMAS]
+        out.ops[o].first_page = 0
+        out.ops[o].last_page = (np.int64(1) << 35) - 1
         if m.info[_I_POPULATES] == 1:
             traits |= _T_POPULATE
     elif kind == _PROC_READ:
-        out.vmas[o] = m.space_vmas[space]
-        out.first_page[o] = 0
-        out.last_page[o] = (np.int64(1) << 35) - 1
-        out.pages[o] = max(pages, 1)
+        out.ops[o].vmas = m.spaces[space, S_VMAS]
+        out.ops[o].first_page = 0
+        out.ops[o].last_page = (np.int64(1) << 35) - 1
+        out.ops[o].pages = max(pages, 1)
     else:
-        if rows.has_address[i] and address >= 0:
+        if rows[i].has_address and address >= 0:
             traits |= look(m, w, out, o, space, first, last)
             if kind == _UFFD and (flags == 3 or flags == 4):  # COPY, ZEROPAGE
-                out.pages[o], out.tables[o] = fill(m, p, w, space, first, last, flags == 3)
+                out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, flags == 3)
             else:
-                present, out.tables[o] = pages_.count(p, space, first, last)
-                out.pages[o] = max(pages, 1)
+                present, out.ops[o].tables = pages_.count(p, space, first, last)
+                out.ops[o].pages = max(pages, 1)
                 if present:
                     traits |= _T_PAGES
-    out.op[o] = op
-    out.traits[o] |= np.uint64(traits)
-    return 0
+    out.ops[o].op = op
+    out.ops[o].traits |= np.uint64(traits)
 
 
 @njit
 def _unmap(m, p, s, w, out, o, thread, space, first, last):
     range_deps(p, s, w, out, thread, space, first, last, True)
-    out.pages[o], out.tables[o], freed = release(m, p, space, first, last)
+    out.ops[o].pages, out.ops[o].tables, freed = release(m, p, space, first, last)
     segments_.clear(s, space, first, last + 1)
-    if out.pages[o] > 0:
-        out.traits[o] |= np.uint64(_T_PAGES)
+    if out.ops[o].pages > 0:
+        out.ops[o].traits |= np.uint64(_T_PAGES)
     if freed:
-        out.traits[o] |= np.uint64(_T_FREES)
+        out.ops[o].traits |= np.uint64(_T_FREES)
 
 
 @njit
@@ -477,46 +518,46 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
     if m.info[_I_VMAS] == 0:
         # advice that the map ignores: look for ourselves
         traits = (traits & ~_T_HOLE) | look(m, w, out, o, space, first, last)
-    elif out.anon_slot[o] < 0:
+    elif out.ops[o].anon_slot < 0:
         slot = find(m, space, first << 12)
-        if slot >= 0 and m.flags[slot] & _V_SHARED == 0:
-            out.anon_slot[o] = anon_slot_of(m, w, slot)
+        if slot >= 0 and m.vma[slot, V_FLAGS] & _V_SHARED == 0:
+            out.ops[o].anon_slot = anon_slot_of(m, w, slot)
     range_deps(p, s, w, out, thread, space, first, last, False)
     if op == _MADV_POPULATE:
         write = advice != MADV_POPULATE_READ
         if write:
             traits |= _T_WRITE
         traits |= _T_POPULATE
-        out.pages[o], out.tables[o] = fill(m, p, w, space, first, last, write)
+        out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, write)
         return traits
     if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_REMOVE, MADV_PAGEOUT) or (
         advice == MADV_GUARD_INSTALL
     ):
-        out.pages[o], out.tables[o] = pages_.zap(p, space, first, last)
+        out.ops[o].pages, out.ops[o].tables = pages_.zap(p, space, first, last)
     else:
-        out.pages[o], out.tables[o] = pages_.count(p, space, first, last)
+        out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
     if op == _MADV_COLLAPSE:
         traits |= _T_HUGE
-        out.pages[o] = PAGES * ((last - first + 1) >> REGION_SHIFT)
-    if out.pages[o] > 0 and op != _MADV_COLLAPSE:
+        out.ops[o].pages = PAGES * ((last - first + 1) >> REGION_SHIFT)
+    if out.ops[o].pages > 0 and op != _MADV_COLLAPSE:
         traits |= _T_PAGES
     return traits
 
 
 @njit
 def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
-    old = rows.address[i] >> 12
-    old_pages = (rows.length2[i] + 4095) >> 12
-    new = rows.result[i] >> 12
-    new_pages = (rows.length[i] + 4095) >> 12
+    old = rows[i].address >> 12
+    old_pages = (rows[i].length2 + 4095) >> 12
+    new = rows[i].result >> 12
+    new_pages = (rows[i].length + 4095) >> 12
     how = m.info[_I_MREMAP]
     traits = _describe(m, w, out, o, False, how > 1)
-    out.first_page[o] = old
-    out.last_page[o] = old + max(old_pages, 1) - 1
+    out.ops[o].first_page = old
+    out.ops[o].last_page = old + max(old_pages, 1) - 1
     if how == 2:  # shrink
         _unmap(m, p, s, w, out, o, thread, space, old + new_pages, old + old_pages - 1)
     elif how == 3:  # grow in place
-        out.last_page[o] = old + new_pages - 1
+        out.ops[o].last_page = old + new_pages - 1
         if maker != -1:
             segments_.assign(s, space, old + old_pages, old + new_pages, maker)
     elif how == 4:  # move
@@ -531,8 +572,8 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
         moved, tables = pages_.move(p, space, old, new, keep)
         for table in range(before, p.meta[2]):
             w.table_initial[table] = 1
-        out.pages[o] = moved
-        out.tables[o] = tables
+        out.ops[o].pages = moved
+        out.ops[o].tables = tables
         if moved:
             traits |= _T_PAGES
         if old_pages > 0:
@@ -543,7 +584,7 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
         segments_.assign(s, space, new, new + new_pages, maker)
     if m.info[_I_POPULATES] == 1:
         traits |= _T_POPULATE
-        out.pages[o], out.tables[o] = fill(
+        out.ops[o].pages, out.ops[o].tables = fill(
             m, p, w, space, new + old_pages, new + new_pages - 1, True
         )
     return traits

@@ -6,10 +6,15 @@ import numpy as np
 
 from mmreplay.address_space import page_state as pages_
 from mmreplay.address_space import segments as segments_
-from mmreplay.address_space.page_state import REGION_SHIFT
 from mmreplay.address_space.plan import PlanOp, Trait
-from mmreplay.address_space.plan_calls import copy_marks, plan_call
-from mmreplay.address_space.plan_clone import plan_clone
+from mmreplay.address_space.plan_calls import (
+    STAGE_APPLY,
+    STAGE_DONE,
+    copy_marks,
+    finish_call,
+    prepare_call,
+)
+from mmreplay.address_space.plan_clone import after_clone, before_clone
 from mmreplay.address_space.plan_fault import plan_fault
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep, forget_deps
 from mmreplay.address_space.rows import (
@@ -22,9 +27,20 @@ from mmreplay.address_space.rows import (
     THREAD_BEGIN,
     THREAD_END,
 )
+from mmreplay.address_space.vma_apply import apply_core, insert_core
 from mmreplay.address_space.vma_index import find
-from mmreplay.address_space.vma_map import apply, insert
-from mmreplay.address_space.vma_state import NEED_SPACE, NONE, Num, Vm
+from mmreplay.address_space.vma_state import (
+    NEED_SPACE,
+    NONE,
+    S_BRK,
+    S_BRK_START,
+    S_VMAS,
+    V_END,
+    V_FLAGS,
+    V_START,
+    Num,
+    Vm,
+)
 from mmreplay.jit import njit
 from mmreplay.schema import OpKind
 
@@ -58,6 +74,7 @@ _MARKS = int(Cursor.MARKS)
 _DEPS = int(Cursor.DEPS)
 _SLOTS = int(Cursor.SLOTS)
 _NEED = int(Cursor.NEED)
+_LAST_PAGE = (1 << 35) - 1  # of 47-bit user addresses
 _GROW_MAP = int(Status.GROW_MAP)
 _GROW_PAGES = int(Status.GROW_PAGES)
 _GROW_SEGMENTS = int(Status.GROW_SEGMENTS)
@@ -93,7 +110,7 @@ _MAP_HUGETLB = 0x40000
 @njit
 def _room(rows, i, m, p, s, w, out, space):
     """Whether one more operation fits whatever it does; else what to grow."""
-    vmas = m.space_vmas[space]
+    vmas = m.spaces[space, S_VMAS]
     if segments_.segments_full(s, space):
         return _GROW_SEGMENTS
     if pages_.regions_free(p) < 8:
@@ -101,18 +118,18 @@ def _room(rows, i, m, p, s, w, out, space):
         return _GROW_PAGES
     if len(w.table_initial) - p.meta[2] < 8:
         return _GROW_TABLES
-    if len(out.mark_vma) - w.cursor[_MARKS] < vmas + 64:
+    if len(out.marks) - w.cursor[_MARKS] < vmas + 64:
         w.cursor[_NEED] = vmas + 64
         return _GROW_MARKS
-    if len(out.dep_op) - w.cursor[_DEPS] < 2 * len(w.late) + 8:
-        w.cursor[_NEED] = 2 * len(w.late) + 8
+    if len(out.deps) - w.cursor[_DEPS] < 2 * len(w.threads) + 8:
+        w.cursor[_NEED] = 2 * len(w.threads) + 8
         return _GROW_DEPS
-    if len(w.anon_set) - w.cursor[_SLOTS] < 8:
+    if len(w.bits) - w.cursor[_SLOTS] < 8:
         return _GROW_SLOTS
-    if len(w.identity_slot) - m.numbers[_NEXT_ANON] < vmas + 64:
+    if len(w.identities) - m.numbers[_NEXT_ANON] < vmas + 64:
         w.cursor[_NEED] = vmas + 64
         return _GROW_IDENTITIES
-    if len(w.slot_uid) < len(m.start):
+    if len(w.slots) < len(m.start):
         return _GROW_MAP
     return 0
 
@@ -120,19 +137,24 @@ def _room(rows, i, m, p, s, w, out, space):
 @njit
 def _learn(rows, i, m, rules, p, s, w):
     """Apply one row of the vmas table."""
-    space = rows.space[i]
-    start = rows.address[i]
-    length = rows.length[i]
+    space = rows[i].space
+    start = rows[i].address
+    length = rows[i].length
     if start < 0 or length <= 0:
         return 0  # vsyscall and the like lie in the kernel half
-    hint = rows.hint[i]
-    raw = rows.flags[i]
-    prot = np.int64(rows.prot[i])
-    file = np.int64(rows.file[i]) + 1
+    hint = rows[i].hint
+    raw = rows[i].advice
+    prot = np.int64(rows[i].prot)
+    file = np.int64(rows[i].file) + 1
     slot = find(m, space, start)
     end = start + length
-    if slot >= 0 and m.start[slot] == start and m.end[slot] == end and hint & HINT_OLD == 0:
-        access = m.flags[slot] & (_V_READ | _V_WRITE | _V_EXEC)
+    if (
+        slot >= 0
+        and m.vma[slot, V_START] == start
+        and m.vma[slot, V_END] == end
+        and hint & HINT_OLD == 0
+    ):
+        access = m.vma[slot, V_FLAGS] & (_V_READ | _V_WRITE | _V_EXEC)
         if access == prot & 7:
             return 0  # we know it already
     flags = _V_MAY | (prot & 7)  # PROT_READ, WRITE, EXEC are Vm's lowest bits
@@ -150,7 +172,7 @@ def _learn(rows, i, m, rules, p, s, w):
         flags |= _V_HUGETLB
     if hint & HINT_SPECIAL:
         flags |= _V_SPECIAL
-    anon = np.int64(rows.anon[i])
+    anon = np.int64(rows[i].anon)
     if anon < 0:
         # Unknown: what ran before has written its private writable mappings; a new
         # program has written its stack (fs/exec.c:setup_arg_pages) and nothing else.
@@ -161,14 +183,14 @@ def _learn(rows, i, m, rules, p, s, w):
                 w.counters[_C_ANON] += 1
         else:
             anon = np.int64(1 if hint & HINT_STACK else 0)
-    page_offset = rows.file_offset[i] >> 12 if file > 0 else start >> 12
-    if insert(m, rules, space, start, end, flags, page_offset, file, anon) == NEED_SPACE:
+    page_offset = rows[i].file_offset >> 12 if file > 0 else start >> 12
+    if insert_core(m, rules, space, start, end, flags, page_offset, file, anon) == NEED_SPACE:
         return _GROW_MAP
-    if hint & HINT_HEAP and m.space_brk[space] == NONE:
-        m.space_brk_start[space] = start
-        m.space_brk[space] = end
+    if hint & HINT_HEAP and m.spaces[space, S_BRK] == NONE:
+        m.spaces[space, S_BRK_START] = start
+        m.spaces[space, S_BRK] = end
     if hint & HINT_OLD:
-        w.space_old[space] = 1
+        w.spaces[space].old = 1
     w.counters[_C_LEARNT] += 1
     return 0
 
@@ -176,171 +198,164 @@ def _learn(rows, i, m, rules, p, s, w):
 @njit
 def _enter(w, thread, space):
     """The thread runs in ``space`` from now on (exec, or first seen there)."""
-    old = w.thread_space[thread]
+    old = w.threads[thread].space
     if old == space:
         return
-    if w.thread_alive[thread]:
+    if w.threads[thread].alive:
         if old >= 0:
-            w.users[old] -= 1
-        w.users[space] += 1
-    w.thread_space[thread] = space
+            w.spaces[old].users -= 1
+        w.spaces[space].users += 1
+    w.threads[thread].space = space
 
 
 @njit
 def _event(rows, i, w):
     """A thread begins or ends."""
-    thread = rows.thread[i]
-    if rows.kind[i] == THREAD_BEGIN:
-        if not w.thread_alive[thread]:
-            w.thread_alive[thread] = 1
-            if w.thread_space[thread] < 0:
-                w.thread_space[thread] = rows.space[i]
-            w.users[w.thread_space[thread]] += 1
-    elif w.thread_alive[thread]:
-        w.thread_alive[thread] = 0
-        w.users[w.thread_space[thread]] -= 1
+    thread = rows[i].thread
+    if rows[i].kind == THREAD_BEGIN:
+        if not w.threads[thread].alive:
+            w.threads[thread].alive = 1
+            if w.threads[thread].space < 0:
+                w.threads[thread].space = rows[i].space
+            w.spaces[w.threads[thread].space].users += 1
+    elif w.threads[thread].alive:
+        w.threads[thread].alive = 0
+        w.spaces[w.threads[thread].space].users -= 1
 
 
 @njit
-def _tear_down(rows, i, m, rules, p, s, w, out, o, thread, space, marks):
-    """The address space ends: its last pages, its VMAs, waits for everybody in it."""
-    status = apply(
-        m, rules, space, _PROCESS_EXIT, np.int64(0), np.int64(0), NONE, NONE,
-        np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0),
-    )  # fmt: skip
-    if status == NEED_SPACE:
-        return _GROW_MAP
-    if marks:
-        copy_marks(m, w, out)
-    for other in range(len(w.thread_last)):
-        if other != thread and w.thread_space[other] == space:
-            add_dep(w, out, thread, w.thread_last[other])
-    out.pages[o], out.tables[o] = pages_.drop_space(p, space)
-    if out.pages[o] > 0:
-        out.traits[o] |= _T_PAGES
-    segments_.clear_space(s, space)
-    w.space_old[space] = 0
-    out.traits[o] |= _T_LAST
-    return 0
+def _ask(w, space, kind, address2, flags, result):
+    """Arguments of a process event for the VMA map."""
+    w.args[:11] = 0
+    w.args[0] = space
+    w.args[1] = kind
+    w.args[4] = address2
+    w.args[5] = NONE
+    w.args[7] = flags
+    w.args[10] = result
 
 
 @njit
-def _fork(rows, i, m, rules, p, s, w, out, o, thread, space):
-    child = rows.child_space[i]
-    out.op[o] = _OP_FORK
-    out.child_mm[o] = child
-    out.vmas[o] = m.space_vmas[space]
-    out.last_page[o] = (np.int64(1) << 35) - 1
-    if child < 0 or child == space:
-        return 0
-    if m.space_vmas[child] > 0 or p.head[child] >= 0:
-        w.counters[_C_FORK] += 1
-        return 0
-    need = np.int64(p.n_regions[space]) + 8
-    if pages_.regions_free(p) < need or len(w.table_initial) - p.meta[2] < need:
-        w.cursor[_NEED] = need
-        return _GROW_PAGES
-    status = apply(
-        m, rules, space, _FORK, np.int64(0), np.int64(0), np.int64(child), NONE,
-        np.int64(0), rows.flags[i], np.int64(0), np.int64(0), rows.result[i],
-    )  # fmt: skip
-    if status == NEED_SPACE:
-        return _GROW_MAP
-    copy_marks(m, w, out)
-    before = p.meta[2]
-    out.pages[o], out.tables[o] = pages_.fork(p, space, child)
-    for table in range(before, p.meta[2]):
-        w.table_initial[table] = 1
-    if out.pages[o] > 0:
-        out.traits[o] |= _T_PAGES
-    w.partner[child] = space
-    w.partner[space] = child
-    w.space_old[child] = w.space_old[space]
-    return 0
-
-
-@njit
-def _process(rows, i, m, rules, p, s, w, out, o, inside, thread, space, before):
-    """clone, fork, exec, start and exit."""
-    kind = rows.kind[i]
-    failed = rows.errno[i] != 0
-    child = rows.child[i]
+def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
+    """clone, fork, exec, start and exit: program and arguments; (Status, next stage)."""
+    kind = rows[i].kind
+    failed = rows[i].errno != 0
+    child = rows[i].child
     here = np.int64(o) if inside else np.int64(-1)
-    out.first_page[o] = 0
-    out.last_page[o] = 0
-    if kind in (_CLONE, _VFORK, _FORK):
-        out.op[o] = _OP_NONE
-        if failed:
-            return 0
+    out.ops[o].op = _OP_NONE
+    out.ops[o].first_page = 0
+    out.ops[o].last_page = 0
+    if failed:
+        return 0, STAGE_DONE
+    if kind == _CLONE or kind == _VFORK or kind == _FORK:
+        stage = STAGE_DONE
         if kind == _FORK:
-            status = _fork(rows, i, m, rules, p, s, w, out, o, thread, space)
-            if status != 0:
-                return status
-        if kind == _VFORK:
-            out.traits[o] |= _T_SHARES
+            there = rows[i].child_space
+            out.ops[o].op = _OP_FORK
+            out.ops[o].child_mm = there
+            out.ops[o].vmas = m.spaces[space, S_VMAS]
+            out.ops[o].last_page = _LAST_PAGE
+            if there >= 0 and there != space:
+                if m.spaces[there, S_VMAS] > 0 or p.spaces[there].head >= 0:
+                    w.counters[_C_FORK] += 1
+                else:
+                    need = np.int64(p.spaces[space].n_regions) + 8
+                    if pages_.regions_free(p) < need or len(w.table_initial) - p.meta[2] < need:
+                        w.cursor[_NEED] = need
+                        return _GROW_PAGES, STAGE_DONE
+                    _ask(w, space, _FORK, np.int64(there), rows[i].advice, rows[i].result)
+                    stage = STAGE_APPLY
+        elif kind == _VFORK:
+            out.ops[o].traits |= _T_SHARES
         if child >= 0:
-            w.thread_dep[child] = here
+            w.threads[child].dep = here
             if kind == _VFORK:
-                w.vfork_parent[child] = thread
-        return 0
-    parent = w.vfork_parent[thread]
+                w.threads[child].vfork_parent = thread
+        return 0, stage
+    parent = w.threads[thread].vfork_parent
+    if kind == _THREAD_START:
+        out.ops[o].op = _OP_START
+        return 0, STAGE_DONE
     if kind == _EXEC:
-        out.op[o] = _OP_NONE if failed else _OP_EXEC
-        if failed:
-            return 0
         # the row may carry the new space: the locks taken are those of the old one
         old = before if before >= 0 else space
-        out.mm[o] = old
-        if parent >= 0:
-            out.op[o] = _OP_VFORK_EXIT
-            w.vfork_parent[thread] = -1
-            w.thread_dep[parent] = here
-            return 0
+        out.ops[o].mm = old
+        out.ops[o].op = _OP_EXEC
+    if parent >= 0:  # a vfork child gives the mm back to its parent
+        out.ops[o].op = _OP_VFORK_EXIT
+        w.threads[thread].vfork_parent = -1
+        w.threads[parent].dep = here
+        return 0, STAGE_DONE
+    if kind == _EXEC:
         # a row that keeps its space (first exec of a recorded command) has nothing to end
-        if old != space and w.users[old] <= 1:
-            return _tear_down(rows, i, m, rules, p, s, w, out, o, thread, old, False)
-        return 0
-    if kind == _THREAD_START:
-        out.op[o] = _OP_START
-        return 0
-    if parent >= 0:
-        out.op[o] = _OP_VFORK_EXIT
-        w.vfork_parent[thread] = -1
-        w.thread_dep[parent] = here
-        return 0
+        old = out.ops[o].mm
+        if old != space and w.spaces[old].users <= 1:
+            out.ops[o].vmas = m.spaces[old, S_VMAS]
+            _ask(w, np.int64(old), _PROCESS_EXIT, NONE, np.int64(0), np.int64(0))
+            return 0, STAGE_APPLY
+        return 0, STAGE_DONE
     if kind == _THREAD_EXIT:
-        out.op[o] = _OP_EXIT
-        if w.users[space] <= 1:
-            out.traits[o] |= _T_LAST
-        return 0
-    out.op[o] = _OP_PROCESS_EXIT
-    out.vmas[o] = m.space_vmas[space]
-    out.last_page[o] = (np.int64(1) << 35) - 1
-    return _tear_down(rows, i, m, rules, p, s, w, out, o, thread, space, True)
+        out.ops[o].op = _OP_EXIT
+        if w.spaces[space].users <= 1:
+            out.ops[o].traits |= _T_LAST
+        return 0, STAGE_DONE
+    out.ops[o].op = _OP_PROCESS_EXIT
+    out.ops[o].vmas = m.spaces[space, S_VMAS]
+    out.ops[o].last_page = _LAST_PAGE
+    _ask(w, np.int64(space), _PROCESS_EXIT, NONE, np.int64(0), np.int64(0))
+    return 0, STAGE_APPLY
+
+
+@njit
+def _finish_process(rows, i, m, p, s, w, out, o, thread):
+    """After the VMA map has forked or ended a space: pages, marks and waits."""
+    space = w.args[0]
+    if rows[i].kind == _FORK:
+        child = rows[i].child_space
+        copy_marks(m, w, out)
+        before = p.meta[2]
+        out.ops[o].pages, out.ops[o].tables = pages_.fork(p, space, child)
+        for table in range(before, p.meta[2]):
+            w.table_initial[table] = 1
+        w.spaces[child].partner = space
+        w.spaces[space].partner = child
+        w.spaces[child].old = w.spaces[space].old
+    else:  # the address space ends: after everybody's last operation in it
+        if rows[i].kind == _PROCESS_EXIT:
+            copy_marks(m, w, out)
+        for other in range(len(w.threads)):
+            if other != thread and w.threads[other].space == space:
+                add_dep(w, out, thread, w.threads[other].last)
+        out.ops[o].pages, out.ops[o].tables = pages_.drop_space(p, space)
+        segments_.clear_space(s, space)
+        w.spaces[space].old = 0
+        out.ops[o].traits |= _T_LAST
+    if out.ops[o].pages > 0:
+        out.ops[o].traits |= _T_PAGES
 
 
 @njit
 def _blank(out, o):
     """Row ``o`` as a retried operation must find it."""
-    out.op[o] = _OP_NONE
-    out.child_mm[o] = -1
-    out.traits[o] = 0
-    out.pages[o] = 0
-    out.vmas[o] = 0
-    out.tables[o] = 0
-    out.vma[o] = -1
-    out.anon_slot[o] = -1
-    out.table[o] = -1
-    out.file[o] = 0
+    out.ops[o].op = _OP_NONE
+    out.ops[o].child_mm = -1
+    out.ops[o].traits = 0
+    out.ops[o].pages = 0
+    out.ops[o].vmas = 0
+    out.ops[o].tables = 0
+    out.ops[o].vma = -1
+    out.ops[o].anon_slot = -1
+    out.ops[o].table = -1
+    out.ops[o].file = 0
 
 
 @njit
-def advance(rows, start, m, rules, p, s, w, out, c, options):
+def advance(rows, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
     """Plan rows from ``start`` on; returns (next row, Status)."""
-    waste = len(out.op) - 1
-    for i in range(start, len(rows.kind)):
-        kind = rows.kind[i]
-        space = rows.space[i]
+    waste = len(out.ops) - 1
+    for i in range(start, len(rows)):
+        kind = rows[i].kind
+        space = rows[i].space
         if kind == LEARN:
             status = _room(rows, i, m, p, s, w, out, space)
             if status == 0:
@@ -356,55 +371,81 @@ def advance(rows, start, m, rules, p, s, w, out, c, options):
         status = _room(rows, i, m, p, s, w, out, space)
         if status != 0:
             return i, status
-        thread = rows.thread[i]
-        before = w.thread_space[thread]
+        thread = rows[i].thread
+        before = w.threads[thread].space
         if kind != _EXEC:
             _enter(w, thread, space)
         elif before < 0:
-            w.thread_space[thread] = space
-        row = rows.row[i]
-        inside = options.row_first <= row < options.row_end
+            w.threads[thread].space = space
+        row = rows[i].row
+        inside = row_first <= row < row_end
         o = w.cursor[_OUT] if inside else waste
         # positions to return to when the operation has to be tried again
         marks = w.cursor[_MARKS]
         deps = w.cursor[_DEPS]
         _blank(out, o)
-        out.thread[o] = thread
-        out.mm[o] = space
-        out.row[o] = row
-        out.copy[o] = rows.copy[i]
-        if inside and w.thread_dep[thread] >= 0:
-            add_dep(w, out, thread, w.thread_dep[thread])
-        if rows.copy[i] > 0:
-            status = plan_clone(rows, i, m, rules, p, s, w, out, c, o, inside, thread, space, options)
-        elif kind == _FAULT_USER or kind == _FAULT_KERNEL:
-            out.op[o] = _OP_FAULT
-            status = plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options)
-        elif (
-            kind == _CLONE
-            or kind == _FORK
-            or kind == _VFORK
-            or kind == _EXEC
-            or kind == _THREAD_START
-            or kind == _THREAD_EXIT
-            or kind == _PROCESS_EXIT
-        ):
-            status = _process(rows, i, m, rules, p, s, w, out, o, inside, thread, space, before)
-        else:
-            status = plan_call(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options)
+        out.ops[o].thread = thread
+        out.ops[o].mm = space
+        out.ops[o].row = row
+        out.ops[o].clone = rows[i].clone
+        if inside and w.threads[thread].dep >= 0:
+            add_dep(w, out, thread, w.threads[thread].dep)
+        status = 0
+        ordinary = True
+        is_clone = rows[i].clone > 0
+        if is_clone:
+            status, ordinary = before_clone(
+                rows, i, m, rules, s, w, out, c, o, inside, thread, space
+            )
+        if status == 0 and ordinary:
+            stage = STAGE_DONE
+            process = False
+            if kind == _FAULT_USER or kind == _FAULT_KERNEL:
+                out.ops[o].op = _OP_FAULT
+                status = plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge)
+            else:
+                process = (
+                    kind == _CLONE
+                    or kind == _FORK
+                    or kind == _VFORK
+                    or kind == _EXEC
+                    or kind == _THREAD_START
+                    or kind == _THREAD_EXIT
+                    or kind == _PROCESS_EXIT
+                )
+                if process:
+                    status, stage = _prepare_process(
+                        rows, i, m, p, w, out, o, inside, thread, space, before
+                    )
+                else:
+                    status, stage = prepare_call(rows, i, m, p, w, out, o, space)
+            if status == 0 and stage == STAGE_APPLY:
+                a = w.args
+                done = apply_core(
+                    m, rules, a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
+                )
+                if done == NEED_SPACE:
+                    status = _GROW_MAP
+            if status == 0 and stage != STAGE_DONE:
+                if process:
+                    _finish_process(rows, i, m, p, s, w, out, o, thread)
+                else:
+                    finish_call(rows, i, m, p, s, w, out, o, inside, thread, space)
+            if is_clone:
+                after_clone(rows, i, s, w, c, thread, status)
         if status != 0:
             w.cursor[_MARKS] = marks
             forget_deps(w, out, thread, deps)
             return i, status
-        if w.users[out.mm[o]] <= 1:
-            out.traits[o] |= _T_SINGLE
+        if w.spaces[out.ops[o].mm].users <= 1:
+            out.ops[o].traits |= _T_SINGLE
         if inside:
-            w.thread_dep[thread] = -1
-            w.thread_last[thread] = o
+            w.threads[thread].dep = -1
+            w.threads[thread].last = o
             w.cursor[_OUT] = o + 1
-            out.mark_first[o + 1] = w.cursor[_MARKS]
-            out.dep_first[o + 1] = w.cursor[_DEPS]
+            out.ops[o].mark_end = w.cursor[_MARKS]
+            out.ops[o].dep_end = w.cursor[_DEPS]
         else:
             w.cursor[_MARKS] = marks
             forget_deps(w, out, thread, deps)
-    return len(rows.kind), 0
+    return len(rows), 0

@@ -25,9 +25,20 @@ from mmreplay.address_space.page_state import (
 from mmreplay.address_space.plan import Trait
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep
 from mmreplay.address_space.rows import HINT_SHMEM, HINT_SPECIAL
+from mmreplay.address_space.vma_apply import cover_core, fault_core
 from mmreplay.address_space.vma_index import find
-from mmreplay.address_space.vma_map import cover, fault
-from mmreplay.address_space.vma_state import NEED_SPACE, Info, Num, Vm
+from mmreplay.address_space.vma_state import (
+    NEED_SPACE,
+    V_ANON,
+    V_END,
+    V_FILE,
+    V_FLAGS,
+    V_SPACE,
+    V_START,
+    V_UID,
+    Info,
+    Vm,
+)
 from mmreplay.jit import njit
 from mmreplay.schema import FaultBits, FaultClass, OpKind
 
@@ -83,7 +94,6 @@ _FAULT_KERNEL = int(OpKind.FAULT_KERNEL)
 _I_FIRST = int(Info.FIRST_SLOT)
 _I_STACK = int(Info.STACK_GROWTH)
 _I_ACCESS = int(Info.ACCESS_ERROR)
-_NEXT_ANON = int(Num.NEXT_ANON)
 
 _C_UNKNOWN = int(Count.UNKNOWN_FAULTS)
 _C_NO_ADDRESS = int(Count.FAULT_WITHOUT_ADDRESS)
@@ -141,8 +151,8 @@ def new_anon_slot(w, initial):
     """A fresh anon_vma bit."""
     slot = w.cursor[_SLOTS]
     w.cursor[_SLOTS] += 1
-    w.anon_initial[slot] = initial
-    w.anon_set[slot] = initial
+    w.bits[slot].initial = initial
+    w.bits[slot].set = initial
     return np.int32(slot)
 
 
@@ -153,35 +163,35 @@ def anon_slot_of(m, w, slot):
     A VMA object keeps its bit.  A VMA that was cut off, copied or merged after an
     anon_vma had been set uses the bit of the VMA that it got the anon_vma from.
     """
-    identity = m.anon[slot]
-    mine = w.slot_anon[slot] if w.slot_uid[slot] == m.uid[slot] else np.int32(-1)
-    if mine >= 0 and (identity == 0 or w.anon_set[mine]):
+    identity = m.vma[slot, V_ANON]
+    mine = w.slots[slot].bit if w.slots[slot].uid == m.vma[slot, V_UID] else np.int32(-1)
+    if mine >= 0 and (identity == 0 or w.bits[mine].set):
         return mine
     if identity != 0:
-        space = m.space[slot]
-        if w.identity_slot[identity] >= 0 and w.identity_space[identity] == space:
-            mine = w.identity_slot[identity]
+        space = m.vma[slot, V_SPACE]
+        if w.identities[identity].bit >= 0 and w.identities[identity].space == space:
+            mine = w.identities[identity].bit
         else:  # from before the recording, or inherited over fork: it is there
             mine = new_anon_slot(w, 1)
-            w.identity_slot[identity] = mine
-            w.identity_space[identity] = space
+            w.identities[identity].bit = mine
+            w.identities[identity].space = space
     else:
         mine = new_anon_slot(w, 0)
-    w.slot_uid[slot] = m.uid[slot]
-    w.slot_anon[slot] = mine
+    w.slots[slot].uid = m.vma[slot, V_UID]
+    w.slots[slot].bit = mine
     return mine
 
 
 @njit
 def anon_first_write(m, w, slot, bit, recorded_before):
     """The VMA has just got its anon_vma in recorded order."""
-    identity = m.anon[slot]
-    if identity != 0 and w.identity_slot[identity] < 0:
-        w.identity_slot[identity] = bit
-        w.identity_space[identity] = m.space[slot]
-    w.anon_set[bit] = 1
+    identity = m.vma[slot, V_ANON]
+    if identity != 0 and w.identities[identity].bit < 0:
+        w.identities[identity].bit = bit
+        w.identities[identity].space = m.vma[slot, V_SPACE]
+    w.bits[bit].set = 1
     if recorded_before:
-        w.anon_initial[bit] = 1
+        w.bits[bit].initial = 1
 
 
 @njit
@@ -202,7 +212,7 @@ def _cow_or_reuse(p, w, space, page, state):
     """Whether a write-protect fault on a shared-or-not anonymous page copies it."""
     if state != COW:
         return False
-    partner = w.partner[space]
+    partner = w.spaces[space].partner
     if partner < 0:
         return False
     there = pages_.find(p, partner, page >> REGION_SHIFT)
@@ -218,65 +228,65 @@ def _demote(p, slot):
             p.state[slot, i] = ABSENT
         elif p.state[slot, i] != ABSENT:
             n += 1
-    p.n_present[slot] = n
-    p.huge[slot] = 0
+    p.slot[slot].n_present = n
+    p.slot[slot].huge = 0
 
 
 @njit
 def _around(p, m, slot, region_slot, page):
     """Fault-around: map the aligned window, as far as VMA and table reach."""
-    base = p.region[region_slot] << REGION_SHIFT
-    low = max(page & ~np.int64(FAULT_AROUND - 1), m.start[slot] >> 12, base)
-    high = min((page | (FAULT_AROUND - 1)) + 1, m.end[slot] >> 12, base + PAGES)
+    base = p.slot[region_slot].region << REGION_SHIFT
+    low = max(page & ~np.int64(FAULT_AROUND - 1), m.vma[slot, V_START] >> 12, base)
+    high = min((page | (FAULT_AROUND - 1)) + 1, m.vma[slot, V_END] >> 12, base + PAGES)
     n = 0
     for q in range(low, high):
         if p.state[region_slot, q - base] == ABSENT:
             p.state[region_slot, q - base] = CACHE
-            p.n_present[region_slot] += 1
+            p.slot[region_slot].n_present += 1
             n += 1
     return n
 
 
 @njit
-def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, options):
+def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     """Plan the fault in row ``i`` into row ``o`` of ``out``; returns a Status."""
-    kind = rows.kind[i]
-    bits = rows.bits[i]
-    fault_class = rows.fault_class[i]
-    address = rows.address[i]
+    kind = rows[i].kind
+    bits = rows[i].bits
+    fault_class = rows[i].fault_class
+    address = rows[i].address
     page = address >> 12
     known = bits != 255
     write = known and (bits & _B_WRITE) != 0
     execute = known and (bits & _B_EXEC) != 0
     traits = _T_KERNEL if kind == _FAULT_KERNEL else 0
-    out.first_page[o] = page
-    out.last_page[o] = page
-    out.vmas[o] = 1
-    out.pages[o] = 1
-    if not rows.has_address[i] or address < 0:
+    out.ops[o].first_page = page
+    out.ops[o].last_page = page
+    out.ops[o].vmas = 1
+    out.ops[o].pages = 1
+    if not rows[i].has_address or address < 0:
         # null, or in the kernel half (vsyscall): nothing to look up
         w.counters[_C_NO_ADDRESS] += 1
-        out.traits[o] |= np.uint64(traits | _T_UNKNOWN | _T_HOLE)
-        out.first_page[o] = max(page, 0)
-        out.last_page[o] = max(page, 0)
-        out.pages[o] = 0
-        out.vmas[o] = 0
+        out.ops[o].traits |= np.uint64(traits | _T_UNKNOWN | _T_HOLE)
+        out.ops[o].first_page = max(page, 0)
+        out.ops[o].last_page = max(page, 0)
+        out.ops[o].pages = 0
+        out.ops[o].vmas = 0
         return 0
     above = find(m, space, address)
-    in_vma = above >= 0 and m.start[above] <= address
+    in_vma = above >= 0 and m.vma[above, V_START] <= address
     if not in_vma and fault_class == _FAILED:
-        out.traits[o] |= np.uint64(traits | _T_HOLE | _T_FAILED | (_T_WRITE if write else 0))
-        out.pages[o] = 0
-        out.vmas[o] = 0
+        out.ops[o].traits |= np.uint64(traits | _T_HOLE | _T_FAILED | (_T_WRITE if write else 0))
+        out.ops[o].pages = 0
+        out.ops[o].vmas = 0
         return 0
     grew = False
     if not in_vma:
-        if fault(m, rules, space, address, False, False) == NEED_SPACE:
+        if fault_core(m, rules, space, address, False, False) == NEED_SPACE:
             return _GROW_MAP
         grew = m.info[_I_STACK] == 1
         if not grew:
             low = address & ~np.int64(_COVER - 1)
-            if cover(m, rules, space, low, low + _COVER) == NEED_SPACE:
+            if cover_core(m, rules, space, low, low + _COVER) == NEED_SPACE:
                 return _GROW_MAP
             w.counters[_C_UNKNOWN] += 1
         above = find(m, space, address)
@@ -284,55 +294,57 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, option
         # Without error bits: the state of the page and the VMA's kind decide.
         region = pages_.find(p, space, page >> REGION_SHIFT)
         state = p.state[region, page & (PAGES - 1)] if region >= 0 else np.uint8(ABSENT)
-        private_anon = m.file[above] == 0 and m.flags[above] & _V_SHARED == 0
-        write = m.flags[above] & _V_WRITE != 0 and (private_anon or state in (ZERO, CACHE, COW))
-    private = m.flags[above] & _V_SHARED == 0
+        private_anon = m.vma[above, V_FILE] == 0 and m.vma[above, V_FLAGS] & _V_SHARED == 0
+        write = m.vma[above, V_FLAGS] & _V_WRITE != 0 and (
+            private_anon or state in (ZERO, CACHE, COW)
+        )
+    private = m.vma[above, V_FLAGS] & _V_SHARED == 0
     # before the map learns of a first write: the bit belongs to the VMA as it was
     bit = anon_slot_of(m, w, above) if private else np.int32(-1)
-    if fault(m, rules, space, address, write, execute) == NEED_SPACE:
+    if fault_core(m, rules, space, address, write, execute) == NEED_SPACE:
         return _GROW_MAP
     if not known:
         w.counters[_C_WRITE] += 1
     slot = np.int64(m.info[_I_FIRST])
-    flags = m.flags[slot]
+    flags = m.vma[slot, V_FLAGS]
     if write:
         traits |= _T_WRITE
-    traits |= vma_traits(w, flags, m.file[slot])
+    traits |= vma_traits(w, flags, m.vma[slot, V_FILE])
     if grew:
         traits |= _T_STACK | _T_STRUCTURAL
-    out.vma[o] = m.uid[slot]
-    out.file[o] = m.file[slot]
-    out.anon_slot[o] = bit
+    out.ops[o].vma = m.vma[slot, V_UID]
+    out.ops[o].file = m.vma[slot, V_FILE]
+    out.ops[o].anon_slot = bit
     # -- access ---------------------------------------------------------------------
     if m.info[_I_ACCESS] == 1:
         if fault_class in (_MINOR, _MAJOR):
             w.counters[_C_ACCESS] += 1  # it succeeded: the protection we know is stale
         else:
-            out.traits[o] |= np.uint64(traits | _T_ACCESS)
-            out.pages[o] = 0
+            out.ops[o].traits |= np.uint64(traits | _T_ACCESS)
+            out.ops[o].pages = 0
             return 0
     maker = segments_.get(s, space, page)
     add_dep(w, out, thread, maker)
     if fault_class == _FAILED:
         w.counters[_C_FAILED] += 1
-        out.traits[o] |= np.uint64(traits | _T_FAILED)
-        out.pages[o] = 0
+        out.ops[o].traits |= np.uint64(traits | _T_FAILED)
+        out.ops[o].pages = 0
         return 0
     if write and private:
         traits |= _T_NEEDS_ANON
-        if not w.anon_set[bit]:
+        if not w.bits[bit].set:
             anon_first_write(m, w, slot, bit, not inside)
     # -- page-table page --------------------------------------------------------------
-    old = maker == -1 and w.space_old[space] != 0
+    old = maker == -1 and w.spaces[space].old != 0
     region, made = table_slot(p, w, space, page, not inside, old)
-    table = p.table[region]
-    out.table[o] = table
-    out.tables[o] = 1
+    table = p.slot[region].table
+    out.ops[o].table = table
+    out.ops[o].tables = 1
     thread_bit = np.uint64(1) << np.uint64(thread & 63)
     index = page & (PAGES - 1)
     major = fault_class == _MAJOR
     # -- huge page ----------------------------------------------------------------------
-    if p.huge[region] and (known and bits & _B_PRESENT == 0):
+    if p.slot[region].huge and (known and bits & _B_PRESENT == 0):
         w.counters[_C_NOT_HUGE] += 1
         _demote(p, region)
     if (
@@ -340,27 +352,27 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, option
         and not old
         and traits & _T_ANON
         and traits & _T_UNKNOWN == 0
-        and options.huge >= 0
-        and (flags & _V_HUGEPAGE or (options.huge > 0 and flags & _V_NOHUGE == 0))
+        and huge >= 0
+        and (flags & _V_HUGEPAGE or (huge > 0 and flags & _V_NOHUGE == 0))
         and not major
-        and m.start[slot] >> 12 <= (page & ~np.int64(PAGES - 1))
-        and m.end[slot] >> 12 >= (page | (PAGES - 1)) + 1
+        and m.vma[slot, V_START] >> 12 <= (page & ~np.int64(PAGES - 1))
+        and m.vma[slot, V_END] >> 12 >= (page | (PAGES - 1)) + 1
     ):
         state = np.uint8(ANON) if write else np.uint8(ZERO)
         p.state[region, :] = state
-        p.n_present[region] = PAGES
-        p.huge[region] = 1
-        p.seen[region] = ~np.uint64(0)
+        p.slot[region].n_present = PAGES
+        p.slot[region].huge = 1
+        p.slot[region].seen = ~np.uint64(0)
         w.counters[_C_HUGE] += 1
-        out.pages[o] = PAGES if write else 1
+        out.ops[o].pages = PAGES if write else 1
         traits |= _T_HUGE | (0 if write else _T_ZERO)
         if inside:
             p.last_use[region, index] = o
-        out.traits[o] |= np.uint64(traits)
+        out.ops[o].traits |= np.uint64(traits)
         return 0
-    if w.table_initial[table] == 0 and p.seen[region] & thread_bit == np.uint64(0):
+    if w.table_initial[table] == 0 and p.slot[region].seen & thread_bit == np.uint64(0):
         traits |= _T_TABLE
-    p.seen[region] |= thread_bit
+    p.slot[region].seen |= thread_bit
     if inside:
         p.last_use[region, index] = o
     # -- the page -----------------------------------------------------------------------
@@ -397,13 +409,13 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, option
             else:
                 if state in (ZERO, CACHE) or _cow_or_reuse(p, w, space, page, state):
                     traits |= _T_COW
-                elif state == COW and w.partner[space] < 0:
+                elif state == COW and w.spaces[space].partner < 0:
                     traits |= _T_COW  # learnt from the error bits: history unknown
                 else:
                     traits |= _T_REUSE
                 after = np.uint8(ANON)
         else:
-            out.pages[o] = 0  # spurious, or a NUMA hint
+            out.ops[o].pages = 0  # spurious, or a NUMA hint
     elif write:
         after = np.uint8(ANON)
         if not private:
@@ -420,7 +432,7 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, option
             traits |= _T_AROUND
             filled = _around(p, m, slot, region, page)
             w.counters[_C_AROUND] += filled - 1
-            out.pages[o] = max(filled, 1)
+            out.ops[o].pages = max(filled, 1)
     elif major:
         traits |= _T_SWAP
         after = np.uint8(ANON)
@@ -430,5 +442,5 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, option
         traits |= _T_ZERO
         after = np.uint8(ZERO)
     pages_.put(p, region, index, after)
-    out.traits[o] |= np.uint64(traits)
+    out.ops[o].traits |= np.uint64(traits)
     return 0

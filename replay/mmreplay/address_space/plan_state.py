@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from mmreplay.jit import njit
 
 I8 = NDArray[np.uint8]
-I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-U64 = NDArray[np.uint64]
 
 
 class Count(IntEnum):
@@ -68,65 +66,79 @@ class Status(IntEnum):
     GROW_IDENTITIES = 8
 
 
-class Work(NamedTuple):
-    """T threads, M address spaces, S map slots, A anon slots, B tables, I anon identities."""
+THREAD: Final = np.dtype(
+    [
+        ("dep", np.int64),  # operation that its next one waits for, -1
+        ("last", np.int64),  # its last operation in the plan, -1
+        ("late", np.int64),  # scratch: newest operation per thread
+        ("space", np.int32),  # address space it runs in; -1 not yet
+        ("vfork_parent", np.int32),  # thread that waits for this vfork child, -1
+        ("late_list", np.int32),  # scratch
+        ("alive", np.int32),
+    ]
+)
+SPACE: Final = np.dtype(
+    [
+        ("users", np.int32),  # threads alive
+        ("old", np.int32),  # was running before the recording
+        ("partner", np.int32),  # the space it last forked from or to, -1
+    ]
+)
+#: key (waiter << 32 | maker), op: newest operation of maker that waiter waited for
+KNOWN_PAIR: Final = np.dtype([("key", np.int64), ("op", np.int64)])
+#: anon_vma bit of the VMA with that id in the map's slot
+MAP_SLOT: Final = np.dtype([("uid", np.int64), ("bit", np.int64)])
+#: anon_vma bit of an anon_vma identity in an address space
+IDENTITY: Final = np.dtype([("bit", np.int32), ("space", np.int32)])
+#: set so far in recorded order; initial: set when the plan begins
+ANON_BIT: Final = np.dtype([("set", np.uint8), ("initial", np.uint8)])
+OPERATION: Final = np.dtype(
+    [
+        ("traits", np.uint64),
+        ("vma", np.int64),  # vma id
+        ("file", np.int64),  # file identity, 0 none
+        ("first_page", np.int64),
+        ("last_page", np.int64),
+        ("row", np.int64),
+        ("mark_end", np.int64),  # its marks are those from the previous operation's end
+        ("dep_end", np.int64),
+        ("thread", np.int32),
+        ("mm", np.int32),
+        ("child_mm", np.int32),
+        ("pages", np.int32),
+        ("vmas", np.int32),
+        ("tables", np.int32),
+        ("anon_slot", np.int32),
+        ("table", np.int32),
+        ("clone", np.int32),
+        ("op", np.int32),
+    ]
+)
+MARK: Final = np.dtype([("vma", np.int64), ("set", np.int64)])
 
-    thread_space: I32  # (T,) address space it runs in; -1 not yet
-    thread_alive: I8
-    thread_dep: I64  # (T,) operation that its next one waits for, -1
-    thread_last: I64  # (T,) its last operation in the plan, -1
-    vfork_parent: I32  # (T,) thread that waits for this vfork child, -1
-    users: I32  # (M,) threads alive
-    space_old: I8  # (M,) was running before the recording
-    partner: I32  # (M,) the space it last forked from or to, -1
-    known_key: I64  # (K,) (waiter << 32 | maker): ...
-    known_op: I64  # (K,) ... newest operation of maker that waiter waited for
-    slot_uid: I64  # (S,) vma id that slot_anon belongs to
-    slot_anon: I32  # (S,) its anon_vma slot
-    identity_slot: I32  # (I,) anon_vma slot of an anon_vma identity, -1
-    identity_space: I32  # (I,)
-    anon_set: I8  # (A,) set so far in recorded order
-    anon_initial: I8  # (A,)
-    table_initial: I8  # (B,)
-    file_class: I8  # (F,) name hints of each file
-    late: I64  # (T,) scratch: newest operation per thread
-    late_list: I32  # (T,) scratch
+
+class Work(NamedTuple):
+    """Few arrays, because compiled calls pass every one by value."""
+
+    threads: NDArray[np.void]  # THREAD
+    spaces: NDArray[np.void]  # SPACE
+    known: NDArray[np.void]  # KNOWN_PAIR
+    slots: NDArray[np.void]  # MAP_SLOT, by slot of the VMA map
+    identities: NDArray[np.void]  # IDENTITY
+    bits: NDArray[np.void]  # ANON_BIT
+    table_initial: I8  # table.present when the plan begins, by table
+    file_class: I8  # name hints of each file
     counters: I64  # (Count.N,)
     cursor: I64  # (Cursor.N,)
+    args: I64  # (Arg.N,) arguments for the VMA map, from prepare to apply
 
 
 class Out(NamedTuple):
-    """Columns in order of effect; N operations and one row of waste."""
+    """The plan in order of effect: N operations and one row of waste, marks, waits."""
 
-    thread: I32
-    op: I8
-    mm: I32
-    child_mm: I32
-    traits: U64
-    pages: I32
-    vmas: I32
-    tables: I32
-    vma: I64  # vma id
-    anon_slot: I32
-    table: I32
-    file: I64  # file identity, 0 none
-    first_page: I64
-    last_page: I64
-    row: I64
-    copy: I32
-    mark_first: I64  # (N+2,)
-    mark_vma: I64
-    mark_set: I8
-    dep_first: I64  # (N+2,)
-    dep_op: I64
-
-
-class Options(NamedTuple):
-    """What the pass is to do, as plain numbers."""
-
-    row_first: int  # rows of the trace that make the plan ...
-    row_end: int  # ... exclusive
-    huge: int  # 0: huge pages only with MADV_HUGEPAGE, 1: always, -1: never
+    ops: NDArray[np.void]  # OPERATION
+    marks: NDArray[np.void]  # MARK
+    deps: I64
 
 
 #: Entries of the table that remembers which waits are implied already.  A collision
@@ -136,68 +148,44 @@ KNOWN: Final = 1 << 18
 
 def make_work(threads: int, spaces: int, slots: int, files: NDArray[np.uint8]) -> Work:
     """Nothing known yet; ``slots`` as in the VMA map, ``files`` the name hints by file."""
+
+    def table(n: int, dtype: np.dtype[np.void], *minus_one: str) -> NDArray[np.void]:
+        new = np.zeros(n, dtype)
+        for name in minus_one:
+            new[name] = -1
+        return new.view(np.recarray)
+
     return Work(
-        thread_space=np.full(threads, -1, np.int32),
-        thread_alive=np.zeros(threads, np.uint8),
-        thread_dep=np.full(threads, -1, np.int64),
-        thread_last=np.full(threads, -1, np.int64),
-        vfork_parent=np.full(threads, -1, np.int32),
-        users=np.zeros(spaces, np.int32),
-        space_old=np.zeros(spaces, np.uint8),
-        partner=np.full(spaces, -1, np.int32),
-        known_key=np.full(KNOWN, -1, np.int64),
-        known_op=np.full(KNOWN, -1, np.int64),
-        slot_uid=np.full(slots, -1, np.int64),
-        slot_anon=np.full(slots, -1, np.int32),
-        identity_slot=np.full(1024, -1, np.int32),
-        identity_space=np.full(1024, -1, np.int32),
-        anon_set=np.zeros(1024, np.uint8),
-        anon_initial=np.zeros(1024, np.uint8),
+        threads=table(threads, THREAD, "dep", "last", "late", "space", "vfork_parent"),
+        spaces=table(spaces, SPACE, "partner"),
+        known=table(KNOWN, KNOWN_PAIR, "key", "op"),
+        slots=table(slots, MAP_SLOT, "uid", "bit"),
+        identities=table(1024, IDENTITY, "bit", "space"),
+        bits=table(1024, ANON_BIT),
         table_initial=np.zeros(4096, np.uint8),
         file_class=files,
-        late=np.full(threads, -1, np.int64),
-        late_list=np.zeros(threads, np.int32),
         counters=np.zeros(Count.N, np.int64),
         cursor=np.zeros(Cursor.N, np.int64),
+        args=np.zeros(16, np.int64),
     )
 
 
 def make_out(n: int) -> Out:
     """Room for ``n`` operations."""
-
-    def full(dtype: type, value: int, extra: int = 1) -> NDArray[np.generic]:
-        return np.full(n + extra, value, dtype)
-
     return Out(
-        thread=full(np.int32, -1),  # type: ignore[arg-type]
-        op=full(np.uint8, 0),  # type: ignore[arg-type]
-        mm=full(np.int32, 0),  # type: ignore[arg-type]
-        child_mm=full(np.int32, -1),  # type: ignore[arg-type]
-        traits=full(np.uint64, 0),  # type: ignore[arg-type]
-        pages=full(np.int32, 0),  # type: ignore[arg-type]
-        vmas=full(np.int32, 0),  # type: ignore[arg-type]
-        tables=full(np.int32, 0),  # type: ignore[arg-type]
-        vma=full(np.int64, -1),  # type: ignore[arg-type]
-        anon_slot=full(np.int32, -1),  # type: ignore[arg-type]
-        table=full(np.int32, -1),  # type: ignore[arg-type]
-        file=full(np.int64, 0),  # type: ignore[arg-type]
-        first_page=full(np.int64, 0),  # type: ignore[arg-type]
-        last_page=full(np.int64, 0),  # type: ignore[arg-type]
-        row=full(np.int64, -1),  # type: ignore[arg-type]
-        copy=full(np.int32, 0),  # type: ignore[arg-type]
-        mark_first=full(np.int64, 0, 2),  # type: ignore[arg-type]
-        mark_vma=np.zeros(n // 4 + 1024, np.int64),
-        mark_set=np.zeros(n // 4 + 1024, np.uint8),
-        dep_first=full(np.int64, 0, 2),  # type: ignore[arg-type]
-        dep_op=np.zeros(n // 8 + 1024, np.int64),
+        ops=np.zeros(n + 1, OPERATION).view(np.recarray),
+        marks=np.zeros(n // 4 + 1024, MARK).view(np.recarray),
+        deps=np.zeros(n // 8 + 1024, np.int64),
     )
 
 
-def grown(array: NDArray[np.generic], need: int, fill: int = 0) -> NDArray[np.generic]:
+def grown(array: Any, need: int, *minus_one: str) -> Any:
     """A longer copy: at least ``need`` more items, at least twice the length."""
-    new = np.full(max(2 * len(array), len(array) + need), fill, array.dtype)
+    new = np.zeros(max(2 * len(array), len(array) + need), array.dtype)
+    for name in minus_one:
+        new[name] = -1
     new[: len(array)] = array
-    return new
+    return new.view(type(array))
 
 
 _OUT = int(Cursor.OUT)
@@ -212,28 +200,28 @@ def add_dep(w, out, thread, maker_op):
     """
     if maker_op < 0:
         return
-    maker = out.thread[maker_op]
+    maker = out.ops[maker_op].thread
     if maker == thread:
         return
     key = (np.int64(thread) << 32) | np.int64(maker)
-    at = ((key * np.int64(-7046029254386353131)) >> 24) & (len(w.known_key) - 1)
-    if w.known_key[at] == key and w.known_op[at] >= maker_op:
+    at = ((key * np.int64(-7046029254386353131)) >> 24) & (len(w.known) - 1)
+    if w.known[at].key == key and w.known[at].op >= maker_op:
         return
-    w.known_key[at] = key
-    w.known_op[at] = maker_op
-    out.dep_op[w.cursor[_DEPS]] = maker_op
+    w.known[at].key = key
+    w.known[at].op = maker_op
+    out.deps[w.cursor[_DEPS]] = maker_op
     w.cursor[_DEPS] += 1
 
 
 @njit
 def note_late(w, out, n, op):
     """Remember ``op`` as a candidate wait: the newest per thread; returns the list's length."""
-    thread = out.thread[op]
-    if w.late[thread] < 0:
-        w.late_list[n] = thread
+    thread = out.ops[op].thread
+    if w.threads[thread].late < 0:
+        w.threads[n].late_list = thread
         n += 1
-    if op > w.late[thread]:
-        w.late[thread] = op
+    if op > w.threads[thread].late:
+        w.threads[thread].late = op
     return n
 
 
@@ -241,9 +229,9 @@ def note_late(w, out, n, op):
 def flush_late(w, out, n, thread):
     """Turn the candidates into waits of the current operation."""
     for k in range(n):
-        other = w.late_list[k]
-        op = w.late[other]
-        w.late[other] = -1
+        other = w.threads[k].late_list
+        op = w.threads[other].late
+        w.threads[other].late = -1
         add_dep(w, out, thread, op)
 
 
@@ -251,8 +239,8 @@ def flush_late(w, out, n, thread):
 def forget_deps(w, out, thread, first):
     """Take back the waits from ``first`` on: the operation is tried again, or is not in the plan."""
     for k in range(first, w.cursor[_DEPS]):
-        key = (np.int64(thread) << 32) | np.int64(out.thread[out.dep_op[k]])
-        at = ((key * np.int64(-7046029254386353131)) >> 24) & (len(w.known_key) - 1)
-        if w.known_key[at] == key:
-            w.known_key[at] = -1
+        key = (np.int64(thread) << 32) | np.int64(out.ops[out.deps[k]].thread)
+        at = ((key * np.int64(-7046029254386353131)) >> 24) & (len(w.known) - 1)
+        if w.known[at].key == key:
+            w.known[at].key = -1
     w.cursor[_DEPS] = first

@@ -23,7 +23,6 @@ from mmreplay.address_space.plan_core import advance
 from mmreplay.address_space.plan_state import (
     Count,
     Cursor,
-    Options,
     Out,
     Status,
     Work,
@@ -97,13 +96,10 @@ class _Pass:
         need = int(self.w.cursor[Cursor.NEED])
         w, out = self.w, self.out
         if status == Status.GROW_MAP:
-            if len(w.slot_uid) >= len(self.m.start):
+            if len(w.slots) >= len(self.m.start):
                 self.m = grow(self.m)
-            more = len(self.m.start) - len(w.slot_uid)
-            self.w = w._replace(
-                slot_uid=grown(w.slot_uid, more, -1)[: len(self.m.start)],
-                slot_anon=grown(w.slot_anon, more, -1)[: len(self.m.start)],
-            )
+            more = len(self.m.start) - len(w.slots)
+            self.w = w._replace(slots=grown(w.slots, more, "uid", "bit"))
         elif status == Status.GROW_PAGES:
             self.p = pages_.grow_pages(self.p, need)
             self._grow_tables(need)
@@ -113,20 +109,13 @@ class _Pass:
             self.s = _grow_full(self.s)
             self.c = self.c._replace(moved=_grow_full(self.c.moved))
         elif status == Status.GROW_MARKS:
-            self.out = out._replace(
-                mark_vma=grown(out.mark_vma, need), mark_set=grown(out.mark_set, need)
-            )
+            self.out = out._replace(marks=grown(out.marks, need))
         elif status == Status.GROW_DEPS:
-            self.out = out._replace(dep_op=grown(out.dep_op, need))
+            self.out = out._replace(deps=grown(out.deps, need))
         elif status == Status.GROW_SLOTS:
-            self.w = w._replace(
-                anon_set=grown(w.anon_set, 8), anon_initial=grown(w.anon_initial, 8)
-            )
+            self.w = w._replace(bits=grown(w.bits, 8))
         elif status == Status.GROW_IDENTITIES:
-            self.w = w._replace(
-                identity_slot=grown(w.identity_slot, need, -1),
-                identity_space=grown(w.identity_space, need, -1),
-            )
+            self.w = w._replace(identities=grown(w.identities, need, "bit", "space"))
         else:
             raise AssertionError(f"unknown status {status}")
 
@@ -209,15 +198,16 @@ def build_plan(
     modes = {"never": -1, "madvise": 0, "always": 1}
     if huge_pages not in modes:
         raise UserError(f'huge pages "{huge_pages}"', fix=f"use one of {', '.join(modes)}")
-    options = Options(first, end, modes[huge_pages])
+    mode = modes[huge_pages]
     vector = rules.vector
-    wanted = len(state.out.op) - 1
+    wanted = len(state.out.ops) - 1
     for rows in stream:
         at = 0
-        while at < len(rows.kind):
+        while at < len(rows):
             at, status = advance(
-                rows, at, state.m, vector, state.p, state.s, state.w, state.out, state.c, options
-            )
+                rows, at, state.m.core, vector, state.p, state.s, state.w, state.out, state.c,
+                first, end, mode,
+            )  # fmt: skip
             if status != Status.DONE:
                 state.make_room(Status(status))
         if state.w.cursor[Cursor.OUT] >= wanted:
@@ -316,9 +306,7 @@ def _finish(
     plan, index, spaces = assemble(
         state.out, state.w, n, 0, 0, who, times, first, (begin_ns, end_ns), whole
     )
-    counters = {
-        kind.name.lower(): int(state.w.counters[kind]) for kind in Count if kind != Count.N
-    }
+    counters = {kind.name.lower(): int(state.w.counters[kind]) for kind in Count if kind != Count.N}
     counters["dependencies"] = len(plan.dep_op)
     counters["think_wall_fallback"] = times.wall_fallback
     counters.update(stream.counters)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -46,32 +46,36 @@ _MAKERS: Final = (
 CHUNK_ROWS: Final = 1 << 18
 
 
-class Rows(NamedTuple):
-    """One chunk, in order of effect.  Null numbers are 0 (``bits``: 255, ``result``: 0)."""
-
-    kind: NDArray[np.uint8]
-    thread: I32  # dense thread, -1 for LEARN
-    copy: I32  # 0 for a recorded row, k for the k-th clone of its thread
-    space: I32
-    begin_ns: I64
-    address: I64
-    has_address: NDArray[np.bool_]
-    length: I64
-    address2: I64
-    length2: I64
-    prot: NDArray[np.uint8]
-    flags: I64
-    file: I32  # file number, -1 anonymous or unknown
-    file_offset: I64
-    hint: NDArray[np.uint8]
-    anon: NDArray[np.int8]  # LEARN: has an anon_vma 1, 0, unknown -1
-    result: I64
-    errno: NDArray[np.int16]
-    bits: NDArray[np.uint8]
-    fault_class: NDArray[np.uint8]
-    child: I32  # dense thread of the child, -1
-    child_space: I32  # its address space, -1
-    row: I64  # row in the operations table; -1 for events
+#: One row of a chunk.  Null numbers are 0 (``bits``: 255).
+ROW: Final = np.dtype(
+    [
+        ("begin_ns", np.int64),
+        ("address", np.int64),
+        ("length", np.int64),
+        ("address2", np.int64),
+        ("length2", np.int64),
+        ("advice", np.int64),  # flags: MAP_*, MADV_*, ...
+        ("file_offset", np.int64),
+        ("result", np.int64),
+        ("row", np.int64),  # row in the operations table; -1 for events
+        ("thread", np.int32),  # dense thread, -1 for LEARN
+        ("clone", np.int32),  # 0 for a recorded row, k for the k-th clone of its thread
+        ("space", np.int32),
+        ("file", np.int32),  # file number, -1 anonymous or unknown
+        ("child", np.int32),  # dense thread of the child, -1
+        ("child_space", np.int32),  # its address space, -1
+        ("errno", np.int16),
+        ("kind", np.uint8),
+        ("prot", np.uint8),
+        ("hint", np.uint8),
+        ("anon", np.int8),  # LEARN: has an anon_vma 1, 0, unknown -1
+        ("bits", np.uint8),
+        ("fault_class", np.uint8),
+        ("has_address", np.uint8),
+    ],
+    align=True,
+)
+Rows = NDArray[np.void]
 
 
 @dataclass(frozen=True)
@@ -266,8 +270,10 @@ class Stream:
             events = {k: v[~inside] for k, v in events.items()}
             merged = {k: np.concatenate([o[k] for o in out]) for k in out[0]}
             order = np.lexsort((merged["row"], merged["rank"], merged["key"]))
-            merged = {k: v[order] for k, v in merged.items()}
-            yield Rows(**{k: np.ascontiguousarray(merged[k]) for k in Rows._fields})
+            rows = np.empty(len(order), ROW).view(np.recarray)
+            for name in ROW.names or ():
+                rows[name] = merged[name][order]
+            yield rows
             if last:
                 return
 
@@ -279,7 +285,7 @@ class Stream:
             "rank": np.zeros(n, np.uint8),
             "kind": np.zeros(n, np.uint8),
             "thread": np.full(n, -1, np.int32),
-            "copy": np.zeros(n, np.int32),
+            "clone": np.zeros(n, np.int32),
             "space": np.zeros(n, np.int32),
             "begin_ns": np.zeros(n, np.int64),
             "address": np.zeros(n, np.int64),
@@ -288,7 +294,7 @@ class Stream:
             "address2": np.zeros(n, np.int64),
             "length2": np.zeros(n, np.int64),
             "prot": np.zeros(n, np.uint8),
-            "flags": np.zeros(n, np.int64),
+            "advice": np.zeros(n, np.int64),
             "file": np.full(n, -1, np.int32),
             "file_offset": np.zeros(n, np.int64),
             "hint": np.zeros(n, np.uint8),
@@ -332,7 +338,7 @@ class Stream:
         part["begin_ns"] = m["ns"][index]
         for ours, theirs in (
             ("space", "space"), ("address", "start"), ("length", "length"), ("prot", "prot"),
-            ("flags", "flags"), ("file", "file"), ("file_offset", "offset"), ("hint", "hint"),
+            ("advice", "flags"), ("file", "file"), ("file_offset", "offset"), ("hint", "hint"),
             ("anon", "anon"),
         ):  # fmt: skip
             part[ours] = m[theirs][index]
@@ -358,10 +364,11 @@ class Stream:
         part["has_address"] = frame["address"].is_not_null().to_numpy()
         for name, dtype in (
             ("length", np.int64), ("address2", np.int64), ("length2", np.int64),
-            ("prot", np.uint8), ("flags", np.int64), ("file_offset", np.int64),
+            ("prot", np.uint8), ("advice", np.int64),  # flags: MAP_*, MADV_*, ... ("file_offset", np.int64),
             ("result", np.int64), ("errno", np.int16), ("fault_class", np.uint8),
         ):  # fmt: skip
             part[name] = _numpy(frame, name, dtype)
+        part["advice"] = _numpy(frame, "flags", np.int64)
         part["bits"] = _numpy(frame, "fault_bits", np.uint8, 255)
         child = _numpy(frame, "child", np.int64, -1)
         part["child"] = np.where(child >= 0, self.thread_of(child), -1).astype(np.int32)
@@ -413,7 +420,7 @@ class Stream:
         part["hint"][rows[matched]] = m["hint"][found[matched]]
         map_anonymous = 0x20
         descriptor = frame["fd"].fill_null(-1).to_numpy().astype(np.int64)[rows]
-        by_fd = ~matched & ((part["flags"][rows] & map_anonymous) == 0) & (descriptor >= 0)
+        by_fd = ~matched & ((part["advice"][rows] & map_anonymous) == 0) & (descriptor >= 0)
         for at in np.flatnonzero(by_fd):
             key = (-1, int(part["space"][rows[at]]), int(descriptor[at]))
             part["file"][rows[at]] = self.files.number(key)
@@ -428,9 +435,9 @@ class Stream:
         take = np.repeat(np.arange(len(times)), times)
         first = np.concatenate([[0], np.cumsum(times)[:-1]]) if len(times) else np.zeros(0, int)
         part = {k: v[take] for k, v in part.items()}
-        part["copy"] = (np.arange(len(take)) - first[take]).astype(np.int32)
-        clones = part["copy"] > 0
+        part["clone"] = (np.arange(len(take)) - first[take]).astype(np.int32)
+        clones = part["clone"] > 0
         part["thread"][clones] = (
-            self.threads.first_clone[part["thread"][clones]] + part["copy"][clones] - 1
+            self.threads.first_clone[part["thread"][clones]] + part["clone"][clones] - 1
         )
         return part

@@ -281,7 +281,7 @@ def apply_core(
             if failed:
                 state.info[_ERROR] = -result
                 return _FAILED
-            error = do_munmap(state, space, address, length, lenient)
+            error = do_munmap(state, space, address, length)
         elif kind in (_MPROTECT, _PKEY_MPROTECT):
             error = do_mprotect(state, rules, space, address, length, prot, lenient)
         elif kind == _MADVISE:

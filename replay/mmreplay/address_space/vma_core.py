@@ -64,6 +64,7 @@ _SHARED = int(Vm.SHARED)
 _SPECIAL = int(Vm.SPECIAL)
 _HUGETLB = int(Vm.HUGETLB)
 _SYSV = int(Vm.SYSV)
+_SEALED = int(Vm.SEALED)
 _LOCKONFAULT = int(Vm.LOCKONFAULT)
 
 
@@ -253,12 +254,6 @@ def _compatible(state: Core, a: int, b: int) -> bool:
 
 
 @njit
-def _drop(state: Core, slot: int) -> None:
-    mark(state, slot, REMOVED)
-    remove(state, slot)
-
-
-@njit
 def merge_new(
     state: Core,
     rules: I64,
@@ -392,18 +387,30 @@ def modify(state: Core, rules: I64, slot: int, start: int, end: int, flags: int)
 
 @njit
 def unmap(state: Core, space: int, start: int, end: int) -> int:
-    """Remove [start, end) (mm/vma.c:vms_gather_munmap_vmas); returns the VMAs removed."""
-    slot = find(state, space, start)
-    if slot < 0 or state.vma[slot, V_START] >= end:
+    """Remove [start, end) (mm/vma.c:vms_gather_munmap_vmas).
+
+    Returns the VMAs removed, or -1 where a sealed VMA forbids it: what was cut by then stays cut.
+    """
+    first = find(state, space, start)
+    if first < 0 or state.vma[first, V_START] >= end:
         return 0
-    if state.vma[slot, V_START] < start:
-        split(state, slot, start, True)
-    removed = 0
+    if state.vma[first, V_START] < start:
+        if state.vma[first, V_FLAGS] & _SEALED:
+            return -1
+        split(state, first, start, True)
+    slot = first
     while slot >= 0 and state.vma[slot, V_START] < end:
+        if state.vma[slot, V_FLAGS] & _SEALED:
+            return -1
         if state.vma[slot, V_END] > end:
             split(state, slot, end, False)
+        mark(state, slot, REMOVED)
+        slot = state.vma[slot, V_NEXT]
+    removed = 0
+    slot = first
+    while slot >= 0 and state.vma[slot, V_START] < end:
         following = state.vma[slot, V_NEXT]
-        _drop(state, slot)
+        remove(state, slot)
         removed += 1
         slot = following
     return removed
@@ -467,10 +474,17 @@ def populate_vma(state: Core, slot: int, write: bool) -> None:
 
 
 @njit
-def populate(state: Core, space: int, start: int, end: int) -> None:
-    """mm_populate over a range: stops at nothing, holes are passed over."""
+def populate(state: Core, space: int, start: int, end: int, strict: bool) -> bool:
+    """mm_populate over a range; ``strict`` (mlock): stop where a VMA allows no access, and say so.
+
+    Returns False where it stopped.  Holes are passed over.
+    """
     state.info[_I_POPULATES] = 1
     slot = find(state, space, start)
     while slot >= 0 and state.vma[slot, V_START] < end:
+        flags = state.vma[slot, V_FLAGS]
+        if strict and not flags & (_ACCESS | _LOCKONFAULT | _SPECIAL):
+            return False
         populate_vma(state, slot, True)
         slot = state.vma[slot, V_NEXT]
+    return True

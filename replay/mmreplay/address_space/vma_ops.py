@@ -294,6 +294,8 @@ def do_mmap(
             return EEXIST
     bits = map_flags(state, rules, space, prot, flags, file)
     removed = unmap(state, space, address, end)
+    if removed < 0:
+        return EPERM
     state.info[_OVERLAPPED] = removed
     if removed and not flags & MAP_FIXED:
         state.info[_CONFLICTS] = removed
@@ -314,23 +316,24 @@ def do_mmap(
     state.info[_ADDRESS] = address
     state.info[_TARGET] = slot
     if bits & LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE:
-        populate(state, space, address, end)
+        populate(state, space, address, end, False)
     return 0
 
 
 @njit
-def do_munmap(state: Core, space: int, address: int, length: int, lenient: bool) -> int:
+def do_munmap(state: Core, space: int, address: int, length: int) -> int:
     if address & (PAGE - 1) or length <= 0:
         return EINVAL
     end = address + page_up(length)
     slot = find(state, space, address)
     scan = slot
     while scan >= 0 and state.vma[scan, V_START] < end:
-        if state.vma[scan, V_FLAGS] & SEALED and not lenient:
-            return EPERM
         scan = state.vma[scan, V_NEXT]
     state.info[_NEXT_GROWSDOWN] = 1 if scan >= 0 and state.vma[scan, V_FLAGS] & GROWSDOWN else 0
-    if unmap(state, space, address, end) == 0:
+    removed = unmap(state, space, address, end)
+    if removed < 0:
+        return EPERM
+    if removed == 0:
         state.info[_NO_CHANGE] = 1
     return 0
 
@@ -471,6 +474,10 @@ def do_madvise(
                 error = EINVAL
                 at = end
                 break
+        elif old & SEALED and advice in (10, 18) and not old & (SHARED | WRITE):
+            error = EPERM  # can_madvise_modify: advice that discards a sealed read-only VMA
+            at = end
+            break
         elif flags != old:
             changed = True
             slot = modify(state, rules, slot, at, top, flags)
@@ -543,8 +550,8 @@ def do_mlock(
         error = ENOMEM
     if not changed:
         state.info[_NO_CHANGE] = 1
-    if error == 0 and add:
-        populate(state, space, address, end)
+    if error == 0 and add and not populate(state, space, address, end, True) and not lenient:
+        error = ENOMEM
     return error
 
 
@@ -574,7 +581,7 @@ def do_mlockall(state: Core, rules: I64, space: int, flags: int) -> int:
             )
         slot = state.vma[slot, V_NEXT]
     if add:
-        populate(state, space, 0, TASK_SIZE)
+        populate(state, space, 0, TASK_SIZE, False)
     return 0
 
 
@@ -676,7 +683,7 @@ def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int
             mark(state, slot, CREATED)
         state.info[_TARGET] = slot
         if state.spaces[space, S_FLAGS] & LOCKED:
-            populate(state, space, old_page, new_page)
+            populate(state, space, old_page, new_page, False)
     state.info[_NO_CHANGE] = 0
     state.spaces[space, S_BRK] = wanted
     state.info[_ADDRESS] = wanted
@@ -721,7 +728,7 @@ def _move(
     elif old_len:
         unmap(state, space, old, old + old_len)
     if flags & LOCKED and new_len > old_len:
-        populate(state, space, new + old_len, new + new_len)
+        populate(state, space, new + old_len, new + new_len, False)
     return 0
 
 
@@ -760,11 +767,16 @@ def do_mremap(
             state.info[_MREMAP_KIND] = _KIND_NOOP
             state.info[_NO_CHANGE] = 1
             return 0
+        if state.vma[source, V_FLAGS] & SEALED:
+            return EPERM
         state.info[_MREMAP_KIND] = _KIND_SHRINK
-        unmap(state, space, old + new_len, old + old_len)
+        if unmap(state, space, old + new_len, old + old_len) < 0:
+            return EPERM
         return 0
     if outside:
         return EFAULT
+    if state.vma[source, V_FLAGS] & SEALED:
+        return EPERM
     if old_len == 0 and not state.vma[source, V_FLAGS] & (SHARED | MAYSHARE):
         return EINVAL
     if keep and state.vma[source, V_FLAGS] & SPECIAL:
@@ -810,7 +822,7 @@ def do_mremap(
             state.info[_MREMAP_KIND] = _KIND_GROW
             state.info[_TARGET] = slot
             if locked:
-                populate(state, space, end, top)
+                populate(state, space, end, top, False)
             return 0
     if not flags & MREMAP_MAYMOVE:
         return ENOMEM
@@ -842,12 +854,16 @@ def _move_fixed(
         if old_len > new_len and old + new_len <= state.vma[source, V_END]:
             many = False
         else:
-            state.info[_OVERLAPPED] += unmap(state, space, new, new + new_len)
+            unmap(state, space, new, new + new_len)
             return EFAULT
     if not many:
-        state.info[_OVERLAPPED] += unmap(state, space, new, new + new_len)
+        removed = unmap(state, space, new, new + new_len)
+        if removed < 0:
+            return EPERM
+        state.info[_OVERLAPPED] += removed
         if old_len > new_len:
-            unmap(state, space, old + new_len, end)
+            if unmap(state, space, old + new_len, end) < 0:
+                return EPERM
             old_len = new_len
         _move(state, rules, space, old, old_len, new, new_len, keep)
         state.info[_ADDRESS] = new
@@ -855,10 +871,15 @@ def _move_fixed(
     at = old
     slot = source
     while slot >= 0 and state.vma[slot, V_START] < end:
+        if state.vma[slot, V_FLAGS] & SEALED:
+            return EPERM
         begin = max(at, state.vma[slot, V_START])
         top = min(end, state.vma[slot, V_END])
         target = new + (begin - old)
-        state.info[_OVERLAPPED] += unmap(state, space, target, target + (top - begin))
+        removed = unmap(state, space, target, target + (top - begin))
+        if removed < 0:
+            return EPERM
+        state.info[_OVERLAPPED] += removed
         _move(state, rules, space, begin, top - begin, target, top - begin, False)
         at = top
         slot = find(state, space, at)
