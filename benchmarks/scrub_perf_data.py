@@ -113,7 +113,7 @@ class Scrubber:
         self.count("command line blanked")
 
     def saved_names(self, offset: int, size: int) -> None:
-        """Blank pids and names in the saved-cmdlines text at the end of the tracing data (version 0.6)."""
+        """Blank pids and names in the saved-cmdlines text (tracing data 0.6)."""
         d, end = self.data, offset + size
         pos = d.index(b"\0", offset + 10) + 1 + 1 + 1 + 4
         for head in (b"header_page\0", b"header_event\0"):
