@@ -114,6 +114,7 @@ def simulate_compiled(
     loops = plan.thread_loop.astype(np.int64).copy()
     loops[np.diff(plan.thread_first) == 0] = -2  # without operations: its end ends nothing
     reasons = np.zeros(len(model.reasons), np.int64)
+    loop_began, cpu_began = time.perf_counter(), time.thread_time()
     replay(
         m, ops, code, setup.cost_q, setup.cost_key, setup.cost_draw.ravel(), setup.sleep_ns,
         plan.sleep_ns, loops, tails.astype(np.int64), sharing.sid, values, line_scope, line_sid,
@@ -122,12 +123,17 @@ def simulate_compiled(
         np.zeros((n_threads, 2 * n_locks), np.int64), np.zeros((n_threads, n_locks), np.int64),
         reasons,
     )  # fmt: skip
+    loop = {
+        "loop_s": time.perf_counter() - loop_began,
+        "loop_cpu_s": time.thread_time() - cpu_began,
+    }
     totals = _totals(m, regions, setup, kinds, n_threads, n_locks, reasons)
     threads = m[regions[H_TH] : regions[H_TH] + n_threads * TF].reshape(n_threads, TF)
     unfinished = np.flatnonzero(threads[:, T_STATE] != END)
     if len(unfinished) and m[H_STOP] < 0:
         raise stuck(model, unfinished.tolist())
     result = summarise(model, totals)
+    result.detail.update(loop)
     object.__setattr__(result, "wall_s", time.perf_counter() - began)
     return result
 
