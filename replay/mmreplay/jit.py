@@ -95,12 +95,8 @@ def njit(function: Callable[..., Any]) -> Any:
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a callee of compiled functions only: no Python wrapper, no cache of its own.
 
-<<<<<<< HEAD
     It is stored inside its callers' cache entries, and compiles several times faster
     than with the wrappers where it takes many arrays.  Constants and narrow integers
-=======
-    It is stored inside its callers' cache entries.  Constants and narrow integers
->>>>>>> engine
     arrive as plain integers: numba would compile it anew for each constant.
     """
     dispatcher = numba.njit(
