@@ -112,7 +112,7 @@ def make(
     state.vma[slot, V_CHAIN] = 0
     state.vma[slot, V_SPACE] = space
     insert_after(state, slot, previous)
-    return slot
+    return int(slot)
 
 
 @borrowing_helper
@@ -152,7 +152,7 @@ def split(state: Core, slot: int, address: int, new_below: bool) -> int:
     state.vma[new, V_CHAIN] = state.vma[slot, V_CHAIN]
     mark(state, new, CREATED)
     state.info[_I_SPLITS] += 1
-    return new
+    return int(new)
 
 
 @borrowing_helper
@@ -375,7 +375,7 @@ def modify(state: Core, rules: I64, slot: int, start: int, end: int, flags: int)
     """
     merged = _merge_existing(state, rules, slot, start, end, flags)
     if merged >= 0:
-        return merged
+        return int(merged)
     if state.vma[slot, V_START] < start:
         split(state, slot, start, True)
     if state.vma[slot, V_END] > end:

@@ -250,7 +250,7 @@ def _split_leaf(state: Core, space: int, entry: int, start: int) -> int:
     state.directory[entry + 1, D_LEAF] = upper
     state.spaces[space, S_DIR_LEN] += 1
     if start > state.leaf_key[upper, 0]:
-        return upper
+        return int(upper)
     return int(leaf)
 
 

@@ -457,7 +457,7 @@ def do_madvise(
         state.info[_NO_CHANGE] = 1
         return 0
     if advice == 23:  # MADV_POPULATE_WRITE
-        return _populate_write(state, space, address, end)
+        return int(_populate_write(state, space, address, end))
     slot = find(state, space, address)
     at = address
     changed = False
@@ -783,7 +783,7 @@ def do_mremap(
     if keep and state.vma[source, V_FLAGS] & SPECIAL:
         return EINVAL
     if fixed:
-        return _move_fixed(state, rules, space, old, old_len, wish, new_len, keep)
+        return int(_move_fixed(state, rules, space, old, old_len, wish, new_len, keep))
     if old + old_len > state.vma[source, V_END]:
         return EFAULT
     if (
@@ -839,7 +839,7 @@ def do_mremap(
             )
         if target < 0:
             return ENOMEM
-    return _move_fixed(state, rules, space, old, old_len, target, new_len, keep)
+    return int(_move_fixed(state, rules, space, old, old_len, target, new_len, keep))
 
 
 @borrowing_helper
