@@ -1,3 +1,4 @@
+# ruff: noqa: E501, PT017
 """The assembler: what it refuses, where it points, and that what it accepts is sound."""
 
 from __future__ import annotations
@@ -286,10 +287,7 @@ def test_code_is_well_formed(name: str) -> None:
 # -- fuzzing ------------------------------------------------------------------------------
 
 _word = st.sampled_from(
-    [*WORDS, "mmap_lock", "vma_lock", "ptl", "mm_seq", "range", "read", "write", "@page", "@child",
-     "else", "retry", "a", "b", "fault", "body", "31", "*", "#", ".a:", ".b:", "", "\\", "'"]
-    + [*COSTS][:4] + [*SLEEPS] + [*REASONS][:3] + [*TRAITS][:6] + [*BITS] + [*SETS] + [*COUNTS]
-    + ["held.mmap_lock", "!held.ptl", "!vma.anon_vma", "!write", "mm.mm_seq"]
+    [*WORDS, "mmap_lock", "vma_lock", "ptl", "mm_seq", "range", "read", "write", "@page", "@child", "else", "retry", "a", "b", "fault", "body", "31", "*", "#", ".a:", ".b:", "", "\\", "'", *[*COSTS][:4], *SLEEPS, *[*REASONS][:3], *[*TRAITS][:6], *BITS, *SETS, *COUNTS, "held.mmap_lock", "!held.ptl", "!vma.anon_vma", "!write", "mm.mm_seq"]
 )  # fmt: skip
 _form = st.sampled_from(
     ["lock mmap_lock read", "lock mmap_lock write", "unlock mmap_lock", "downgrade mmap_lock",
