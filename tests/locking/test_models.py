@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The shipped models, operation by operation: what each takes when nobody is in the way.
 
 The expected numbers are those of the counts in ``datasets/lockcounts`` and, where no

@@ -14,6 +14,8 @@ from mmreplay.address_space.plan import MarkSet, PlanOp, Trait
 from mmreplay.locking.isa import OP, TARGET, A, B, Kind, Mode, Op, RuntimeBit
 from mmreplay.locking.model import LockingModel
 
+NO_TRAITS, NO_BITS = Trait(0), RuntimeBit(0)
+
 
 @dataclass
 class Walk:
@@ -23,7 +25,7 @@ class Walk:
     reasons: Counter[str] = field(default_factory=Counter)
     costs: Counter[str] = field(default_factory=Counter)
     sleeps: Counter[str] = field(default_factory=Counter)
-    bits: RuntimeBit = RuntimeBit(0)
+    bits: RuntimeBit = NO_BITS
     held: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -40,9 +42,9 @@ class Walk:
 def walk(
     model: LockingModel,
     op: PlanOp,
-    traits: Trait = Trait(0),
+    traits: Trait = NO_TRAITS,
     sets: Mapping[MarkSet, int] | None = None,
-    bits: RuntimeBit = RuntimeBit(0),
+    bits: RuntimeBit = NO_BITS,
     fail: frozenset[str] = frozenset(),
     limit: int = 10_000,
 ) -> Walk:
