@@ -63,7 +63,7 @@ from mmreplay.address_space.vma_state import (
     Status,
     Vm,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 from mmreplay.schema import OpKind, UffdOp
 
 _NONE = NONE
@@ -122,7 +122,7 @@ _SYSV = int(Vm.SYSV)
 _PARTIAL_ERRORS = (1, 12, 13, 22)
 
 
-@njit
+@borrowing_helper
 def _begin(state: Core) -> None:
     state.info[:] = 0
     state.info[_FIRST_SLOT] = -1
@@ -132,7 +132,7 @@ def _begin(state: Core) -> None:
     state.numbers[_OPERATION] += 1
 
 
-@njit
+@borrowing_helper
 def _survey(state: Core, space: int, start: int, end: int) -> None:
     """Fill VMAS, FIRST_*, HOLE and MULTI for the range as it is now."""
     info = state.info
@@ -157,7 +157,7 @@ def _survey(state: Core, space: int, start: int, end: int) -> None:
     info[_VMAS] = count
 
 
-@njit
+@borrowing_helper
 def _would_fail(
     state: Core, space: int, kind: int, start: int, end: int, flags: int, prot: int
 ) -> bool:
@@ -190,7 +190,7 @@ def _would_fail(
     return False
 
 
-@njit
+@borrowing_helper
 def apply_core(
     state: Core,
     rules: I64,
@@ -312,7 +312,7 @@ def apply_core(
     return _OK if error == 0 else _FAILED
 
 
-@njit
+@borrowing_helper
 def _attach(state: Core, space: int, address: int, length: int, prot: int, file: int) -> int:
     """shmat: a shared mapping that no merge removes (its vm_ops has close)."""
     if address <= 0 or length <= 0:
@@ -331,7 +331,7 @@ def _attach(state: Core, space: int, address: int, length: int, prot: int, file:
     return 0
 
 
-@njit
+@borrowing_helper
 def _detach(state: Core, space: int, address: int) -> int:
     """shmdt: every VMA of the segment that was attached at ``address``."""
     slot = find(state, space, address)
@@ -348,7 +348,7 @@ def _detach(state: Core, space: int, address: int) -> int:
     return 0
 
 
-@njit
+@borrowing_helper
 def fault_core(state: Core, rules: I64, space: int, address: int, write: int, execute: int) -> int:
     """Replay a page fault; returns OK, or FAILED for a hole or a forbidden access.
 
@@ -390,7 +390,7 @@ def fault_core(state: Core, rules: I64, space: int, address: int, write: int, ex
     return _OK
 
 
-@njit
+@borrowing_helper
 def _grow_stack(state: Core, rules: I64, slot: int, address: int) -> int:
     """expand_downwards; returns the VMA or -1."""
     if not state.vma[slot, V_FLAGS] & GROWSDOWN:
@@ -416,7 +416,7 @@ def _grow_stack(state: Core, rules: I64, slot: int, address: int) -> int:
     return slot
 
 
-@njit
+@borrowing_helper
 def lookup_core(state: Core, space: int, address: int) -> int:
     """Slot of the VMA that holds ``address``, or -1; its id is ``state.vma[slot, V_UID]``."""
     slot = find(state, space, address)
@@ -425,7 +425,7 @@ def lookup_core(state: Core, space: int, address: int) -> int:
     return int(slot)
 
 
-@njit
+@borrowing_helper
 def cover_core(state: Core, rules: I64, space: int, start: int, end: int) -> int:
     """Make UNKNOWN VMAs (readable, writable, no anon_vma) of every hole in [start, end).
 
@@ -466,7 +466,7 @@ def cover_core(state: Core, rules: I64, space: int, start: int, end: int) -> int
     return _OK
 
 
-@njit
+@borrowing_helper
 def insert_core(
     state: Core,
     rules: I64,

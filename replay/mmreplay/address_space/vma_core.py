@@ -39,7 +39,7 @@ from mmreplay.address_space.vma_state import (
     Num,
     Vm,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 
 SPLITS = int(MarkSet.SPLITS)
 REMOVED = int(MarkSet.REMOVED)
@@ -68,7 +68,7 @@ _SEALED = int(Vm.SEALED)
 _LOCKONFAULT = int(Vm.LOCKONFAULT)
 
 
-@njit
+@borrowing_helper
 def mark(state: Core, slot: int, role: int) -> None:
     """vma_start_write: the first mark of an operation counts; REMOVED replaces a role."""
     operation = state.numbers[_OPERATION]
@@ -90,7 +90,7 @@ def mark(state: Core, slot: int, role: int) -> None:
     state.info[_EFFECTS] = at + 1
 
 
-@njit
+@borrowing_helper
 def make(
     state: Core,
     space: int,
@@ -112,10 +112,10 @@ def make(
     state.vma[slot, V_CHAIN] = 0
     state.vma[slot, V_SPACE] = space
     insert_after(state, slot, previous)
-    return slot
+    return int(slot)
 
 
-@njit
+@borrowing_helper
 def split(state: Core, slot: int, address: int, new_below: bool) -> int:
     """Cut a VMA (mm/vma.c:__split_vma); returns the new VMA, which is the lower or upper part."""
     mark(state, slot, SPLITS)
@@ -152,10 +152,10 @@ def split(state: Core, slot: int, address: int, new_below: bool) -> int:
     state.vma[new, V_CHAIN] = state.vma[slot, V_CHAIN]
     mark(state, new, CREATED)
     state.info[_I_SPLITS] += 1
-    return new
+    return int(new)
 
 
-@njit
+@borrowing_helper
 def _anon_fits(rule: int, target_anon: int, target_chain: int, anon: int, chain: int) -> bool:
     """Whether a VMA (or new range) with ``anon`` may merge into the target.
 
@@ -174,7 +174,7 @@ def _anon_fits(rule: int, target_anon: int, target_chain: int, anon: int, chain:
     return False
 
 
-@njit
+@borrowing_helper
 def _fits_after(
     state: Core,
     rules: I64,
@@ -204,7 +204,7 @@ def _fits_after(
     )
 
 
-@njit
+@borrowing_helper
 def _fits_before(
     state: Core,
     rules: I64,
@@ -236,7 +236,7 @@ def _fits_before(
     )
 
 
-@njit
+@borrowing_helper
 def _share_anon(state: Core, target: int, source: int) -> None:
     """dup_anon_vma: a target without an anon_vma gets the source's."""
     if state.vma[target, V_ANON] == 0 and state.vma[source, V_ANON] != 0:
@@ -244,7 +244,7 @@ def _share_anon(state: Core, target: int, source: int) -> None:
         state.vma[target, V_CHAIN] = state.vma[source, V_CHAIN]
 
 
-@njit
+@borrowing_helper
 def _compatible(state: Core, a: int, b: int) -> bool:
     return bool(
         state.vma[a, V_ANON] == 0
@@ -253,7 +253,7 @@ def _compatible(state: Core, a: int, b: int) -> bool:
     )
 
 
-@njit
+@borrowing_helper
 def merge_new(
     state: Core,
     rules: I64,
@@ -306,7 +306,7 @@ def merge_new(
     return int(target)
 
 
-@njit
+@borrowing_helper
 def _merge_existing(state: Core, rules: I64, middle: int, start: int, end: int, flags: int) -> int:
     """Merge part of a VMA that gets other flags (mm/vma.c:vma_merge_existing_range)."""
     at_left = start == state.vma[middle, V_START]
@@ -367,7 +367,7 @@ def _merge_existing(state: Core, rules: I64, middle: int, start: int, end: int, 
     return int(following)
 
 
-@njit
+@borrowing_helper
 def modify(state: Core, rules: I64, slot: int, start: int, end: int, flags: int) -> int:
     """Give [start, end) of a VMA other flags: merge, else split (mm/vma.c:vma_modify).
 
@@ -375,7 +375,7 @@ def modify(state: Core, rules: I64, slot: int, start: int, end: int, flags: int)
     """
     merged = _merge_existing(state, rules, slot, start, end, flags)
     if merged >= 0:
-        return merged
+        return int(merged)
     if state.vma[slot, V_START] < start:
         split(state, slot, start, True)
     if state.vma[slot, V_END] > end:
@@ -385,7 +385,7 @@ def modify(state: Core, rules: I64, slot: int, start: int, end: int, flags: int)
     return slot
 
 
-@njit
+@borrowing_helper
 def unmap(state: Core, space: int, start: int, end: int) -> int:
     """Remove [start, end) (mm/vma.c:vms_gather_munmap_vmas).
 
@@ -416,7 +416,7 @@ def unmap(state: Core, space: int, start: int, end: int) -> int:
     return removed
 
 
-@njit
+@borrowing_helper
 def _related(state: Core, low: int, high: int) -> bool:
     """anon_vma_compatible: two neighbours that differ at most in their protection."""
     if low < 0 or high < 0 or state.vma[low, V_END] != state.vma[high, V_START]:
@@ -431,7 +431,7 @@ def _related(state: Core, low: int, high: int) -> bool:
     )
 
 
-@njit
+@borrowing_helper
 def prepare_anon(state: Core, slot: int) -> None:
     """anon_vma_prepare: take a mergeable neighbour's anon_vma (next first), else a new one."""
     if state.vma[slot, V_ANON] != 0:
@@ -461,7 +461,7 @@ def prepare_anon(state: Core, slot: int) -> None:
     state.info[_I_ANON_NEW] += 1
 
 
-@njit
+@borrowing_helper
 def populate_vma(state: Core, slot: int, write: bool) -> None:
     """What populate_vma_page_range leaves behind: an anon_vma where it writes."""
     flags = state.vma[slot, V_FLAGS]
@@ -473,7 +473,7 @@ def populate_vma(state: Core, slot: int, write: bool) -> None:
         prepare_anon(state, slot)
 
 
-@njit
+@borrowing_helper
 def populate(state: Core, space: int, start: int, end: int, strict: bool) -> bool:
     """mm_populate over a range; ``strict`` (mlock): stop where a VMA allows no access, and say so.
 

@@ -38,7 +38,7 @@ from mmreplay.address_space.vma_state import (
     Info,
     Num,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 
 # Plain integers: numba freezes module globals.
 _FAN = FAN
@@ -54,7 +54,7 @@ _N_INFO = int(Info.N)
 _TOP = (1 << 63) - 1
 
 
-@njit
+@borrowing_helper
 def has_room(state: Core, space: int, vmas: int) -> bool:
     """Whether ``vmas`` more VMAs of ``space`` fit into the state whatever happens."""
     numbers = state.numbers
@@ -69,7 +69,7 @@ def has_room(state: Core, space: int, vmas: int) -> bool:
     return True
 
 
-@njit
+@borrowing_helper
 def reserve_directory(state: Core, space: int, vmas: int) -> None:
     """Move the directory of ``space`` where there is room; ``has_room`` must have said yes."""
     entries = state.spaces[space, S_DIR_LEN] + vmas // (_FAN // 2) + 3
@@ -86,7 +86,7 @@ def reserve_directory(state: Core, space: int, vmas: int) -> None:
     state.numbers[_DIR_USED] = base + capacity
 
 
-@njit
+@borrowing_helper
 def new_slot(state: Core) -> int:
     """A free slot with a fresh vma id."""
     numbers = state.numbers
@@ -103,7 +103,7 @@ def new_slot(state: Core) -> int:
     return int(slot)
 
 
-@njit
+@borrowing_helper
 def _new_leaf(state: Core) -> int:
     numbers = state.numbers
     leaf = numbers[_FREE_LEAF]
@@ -118,7 +118,7 @@ def _new_leaf(state: Core) -> int:
     return int(leaf)
 
 
-@njit
+@borrowing_helper
 def _dir_find(state: Core, space: int, address: int) -> int:
     """Last directory entry whose key is <= address (0 where all are greater)."""
     base = state.spaces[space, S_DIR]
@@ -134,7 +134,7 @@ def _dir_find(state: Core, space: int, address: int) -> int:
     return int(base + low)
 
 
-@njit
+@borrowing_helper
 def _leaf_rank(state: Core, leaf: int, address: int) -> int:
     """Number of entries of the leaf with start <= address."""
     low = 0
@@ -149,7 +149,7 @@ def _leaf_rank(state: Core, leaf: int, address: int) -> int:
     return int(low)
 
 
-@njit
+@borrowing_helper
 def find(state: Core, space: int, address: int) -> int:
     """Slot of the first VMA that ends above ``address`` (the kernel's find_vma), -1 none."""
     hint = state.spaces[space, S_HINT]
@@ -168,13 +168,13 @@ def find(state: Core, space: int, address: int) -> int:
     return int(state.vma[slot, V_NEXT])
 
 
-@njit
+@borrowing_helper
 def _dirty(state: Core, slot: int) -> None:
     if slot >= 0:
         state.leaf[state.vma[slot, V_LEAF_OF], L_GAP] = -1
 
 
-@njit
+@borrowing_helper
 def insert_after(state: Core, slot: int, previous: int) -> None:
     """Link a filled slot (start, end, space set) above ``previous`` (-1: it is the lowest)."""
     space = state.vma[slot, V_SPACE]
@@ -222,7 +222,7 @@ def insert_after(state: Core, slot: int, previous: int) -> None:
     _dirty(state, following)
 
 
-@njit
+@borrowing_helper
 def _split_leaf(state: Core, space: int, entry: int, start: int) -> int:
     """Make two leaves of a full one; returns the one that ``start`` belongs to."""
     leaf = state.directory[entry, D_LEAF]
@@ -250,11 +250,11 @@ def _split_leaf(state: Core, space: int, entry: int, start: int) -> int:
     state.directory[entry + 1, D_LEAF] = upper
     state.spaces[space, S_DIR_LEN] += 1
     if start > state.leaf_key[upper, 0]:
-        return upper
+        return int(upper)
     return int(leaf)
 
 
-@njit
+@borrowing_helper
 def remove(state: Core, slot: int) -> None:
     """Unlink a VMA and free its slot (its ``uid`` stays readable until the slot is reused)."""
     space = state.vma[slot, V_SPACE]
@@ -298,7 +298,7 @@ def remove(state: Core, slot: int) -> None:
     state.vma[slot, V_END] = state.vma[slot, V_START]
 
 
-@njit
+@borrowing_helper
 def _drop_leaf(state: Core, space: int, entry: int) -> None:
     leaf = state.directory[entry, D_LEAF]
     last = state.spaces[space, S_DIR] + state.spaces[space, S_DIR_LEN] - 1
@@ -311,7 +311,7 @@ def _drop_leaf(state: Core, space: int, entry: int) -> None:
     state.numbers[_LEAVES_FREE] += 1
 
 
-@njit
+@borrowing_helper
 def _join_leaf(state: Core, space: int, entry: int) -> None:
     """Append the next leaf to this one where both together fill half a leaf at most."""
     if entry + 1 >= state.spaces[space, S_DIR] + state.spaces[space, S_DIR_LEN]:
@@ -331,7 +331,7 @@ def _join_leaf(state: Core, space: int, entry: int) -> None:
     _drop_leaf(state, space, entry + 1)
 
 
-@njit
+@borrowing_helper
 def set_start(state: Core, slot: int, start: int) -> None:
     """Move the start of a VMA within the room between its neighbours."""
     leaf = state.vma[slot, V_LEAF_OF]
@@ -344,14 +344,14 @@ def set_start(state: Core, slot: int, start: int) -> None:
     state.leaf[leaf, L_GAP] = -1
 
 
-@njit
+@borrowing_helper
 def set_end(state: Core, slot: int, end: int) -> None:
     """Move the end of a VMA within the room above it."""
     state.vma[slot, V_END] = end
     _dirty(state, state.vma[slot, V_NEXT])
 
 
-@njit
+@borrowing_helper
 def clear_space(state: Core, space: int) -> None:
     """Remove every VMA of an address space."""
     base = state.spaces[space, S_DIR]
@@ -375,7 +375,7 @@ def clear_space(state: Core, space: int) -> None:
     state.spaces[space, S_VMAS] = 0
 
 
-@njit
+@borrowing_helper
 def _gap_start(state: Core, slot: int, guard: int, grows_down: int) -> int:
     """Lowest address that the stack guard of a VMA keeps free (vm_start_gap)."""
     start = state.vma[slot, V_START]
@@ -384,7 +384,7 @@ def _gap_start(state: Core, slot: int, guard: int, grows_down: int) -> int:
     return int(start)
 
 
-@njit
+@borrowing_helper
 def _leaf_gap(state: Core, leaf: int) -> int:
     """Largest free gap directly below one of the leaf's VMAs (guards ignored), kept lazily."""
     known = state.leaf[leaf, L_GAP]
@@ -400,7 +400,7 @@ def _leaf_gap(state: Core, leaf: int) -> int:
     return int(largest)
 
 
-@njit
+@borrowing_helper
 def search_down(
     state: Core, space: int, length: int, low: int, high: int, guard: int, grows_down: int
 ) -> int:

@@ -45,7 +45,7 @@ from mmreplay.address_space.vma_state import (
     Num,
     Vm,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 
 ENOMEM = 12
 EACCES = 13
@@ -135,12 +135,12 @@ _KIND_GROW = int(MremapKind.GROW)
 _KIND_MOVE = int(MremapKind.MOVE)
 
 
-@njit
+@borrowing_helper
 def page_up(value: int) -> int:
     return (value + PAGE - 1) & ~(PAGE - 1)
 
 
-@njit
+@borrowing_helper
 def prot_bits(prot: int) -> int:
     """PROT_* to READ, WRITE, EXEC."""
     bits = 0
@@ -153,7 +153,7 @@ def prot_bits(prot: int) -> int:
     return bits
 
 
-@njit
+@borrowing_helper
 def _below(state: Core, space: int, address: int) -> int:
     """Highest VMA that starts below ``address`` (-1 none)."""
     slot = find(state, space, address)
@@ -164,7 +164,7 @@ def _below(state: Core, space: int, address: int) -> int:
     return int(state.vma[slot, V_PREV])
 
 
-@njit
+@borrowing_helper
 def guarded_start(state: Core, rules: I64, slot: int) -> int:
     start = state.vma[slot, V_START]
     if state.vma[slot, V_FLAGS] & GROWSDOWN:
@@ -172,7 +172,7 @@ def guarded_start(state: Core, rules: I64, slot: int) -> int:
     return int(start)
 
 
-@njit
+@borrowing_helper
 def search_core(
     state: Core, rules: I64, space: int, length: int, flags: int, file: int, file_offset: int
 ) -> int:
@@ -213,7 +213,7 @@ def search_core(
     return int(got)
 
 
-@njit
+@borrowing_helper
 def hint_fits(state: Core, rules: I64, space: int, address: int, length: int) -> bool:
     """Whether a mapping may go where its hint says (the guard of a stack above stays free)."""
     if address < LOWEST or address > TASK_SIZE - length:
@@ -224,7 +224,7 @@ def hint_fits(state: Core, rules: I64, space: int, address: int, length: int) ->
     return bool(address + length <= guarded_start(state, rules, slot))
 
 
-@njit
+@borrowing_helper
 def map_flags(state: Core, rules: I64, space: int, prot: int, flags: int, file: int) -> int:
     """vm_flags of a new mapping (mm/mmap.c:do_mmap, mm/vma.c:mmap_region)."""
     bits = prot_bits(prot) | MAY | state.spaces[space, S_FLAGS]
@@ -251,7 +251,7 @@ def map_flags(state: Core, rules: I64, space: int, prot: int, flags: int, file: 
     return int(bits)
 
 
-@njit
+@borrowing_helper
 def do_mmap(
     state: Core,
     rules: I64,
@@ -320,7 +320,7 @@ def do_mmap(
     return 0
 
 
-@njit
+@borrowing_helper
 def do_munmap(state: Core, space: int, address: int, length: int) -> int:
     if address & (PAGE - 1) or length <= 0:
         return EINVAL
@@ -338,7 +338,7 @@ def do_munmap(state: Core, space: int, address: int, length: int) -> int:
     return 0
 
 
-@njit
+@borrowing_helper
 def _accounted(rules: I64, flags: int, old: int, file: int, anon: int) -> int:
     """VM_ACCOUNT after mprotect (mm/mprotect.c:mprotect_fixup)."""
     if flags & WRITE:
@@ -349,7 +349,7 @@ def _accounted(rules: I64, flags: int, old: int, file: int, anon: int) -> int:
     return flags
 
 
-@njit
+@borrowing_helper
 def do_mprotect(
     state: Core, rules: I64, space: int, address: int, length: int, prot: int, lenient: bool
 ) -> int:
@@ -400,7 +400,7 @@ def do_mprotect(
     return error
 
 
-@njit
+@borrowing_helper
 def advised(flags: int, file: int, advice: int) -> int:
     """vm_flags after a flag advice; -1: EINVAL (mm/madvise.c:madvise_vma_behavior)."""
     if advice == 0:
@@ -440,12 +440,12 @@ def advised(flags: int, file: int, advice: int) -> int:
     return flags
 
 
-@njit
+@borrowing_helper
 def is_flag_advice(advice: int) -> bool:
     return bool(0 <= advice <= 2 or 10 <= advice <= 19)
 
 
-@njit
+@borrowing_helper
 def do_madvise(
     state: Core, rules: I64, space: int, address: int, length: int, advice: int, lenient: bool
 ) -> int:
@@ -457,7 +457,7 @@ def do_madvise(
         state.info[_NO_CHANGE] = 1
         return 0
     if advice == 23:  # MADV_POPULATE_WRITE
-        return _populate_write(state, space, address, end)
+        return int(_populate_write(state, space, address, end))
     slot = find(state, space, address)
     at = address
     changed = False
@@ -490,7 +490,7 @@ def do_madvise(
     return 0 if lenient else error
 
 
-@njit
+@borrowing_helper
 def _populate_write(state: Core, space: int, start: int, end: int) -> int:
     """madvise_populate: page after page until a hole or a VMA that cannot be written."""
     slot = find(state, space, start)
@@ -510,12 +510,12 @@ def _populate_write(state: Core, space: int, start: int, end: int) -> int:
     return 0
 
 
-@njit
+@borrowing_helper
 def _lockable(flags: int) -> bool:
     return flags & (SPECIAL | HUGETLB | DROPPABLE) == 0
 
 
-@njit
+@borrowing_helper
 def do_mlock(
     state: Core, rules: I64, space: int, address: int, length: int, add: int, lenient: bool
 ) -> int:
@@ -555,7 +555,7 @@ def do_mlock(
     return error
 
 
-@njit
+@borrowing_helper
 def do_mlockall(state: Core, rules: I64, space: int, flags: int) -> int:
     """mlockall (``flags``: MCL_*) and munlockall (0): mm/mlock.c:apply_mlockall_flags."""
     default = state.spaces[space, S_FLAGS] & ~LOCK_MASK
@@ -585,7 +585,7 @@ def do_mlockall(state: Core, rules: I64, space: int, flags: int) -> int:
     return 0
 
 
-@njit
+@borrowing_helper
 def do_set_flag(
     state: Core, rules: I64, space: int, address: int, length: int, set_: int, clear: int
 ) -> int:
@@ -619,7 +619,7 @@ def do_set_flag(
     return 0
 
 
-@njit
+@borrowing_helper
 def do_touch_vmas(state: Core, space: int, address: int, length: int) -> int:
     """Mark the VMAs of a range without changing flags (mbind, set_mempolicy_home_node)."""
     end = address + page_up(length)
@@ -630,7 +630,7 @@ def do_touch_vmas(state: Core, space: int, address: int, length: int) -> int:
     return 0
 
 
-@njit
+@borrowing_helper
 def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int:
     """brk(``wanted``); ``result``: the break that it returned, NONE unknown."""
     old = state.spaces[space, S_BRK]
@@ -690,7 +690,7 @@ def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int
     return 0
 
 
-@njit
+@borrowing_helper
 def _move(
     state: Core, rules: I64, space: int, old: int, old_len: int, new: int, new_len: int, keep: bool
 ) -> int:
@@ -732,7 +732,7 @@ def _move(
     return 0
 
 
-@njit
+@borrowing_helper
 def do_mremap(
     state: Core,
     rules: I64,
@@ -783,7 +783,7 @@ def do_mremap(
     if keep and state.vma[source, V_FLAGS] & SPECIAL:
         return EINVAL
     if fixed:
-        return _move_fixed(state, rules, space, old, old_len, wish, new_len, keep)
+        return int(_move_fixed(state, rules, space, old, old_len, wish, new_len, keep))
     if old + old_len > state.vma[source, V_END]:
         return EFAULT
     if (
@@ -839,10 +839,10 @@ def do_mremap(
             )
         if target < 0:
             return ENOMEM
-    return _move_fixed(state, rules, space, old, old_len, target, new_len, keep)
+    return int(_move_fixed(state, rules, space, old, old_len, target, new_len, keep))
 
 
-@njit
+@borrowing_helper
 def _move_fixed(
     state: Core, rules: I64, space: int, old: int, old_len: int, new: int, new_len: int, keep: bool
 ) -> int:
@@ -888,7 +888,7 @@ def _move_fixed(
     return 0
 
 
-@njit
+@borrowing_helper
 def do_clear(state: Core, space: int, role: int) -> None:
     """Remove a whole address space (exit, exec); every VMA is marked."""
     slot = state.spaces[space, S_FIRST]
@@ -901,7 +901,7 @@ def do_clear(state: Core, space: int, role: int) -> None:
     state.spaces[space, S_BRK_START] = _NONE
 
 
-@njit
+@borrowing_helper
 def do_fork(state: Core, space: int, child: int, role: int) -> int:
     """Copy a space (mm/mmap.c:dup_mmap, mm/rmap.c:anon_vma_fork); parents are marked."""
     slot = state.spaces[space, S_FIRST]
