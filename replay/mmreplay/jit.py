@@ -108,8 +108,6 @@ def helper(function: Callable[..., Any], *, counts_references: bool = True) -> A
     than with the wrappers where it takes many arrays.  Constants and narrow integers
     arrive as plain integers: numba would compile it anew for each constant.
     """
-    if numba.config.DISABLE_JIT:  # plain Python, for debugging
-        return function
     dispatcher = numba.njit(
         nogil=True,
         error_model="numpy",
