@@ -44,14 +44,21 @@ def gather(order: I64, first: I64, values: NDArray[Any]) -> tuple[I64, NDArray[A
 
 def dense(values: NDArray[Any], none: int) -> tuple[NDArray[np.int32], NDArray[Any]]:
     """Numbers 0.. for the distinct values but ``none`` (-1), and the values by number."""
-    distinct, inverse = np.unique(values, return_inverse=True)
-    at = int(np.searchsorted(distinct, none))
-    if at < len(distinct) and distinct[at] == none:
-        number = np.arange(len(distinct), dtype=np.int32)
-        number[at] = -1
-        number[at + 1 :] -= 1
-        return number[inverse], np.delete(distinct, at)
-    return inverse.astype(np.int32), distinct
+    some = values[values != none]
+    if len(some) == 0:
+        return np.full(len(values), -1, np.int32), some
+    top = int(some.max())
+    if top > 64 * len(values) + (1 << 16) or int(some.min()) < 0:  # sparse identities: sort
+        distinct = np.unique(some)
+        number = np.searchsorted(distinct, values).astype(np.int32)
+        number[values == none] = -1
+        return number, distinct
+    seen = np.zeros(top + 2, np.bool_)  # the last entry stands for "none"
+    seen[some] = True
+    distinct = np.flatnonzero(seen).astype(values.dtype)
+    table = np.full(top + 2, -1, np.int32)
+    table[distinct] = np.arange(len(distinct), dtype=np.int32)
+    return table[np.where(values == none, top + 1, values)], distinct
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,9 @@ def assemble(
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n)
     column = {name: values[order] for name, values in columns.items()}
-    who, counts = np.unique(column["thread"], return_counts=True)
+    per_thread = np.bincount(column["thread"], minlength=threads.n)
+    who = np.flatnonzero(per_thread)
+    counts = per_thread[who]
     thread_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     index = column["row"] - row_first
     cpu = times.think_cpu_ns[index]
@@ -189,8 +198,8 @@ def assemble(
         threads.end_ns[who] < window_ns[1] - (window_ns[1] - window_ns[0]) // 20
     )
     users = np.zeros(len(spaces), np.int32)
-    pairs = np.unique(np.stack([column["thread"].astype(np.int64), mm.astype(np.int64)]), axis=1)
-    np.add.at(users, pairs[1], 1)
+    pairs, _ = dense(column["thread"].astype(np.int64) * len(spaces) + mm, -1)[::-1]
+    np.add.at(users, pairs % max(len(spaces), 1), 1)
     tail = np.where(whole, 1, 0)
     plan = Plan(
         thread_first=thread_first,

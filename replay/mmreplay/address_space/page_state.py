@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper, njit
 
 PAGES: Final = 512  # pages per region, x86-64 and arm64 with 4 KiB pages
 REGION_SHIFT: Final = 9
@@ -102,7 +102,7 @@ def grow_pages(old: PageState, need: int) -> PageState:
     return new
 
 
-@njit
+@borrowing_helper
 def _bucket_of(p, key):
     """Bucket that holds ``key``, or the empty one where it belongs."""
     mask = len(p.key) - 1
@@ -125,7 +125,7 @@ def _rehash(p):
             slot = p.slot[slot].next
 
 
-@njit
+@borrowing_helper
 def regions_free(p):
     """Regions that can still be made without growing."""
     return len(p.slot) - p.meta[_USED]
@@ -137,14 +137,14 @@ def tables_made(p):
     return p.meta[_NEXT_TABLE]
 
 
-@njit
+@borrowing_helper
 def find(p, space, region):
     """Slot of a region, or -1."""
     at = _bucket_of(p, (np.int64(space) << 40) | region)
     return p.bucket[at] if p.key[at] != -1 else np.int32(-1)
 
 
-@njit
+@borrowing_helper
 def make(p, space, region):
     """Slot of a region, made (with a new table) where there is none."""
     key = (np.int64(space) << 40) | region
@@ -156,8 +156,9 @@ def make(p, space, region):
     p.meta[_USED] += 1
     p.key[at] = key
     p.bucket[at] = slot
-    p.state[slot, :] = ABSENT
-    p.last_use[slot, :] = -1
+    for i in range(PAGES):
+        p.state[slot, i] = ABSENT
+        p.last_use[slot, i] = -1
     p.slot[slot].n_present = 0
     p.slot[slot].table = p.meta[_NEXT_TABLE]
     p.meta[_NEXT_TABLE] += 1
@@ -175,7 +176,7 @@ def make(p, space, region):
     return slot
 
 
-@njit
+@borrowing_helper
 def _free(p, slot):
     mask = len(p.key) - 1
     space = p.slot[slot].space
@@ -205,7 +206,7 @@ def _free(p, slot):
     p.meta[_USED] -= 1
 
 
-@njit
+@borrowing_helper
 def collect(p, space, first, last):
     """Slots of the regions of pages ``first..last`` into ``scratch``; returns their number."""
     r0 = first >> REGION_SHIFT
@@ -227,14 +228,14 @@ def collect(p, space, first, last):
     return n
 
 
-@njit
+@borrowing_helper
 def bounds(p, slot, first, last):
     """Indices (from, to) of pages ``first..last`` inside a region; ``to`` is exclusive."""
     base = p.slot[slot].region << REGION_SHIFT
     return max(first - base, 0), min(last - base + 1, PAGES)
 
 
-@njit
+@borrowing_helper
 def count(p, space, first, last):
     """(pages present, tables present) in pages ``first..last``."""
     n = collect(p, space, first, last)
@@ -250,7 +251,7 @@ def count(p, space, first, last):
     return pages, n
 
 
-@njit
+@borrowing_helper
 def zap(p, space, first, last):
     """Unmap pages ``first..last``; returns (pages that were present, tables)."""
     n = collect(p, space, first, last)
@@ -271,7 +272,7 @@ def zap(p, space, first, last):
     return pages, n
 
 
-@njit
+@borrowing_helper
 def free_tables(p, space, floor, ceiling):
     """Free the tables of regions wholly inside pages ``floor..ceiling`` (exclusive).
 
@@ -288,7 +289,7 @@ def free_tables(p, space, floor, ceiling):
     return n
 
 
-@njit
+@borrowing_helper
 def put(p, slot, i, state):
     """Set the state of page ``i`` of a region."""
     if p.state[slot, i] == ABSENT and state != ABSENT:
@@ -298,7 +299,7 @@ def put(p, slot, i, state):
     p.state[slot, i] = state
 
 
-@njit
+@borrowing_helper
 def populate(p, space, first, last, state):
     """Map what is absent in pages ``first..last``; returns (pages filled, tables made).
 
@@ -319,7 +320,7 @@ def populate(p, space, first, last, state):
     return filled, made
 
 
-@njit
+@borrowing_helper
 def move(p, space, old, new, pages):
     """Move ``pages`` page entries (mremap); returns (pages moved, tables of the source).
 
@@ -348,7 +349,7 @@ def move(p, space, old, new, pages):
     return moved, n
 
 
-@njit
+@borrowing_helper
 def fork(p, parent, child):
     """Copy the parent's pages to a new space: own pages become COW in both.
 
@@ -377,7 +378,7 @@ def fork(p, parent, child):
     return pages, tables
 
 
-@njit
+@borrowing_helper
 def drop_space(p, space):
     """Free everything of a space; returns (pages, tables)."""
     pages = 0

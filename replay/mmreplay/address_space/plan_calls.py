@@ -41,7 +41,7 @@ from mmreplay.address_space.vma_state import (
     Info,
     Vm,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 from mmreplay.schema import OpKind
 
 _T_HOLE = int(Trait.HOLE)
@@ -132,7 +132,7 @@ STAGE_APPLY: Final = 1
 STAGE_FINISH: Final = 2
 
 
-@njit
+@borrowing_helper
 def copy_marks(m, w, out):
     """The map's effects into the plan's marks: grouped by set, the kernel's order inside."""
     n = m.info[_I_EFFECTS]
@@ -146,7 +146,7 @@ def copy_marks(m, w, out):
     w.cursor[_MARKS] = at
 
 
-@njit
+@borrowing_helper
 def range_deps(p, s, w, out, thread, space, first, last, users):
     """Waits of a call on pages ``first..last``.
 
@@ -174,7 +174,7 @@ def range_deps(p, s, w, out, thread, space, first, last, users):
     flush_late(w, out, n, thread)
 
 
-@njit
+@borrowing_helper
 def forget_uses(p, space, first, last):
     """The pages belong to a new mapping: nobody has used them."""
     found = pages_.collect(p, space, first, last)
@@ -185,7 +185,7 @@ def forget_uses(p, space, first, last):
             p.last_use[slot, i] = -1
 
 
-@njit
+@borrowing_helper
 def release(m, p, space, first, last):
     """Zap pages ``first..last`` and free the tables that no VMA needs any more.
 
@@ -207,7 +207,7 @@ def release(m, p, space, first, last):
     return zapped, tables, freed
 
 
-@njit
+@borrowing_helper
 def fill(m, p, w, space, first, last, write):
     """Populate the mapped parts of pages ``first..last``; returns (pages, tables touched)."""
     filled = 0
@@ -234,7 +234,7 @@ def fill(m, p, w, space, first, last, write):
     return filled, (last >> REGION_SHIFT) - (first >> REGION_SHIFT) + 1
 
 
-@njit
+@borrowing_helper
 def look(m, w, out, o, space, first, last):
     """VMAs of a range for calls that do not change the map; returns their traits."""
     slot = find(m, space, first << 12)
@@ -257,7 +257,7 @@ def look(m, w, out, o, space, first, last):
     return traits
 
 
-@njit
+@borrowing_helper
 def _describe(m, w, out, o, target, changed):
     """Row ``o`` from the map's findings; ``target``: by the VMA that now holds the result."""
     info = m.info
@@ -292,7 +292,7 @@ def _describe(m, w, out, o, target, changed):
     return traits
 
 
-@njit
+@borrowing_helper
 def _shape(rows, i):
     """(address, first page, last page) that the call is about."""
     kind = rows[i].kind
@@ -305,7 +305,7 @@ def _shape(rows, i):
     return address, first, first + max((rows[i].length + 4095) >> 12, 1) - 1
 
 
-@njit
+@borrowing_helper
 def prepare_call(rows, i, m, p, w, out, o, space):
     """The program of a call and its arguments for the VMA map, in ``w.args``.
 
@@ -345,7 +345,8 @@ def prepare_call(rows, i, m, p, w, out, o, space):
         w.cursor[_NEED] = need
         return _GROW_PAGES, STAGE_DONE
     if kind == _PROC_READ:
-        m.info[:] = 0
+        for k in range(len(m.info)):
+            m.info[k] = 0
         return 0, STAGE_FINISH
     result = -np.int64(errno) if failed else rows[i].result
     if result == 0 and kind in (_MMAP, _BRK, _MREMAP_KIND, _SHMAT):
@@ -369,7 +370,7 @@ def prepare_call(rows, i, m, p, w, out, o, space):
     return 0, STAGE_APPLY
 
 
-@njit
+@borrowing_helper
 def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
     """Traits, pages, marks and waits of a call after the VMA map has replayed it."""
     kind = rows[i].kind
@@ -501,7 +502,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
     out.ops[o].traits |= np.uint64(traits)
 
 
-@njit
+@borrowing_helper
 def _unmap(m, p, s, w, out, o, thread, space, first, last):
     range_deps(p, s, w, out, thread, space, first, last, True)
     out.ops[o].pages, out.ops[o].tables, freed = release(m, p, space, first, last)
@@ -512,7 +513,7 @@ def _unmap(m, p, s, w, out, o, thread, space, first, last):
         out.ops[o].traits |= np.uint64(_T_FREES)
 
 
-@njit
+@borrowing_helper
 def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
     traits = _describe(m, w, out, o, False, False) & ~_T_NO_CHANGE
     if m.info[_I_VMAS] == 0:
@@ -544,7 +545,7 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
     return traits
 
 
-@njit
+@borrowing_helper
 def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
     old = rows[i].address >> 12
     old_pages = (rows[i].length2 + 4095) >> 12

@@ -31,7 +31,7 @@ from mmreplay.address_space.vma_state import (
     V_START,
     Vm,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 from mmreplay.schema import OpKind
 
 
@@ -69,7 +69,7 @@ _GROW_SEGMENTS = int(Status.GROW_SEGMENTS)
 _C_RANGES = int(Count.CLONE_RANGES)
 
 
-@njit
+@borrowing_helper
 def _repeat(s, w, out, o, inside, thread, space):
     """Repeat the recorded operation (a few rows up) on shared memory."""
     if not inside:
@@ -101,7 +101,7 @@ def _repeat(s, w, out, o, inside, thread, space):
         add_dep(w, out, thread, segments_.get(s, space, out.ops[o].first_page))
 
 
-@njit
+@borrowing_helper
 def _search(m, rules, c, space, length, flags, file, offset):
     """The map's search, below everything that the recording maps later."""
     base = m.spaces[space, S_MMAP_BASE]
@@ -111,7 +111,7 @@ def _search(m, rules, c, space, length, flags, file, offset):
     return where
 
 
-@njit
+@borrowing_helper
 def _place_private(m, rules, s, w, c, clone, space, page):
     """A private range of the recorded thread: a copy of its VMA for the clone; a Status."""
     slot = find(m, space, page << 12)
@@ -133,7 +133,7 @@ def _place_private(m, rules, s, w, c, clone, space, page):
     return 0
 
 
-@njit
+@borrowing_helper
 def before_clone(rows, i, m, rules, s, w, out, c, o, inside, thread, space):
     """Move row ``i`` of a cloned thread to the clone's ranges.
 
@@ -190,7 +190,7 @@ def before_clone(rows, i, m, rules, s, w, out, c, o, inside, thread, space):
     return 0, True
 
 
-@njit
+@borrowing_helper
 def after_clone(rows, i, s, w, c, thread, status):
     """Note where the clone's mapping went and put the recorded values back."""
     origin = w.args[_ORIGIN]

@@ -41,7 +41,7 @@ from mmreplay.address_space.vma_state import (
     Num,
     Vm,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper, njit
 from mmreplay.schema import OpKind
 
 _FAULT_USER = int(OpKind.FAULT_USER)
@@ -107,7 +107,7 @@ _MAP_NORESERVE = 0x4000
 _MAP_HUGETLB = 0x40000
 
 
-@njit
+@borrowing_helper
 def _room(rows, i, m, p, s, w, out, space):
     """Whether one more operation fits whatever it does; else what to grow."""
     vmas = m.spaces[space, S_VMAS]
@@ -134,7 +134,7 @@ def _room(rows, i, m, p, s, w, out, space):
     return 0
 
 
-@njit
+@borrowing_helper
 def _learn(rows, i, m, rules, p, s, w):
     """Apply one row of the vmas table."""
     space = rows[i].space
@@ -195,7 +195,7 @@ def _learn(rows, i, m, rules, p, s, w):
     return 0
 
 
-@njit
+@borrowing_helper
 def _enter(w, thread, space):
     """The thread runs in ``space`` from now on (exec, or first seen there)."""
     old = w.threads[thread].space
@@ -208,7 +208,7 @@ def _enter(w, thread, space):
     w.threads[thread].space = space
 
 
-@njit
+@borrowing_helper
 def _event(rows, i, w):
     """A thread begins or ends."""
     thread = rows[i].thread
@@ -223,10 +223,11 @@ def _event(rows, i, w):
         w.spaces[w.threads[thread].space].users -= 1
 
 
-@njit
+@borrowing_helper
 def _ask(w, space, kind, address2, flags, result):
     """Arguments of a process event for the VMA map."""
-    w.args[:11] = 0
+    for k in range(11):
+        w.args[k] = 0
     w.args[0] = space
     w.args[1] = kind
     w.args[4] = address2
@@ -235,7 +236,7 @@ def _ask(w, space, kind, address2, flags, result):
     w.args[10] = result
 
 
-@njit
+@borrowing_helper
 def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
     """clone, fork, exec, start and exit: program and arguments; (Status, next stage)."""
     kind = rows[i].kind
@@ -306,7 +307,7 @@ def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
     return 0, STAGE_APPLY
 
 
-@njit
+@borrowing_helper
 def _finish_process(rows, i, m, p, s, w, out, o, thread):
     """After the VMA map has forked or ended a space: pages, marks and waits."""
     space = w.args[0]
@@ -334,7 +335,7 @@ def _finish_process(rows, i, m, p, s, w, out, o, thread):
         out.ops[o].traits |= _T_PAGES
 
 
-@njit
+@borrowing_helper
 def _blank(out, o):
     """Row ``o`` as a retried operation must find it."""
     out.ops[o].op = _OP_NONE

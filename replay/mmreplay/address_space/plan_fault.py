@@ -39,7 +39,7 @@ from mmreplay.address_space.vma_state import (
     Info,
     Vm,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 from mmreplay.schema import FaultBits, FaultClass, OpKind
 
 # numba freezes module globals: plain integers
@@ -118,7 +118,7 @@ FAULT_AROUND: Final = 16
 _COVER: Final = 1 << 21
 
 
-@njit
+@borrowing_helper
 def vma_traits(w, flags, file):
     """Traits that the VMA's kind gives to every operation on it."""
     t = 0
@@ -146,7 +146,7 @@ def vma_traits(w, flags, file):
     return t
 
 
-@njit
+@borrowing_helper
 def new_anon_slot(w, initial):
     """A fresh anon_vma bit."""
     slot = w.cursor[_SLOTS]
@@ -156,7 +156,7 @@ def new_anon_slot(w, initial):
     return np.int32(slot)
 
 
-@njit
+@borrowing_helper
 def anon_slot_of(m, w, slot):
     """The anon_vma bit of the VMA in map slot ``slot``: see the rules in docs/address-space.md.
 
@@ -182,7 +182,7 @@ def anon_slot_of(m, w, slot):
     return mine
 
 
-@njit
+@borrowing_helper
 def anon_first_write(m, w, slot, bit, recorded_before):
     """The VMA has just got its anon_vma in recorded order."""
     identity = m.vma[slot, V_ANON]
@@ -194,7 +194,7 @@ def anon_first_write(m, w, slot, bit, recorded_before):
         w.bits[bit].initial = 1
 
 
-@njit
+@borrowing_helper
 def table_slot(p, w, space, page, before, old):
     """(region slot, made): the page's table; a new one starts absent unless it was before."""
     n = p.meta[2]
@@ -207,7 +207,7 @@ def table_slot(p, w, space, page, before, old):
     return slot, made
 
 
-@njit
+@borrowing_helper
 def _cow_or_reuse(p, w, space, page, state):
     """Whether a write-protect fault on a shared-or-not anonymous page copies it."""
     if state != COW:
@@ -219,7 +219,7 @@ def _cow_or_reuse(p, w, space, page, state):
     return there >= 0 and p.state[there, page & (PAGES - 1)] == COW
 
 
-@njit
+@borrowing_helper
 def _demote(p, slot):
     """Later faults contradict the huge page: keep only the pages that were faulted."""
     n = 0
@@ -232,7 +232,7 @@ def _demote(p, slot):
     p.slot[slot].huge = 0
 
 
-@njit
+@borrowing_helper
 def _around(p, m, slot, region_slot, page):
     """Fault-around: map the aligned window, as far as VMA and table reach."""
     base = p.slot[region_slot].region << REGION_SHIFT
@@ -247,7 +247,7 @@ def _around(p, m, slot, region_slot, page):
     return n
 
 
-@njit
+@borrowing_helper
 def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     """Plan the fault in row ``i`` into row ``o`` of ``out``; returns a Status."""
     kind = rows[i].kind
@@ -359,7 +359,8 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
         and m.vma[slot, V_END] >> 12 >= (page | (PAGES - 1)) + 1
     ):
         state = np.uint8(ANON) if write else np.uint8(ZERO)
-        p.state[region, :] = state
+        for q in range(PAGES):
+            p.state[region, q] = state
         p.slot[region].n_present = PAGES
         p.slot[region].huge = 1
         p.slot[region].seen = ~np.uint64(0)

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper
 
 I8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -192,7 +192,7 @@ _OUT = int(Cursor.OUT)
 _DEPS = int(Cursor.DEPS)
 
 
-@njit
+@borrowing_helper
 def add_dep(w, out, thread, maker_op):
     """The current operation (of ``thread``) starts only after ``maker_op`` has completed.
 
@@ -213,7 +213,7 @@ def add_dep(w, out, thread, maker_op):
     w.cursor[_DEPS] += 1
 
 
-@njit
+@borrowing_helper
 def note_late(w, out, n, op):
     """Remember ``op`` as a candidate wait: the newest per thread; returns the list's length."""
     thread = out.ops[op].thread
@@ -225,7 +225,7 @@ def note_late(w, out, n, op):
     return n
 
 
-@njit
+@borrowing_helper
 def flush_late(w, out, n, thread):
     """Turn the candidates into waits of the current operation."""
     for k in range(n):
@@ -235,7 +235,7 @@ def flush_late(w, out, n, thread):
         add_dep(w, out, thread, op)
 
 
-@njit
+@borrowing_helper
 def forget_deps(w, out, thread, first):
     """Take back the waits from ``first`` on: the operation is tried again, or is not in the plan."""
     for k in range(first, w.cursor[_DEPS]):

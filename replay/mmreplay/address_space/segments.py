@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_helper, njit
 
 LEAF: Final = 64
 #: Blocks and directory entries that one ``assign`` may need.
@@ -86,7 +86,7 @@ def segments_full(s, space):
     )
 
 
-@njit
+@borrowing_helper
 def _new_block(s):
     block = s.meta[_FREE]
     s.meta[_FREE] = s.next_free[block]
@@ -95,7 +95,7 @@ def _new_block(s):
     return block
 
 
-@njit
+@borrowing_helper
 def _drop_block(s, space, position):
     block = s.directory[space, position]
     s.next_free[block] = s.meta[_FREE]
@@ -107,7 +107,7 @@ def _drop_block(s, space, position):
     s.directory_n[space] = n - 1
 
 
-@njit
+@borrowing_helper
 def _block_of(s, space, page):
     """Directory position of the block that holds the last range starting at or before page."""
     lo = 0
@@ -121,7 +121,7 @@ def _block_of(s, space, page):
     return lo - 1
 
 
-@njit
+@borrowing_helper
 def _index_in(s, block, page):
     """Index of the last range of ``block`` that starts at or before ``page``, or -1."""
     lo = 0
@@ -148,7 +148,7 @@ def get(s, space, page):
     return np.int64(-1)
 
 
-@njit
+@borrowing_helper
 def _insert(s, space, start, end, value):
     position = _block_of(s, space, start)
     if position < 0:
@@ -187,7 +187,7 @@ def _insert(s, space, start, end, value):
     s.count[block] = n + 1
 
 
-@njit
+@borrowing_helper
 def _remove(s, space, position, i):
     block = s.directory[space, position]
     n = s.count[block]
@@ -244,7 +244,7 @@ def assign(s, space, start, end, value):
     _insert(s, space, start, end, value)
 
 
-@njit
+@borrowing_helper
 def clear_space(s, space):
     """Forget a whole address space."""
     while s.directory_n[space] > 0:

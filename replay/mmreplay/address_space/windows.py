@@ -15,9 +15,7 @@ EDGE: float = 0.05
 _SLICES: int = 8
 
 
-def choose_windows(
-    trace: Any, max_ops: int = 1_000_000, count: int = 5
-) -> list[tuple[int, int]]:
+def choose_windows(trace: Any, max_ops: int = 1_000_000, count: int = 5) -> list[tuple[int, int]]:
     """Up to ``count`` windows (first row, end row) of up to ``max_ops`` operations.
 
     A trace that fits is one window, whole.  Otherwise the first and last 5 % of the
