@@ -1,13 +1,15 @@
 """Compilation: one decorator, and a cache that cannot go stale.
 
-numba's ``cache=True`` does not notice a changed callee in another file, so the
-cache directory is keyed by a hash over every source file of the package and the
-versions that matter.  ``NUMBA_BOUNDSCHECK=1`` compiles with bounds checks into a
-cache of its own.
+numba's ``cache=True`` does not notice a changed callee, or a changed constant, in
+another file.  So each room compiles into a cache directory of its own, keyed by a
+hash over the sources of the room, of the rooms it takes code or constants from, and
+the versions that matter.  ``NUMBA_BOUNDSCHECK=1`` compiles with bounds checks into
+caches of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -21,6 +23,14 @@ import numba
 
 _PACKAGE: Final = Path(__file__).resolve().parent
 _KEEP: Final = 3
+#: Which rooms' sources a room's compiled functions use, besides its own and the
+#: modules at the top of the package.  A room that is not named uses all of them.
+_USES: Final[dict[str, tuple[str, ...]]] = {
+    "trace": (),
+    "importers": ("trace",),
+    "address_space": ("trace",),
+    "engine": ("locking", "address_space"),
+}
 
 
 def _cache_base() -> Path:
@@ -29,7 +39,16 @@ def _cache_base() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmreplay"
 
 
-def _key() -> str:
+def _sources(room: str) -> list[Path]:
+    if room not in _USES:
+        return sorted(_PACKAGE.rglob("*.py"))
+    found = list(_PACKAGE.glob("*.py"))
+    for name in (room, *_USES[room]):
+        found += (_PACKAGE / name).rglob("*.py")
+    return sorted(found)
+
+
+def _key(room: str) -> str:
     digest = hashlib.sha256()
     for part in (
         numba.__version__,
@@ -39,44 +58,61 @@ def _key() -> str:
         str(_PACKAGE),
     ):
         digest.update(part.encode())
-    for source in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(source.name.encode())
+    for source in _sources(room):
+        digest.update(str(source.relative_to(_PACKAGE)).encode())
         digest.update(source.read_bytes())
     return digest.hexdigest()[:20]
 
 
-def _prune(base: Path, keep: Path) -> None:
-    others = [p for p in base.glob("jit-*") if p != keep]
+def _prune(base: Path, room: str, keep: Path) -> None:
+    others = [p for p in base.glob(f"jit-{room}-*") if p != keep]
     for old in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[_KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _configure() -> None:
+@functools.cache
+def _cache_dir(room: str) -> str:
+    """The room's cache directory, made; empty (numba's own choice) where it cannot be."""
     base = _cache_base()
-    cache = base / f"jit-{_key()}"
+    cache = base / f"jit-{room}-{_key(room)}"
     try:
         if not cache.is_dir():
             cache.mkdir(parents=True, exist_ok=True)
-            _prune(base, cache)
+            _prune(base, room, cache)
     except OSError:
-        return  # read-only home: numba falls back to its own choice
-    numba.config.CACHE_DIR = str(cache)
-
-
-_configure()
+        return ""
+    return str(cache)
 
 
 def njit(function: Callable[..., Any]) -> Any:
     """Compile ``function`` on first use: no GIL, cached on disk, C integer semantics."""
+    words = function.__module__.split(".")
+    room = words[1] if len(words) > 2 and words[0] == "mmreplay" else "other"
+    numba.config.CACHE_DIR = _cache_dir(room)
     return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """Compile ``function`` for calls from compiled code only.
+    """Compile a callee of compiled functions only: no Python wrapper, no cache of its own.
 
-    Without the wrappers that Python needs a small function compiles several times faster
-    where it takes many arrays; it is cached as part of its callers.
+    It is stored inside its callers' cache entries, and compiles several times faster
+    than with the wrappers where it takes many arrays.  Constants and narrow integers
+    arrive as plain integers: numba would compile it anew for each constant.
     """
-    return numba.njit(
+    dispatcher = numba.njit(
         nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
     )(function)
+    original = dispatcher.get_call_template
+
+    def get_call_template(args: Any, kws: Any) -> Any:
+        return original(tuple(_widened(a) for a in args), {k: _widened(v) for k, v in kws.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher
+
+
+def _widened(kind: Any) -> Any:
+    plain = numba.types.unliteral(kind)
+    if isinstance(plain, numba.types.Integer) and plain.signed:
+        return numba.types.int64
+    return plain

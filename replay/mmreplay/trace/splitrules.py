@@ -300,7 +300,7 @@ def group_by_class(
 @njit
 def divide(
     state: NDArray[np.uint8],
-    exposed: NDArray[np.uint8],
+    exposure_ns: NDArray[np.uint32],
     room_ns: NDArray[np.int64],
     io_ns: NDArray[np.int64],
     off_ns: NDArray[np.int64],
@@ -320,8 +320,7 @@ def divide(
         if state[row] == TIMED:
             # Rule 3.
             shown = max(off_ns[row] - io_ns[row], contended_ns[row])
-            if exposed[row]:
-                shown = max(shown, room - usual_ns[row])
+            shown = max(shown, min(room - usual_ns[row], np.int64(exposure_ns[row])))
             wait[row] = min(max(shown, 0), room)
             service[row] = room - wait[row]
         elif state[row] == BOUNDED:

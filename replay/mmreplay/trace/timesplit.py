@@ -3,8 +3,8 @@
 ``docs/time-split.md`` states the rules and the reasons.  :func:`finalise` runs them
 over the tables of a trace that is being written; :func:`split` over frames in memory.
 
-Three passes over the operations, in batches.  Memory: one byte an operation
-(was it exposed), the nested operations, the preempted spans, and at most
+Three passes over the operations, in batches.  Memory: four bytes an operation
+(its exposure), the nested operations, the preempted spans, and at most
 :data:`SAMPLE_ROWS` samples for the quartiles.
 """
 
@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmreplay.schema import DurationKind, OpKind, Quality, SpanEnd
-from mmreplay.trace.exposure import mark_exposed, new_open_set
+from mmreplay.trace.exposure import add_exposure, new_open_set
 from mmreplay.trace.splitrules import (
     BOUNDED,
     TIMED,
@@ -190,11 +190,11 @@ def _schedule_batches(writer: TraceWriter) -> Iterable[pl.DataFrame]:
 def _split(
     batches: Batches, columns: list[str], preempted: _Spans, report: SplitReport
 ) -> Iterator[pl.DataFrame]:
-    exposed, nested = _exposure(batches)
-    report.operations = len(exposed)
-    report.exposed = int(exposed.sum())
+    exposure_ns, nested = _exposure(batches)
+    report.operations = len(exposure_ns)
+    report.exposed = int((exposure_ns > 0).sum())
     classes = _Classes()
-    quiet_ns, default_ns = _usual_services(batches, exposed, nested, preempted, classes)
+    quiet_ns, default_ns = _usual_services(batches, exposure_ns, nested, preempted, classes)
     report.classes = len(quiet_ns)
     usual_ns = np.where(quiet_ns >= 0, quiet_ns, default_ns)
     nested.rewind()
@@ -202,19 +202,19 @@ def _split(
     first = 0
     for batch in batches(columns):
         inside = _inside(batch, nested, preempted)
-        marks = exposed[first : first + batch.height]
+        exposed = exposure_ns[first : first + batch.height]
         first += batch.height
         number = classes.numbers(inside.key)
         service, wait, left = divide(
             inside.state,
-            marks,
+            exposed,
             inside.room_ns,
             inside.io_ns,
             inside.off_ns,
             inside.contended_ns,
             usual_ns[number],
         )
-        asked = (inside.state == BOUNDED) | ((inside.state == TIMED) & (marks != 0))
+        asked = (inside.state == BOUNDED) | ((inside.state == TIMED) & (exposed > 0))
         report.default_service += int((asked & (quiet_ns[number] < 0)).sum())
         report.without_duration += int((inside.state == UNTIMED).sum())
         known, timed = pl.lit(pl.Series(inside.state != UNTIMED)), inside.state == TIMED
@@ -272,10 +272,10 @@ def _numbers(batch: pl.DataFrame, name: str, null: int = 0) -> NDArray[np.int64]
     return batch[name].fill_null(null).to_numpy()
 
 
-def _exposure(batches: Batches) -> tuple[NDArray[np.uint8], _Spans]:
-    """One byte per operation (1: exposed), and the spans of nested operations."""
+def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
+    """The exposure of each operation, (N,), and the spans of nested operations."""
     rows = sum(batch.height for batch in batches(["kind"]))
-    exposed = np.zeros(rows, dtype=np.uint8)
+    exposure_ns = np.zeros(rows, dtype=np.uint32)
     nested: list[pl.DataFrame] = []
     by_kind = roles_by_kind()
     open_ops, open_count = new_open_set()
@@ -292,8 +292,8 @@ def _exposure(batches: Batches) -> tuple[NDArray[np.uint8], _Spans]:
         # An upper bound reaches over the thread's think time: it proves no overlap.
         ends = batch.select(pl.when(timed).then(end).otherwise("begin_ns"))["begin_ns"]
         begins = batch["begin_ns"]
-        open_ops = mark_exposed(
-            exposed,
+        open_ops = add_exposure(
+            exposure_ns,
             first,
             begins.to_numpy(),
             ends.fill_null(0).to_numpy(),
@@ -304,7 +304,7 @@ def _exposure(batches: Batches) -> tuple[NDArray[np.uint8], _Spans]:
             open_count,
         )
         first += batch.height
-    return exposed, _Spans(nested)
+    return exposure_ns, _Spans(nested)
 
 
 # -- pass 2: what a class costs -----------------------------------------------------------
@@ -378,7 +378,7 @@ class _Classes:
 
 def _usual_services(
     batches: Batches,
-    exposed: NDArray[np.uint8],
+    exposure_ns: NDArray[np.uint32],
     nested: _Spans,
     preempted: _Spans,
     classes: _Classes,
@@ -388,7 +388,7 @@ def _usual_services(
     rows, stride, first = 0, 1, 0
     for batch in batches(_INSIDE_COLUMNS):
         inside = _inside(batch, nested, preempted)
-        quiet = inside.still & (1 - exposed[first : first + batch.height])
+        quiet = inside.still & (exposure_ns[first : first + batch.height] == 0)
         first += batch.height
         number = classes.numbers(inside.key)
         wanted = np.flatnonzero(inside.state == TIMED)[::stride]
