@@ -10,6 +10,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+from traces import change, worker_trace
+
 from mmreplay.cli.main import main
 from mmreplay.errors import UserError
 from mmreplay.predict import api
@@ -17,8 +19,6 @@ from mmreplay.predict.prediction import ROW_KEYS
 from mmreplay.report.text import prediction_text, replay_text
 from mmreplay.report.writers import TABLE_COLUMNS, prediction_object, replay_object, to_json
 from mmreplay.trace.store import Trace, TraceWriter
-
-from traces import change, worker_trace
 
 REPLAY_KEYS = {
     "schema",
@@ -237,11 +237,11 @@ class TestPredict:
         assert at["linux-6.1", 1, "recorded"] == "interpolated"
         assert at["linux-6.1", 4, "recorded"] == "extrapolated"
 
-    def test_recorded_load_never_beats_saturated(self, found: Any) -> None:
+    def test_idle_time_costs_throughput_where_nobody_waits(self, found: Any) -> None:
+        # Only on one core: elsewhere idle time can relieve a lock that is past its best.
         at = {(r.kernel, r.cores, r.load): r.useful_work_rate for r in found.rows}
-        for (kernel, cores, load), rate in at.items():
-            if load == "recorded":
-                assert rate <= at[kernel, cores, "saturated"] * 1.05
+        for kernel in ("linux-6.1", "linux-6.18"):
+            assert at[kernel, 1, "recorded"] <= at[kernel, 1, "saturated"] * 1.02
 
     def test_text_says_the_answer_first(self, found: Any) -> None:
         text = prediction_text(found)
@@ -295,17 +295,13 @@ class TestPredict:
         assert rates[1] > 1.3 * rates[0]
 
     def test_drift_out_of_bounds_is_said_first(self) -> None:
-        slow = change(
-            worker_trace(), service_ns=pl.col("service_ns"), wait_ns=pl.lit(40_000)
-        )
+        slow = change(worker_trace(), service_ns=pl.col("service_ns"), wait_ns=pl.lit(40_000))
         found = api.predict(slow, to_kernel="linux-6.18", cores=(2,), load="recorded", seeds=1)
         assert not found.drift.trusted
         assert found.headline.startswith("Not to be trusted")
 
     def test_no_faults_is_a_warning(self) -> None:
-        found = api.predict(
-            worker_trace(faults=False), to_kernel="linux-6.18", cores=(2,), seeds=1
-        )
+        found = api.predict(worker_trace(faults=False), to_kernel="linux-6.18", cores=(2,), seeds=1)
         assert any("no page faults" in note for note in found.notes)
 
 
@@ -330,7 +326,7 @@ class TestBadInput:
             ((*KERNELS, "--cores", "4", "--costs", "tracee"), "trace"),
             ((*KERNELS, "--cores", "4", "--machine", "generic-servr"), "generic-server"),
             ((*KERNELS, "--cores", "4", "--scale-group", "workr"), "worker-#"),
-            (("--to", "linux-6.19x!", "--cores", "4"), "linux-6.1"),
+            (("--to", "linux-x", "--cores", "4"), "linux-6.1"),
             (("--to", "windows", "--cores", "4"), "windows"),
             (("--from", "linux-2.6", *KERNELS, "--cores", "4"), "older"),
             ((*KERNELS, "--core", "4"), "--cores"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp, Trait
 from mmreplay.engine import Options, Result, simulate
 from mmreplay.engine.result import DELAY_BUCKETS
@@ -170,9 +171,7 @@ class TestCalibration:
 
     def test_factors_are_clipped_and_counted(self) -> None:
         plan = loop(3, 300)
-        found = calibrate(
-            plan, Recorded(np.full(plan.n_ops, 1e6), np.zeros(plan.n_ops)), self.run
-        )
+        found = calibrate(plan, Recorded(np.full(plan.n_ops, 1e6), np.zeros(plan.n_ops)), self.run)
         assert found.clipped == found.classes == 2
         assert set(found.apply(plan).scale) == {8 * SCALE_ONE}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+
 from mmreplay.schema import DurationKind, FaultBits, FaultClass, OpKind
 from mmreplay.trace.header import Capabilities, Event, Header, Machine
 from mmreplay.trace.store import Trace, frame, polars_schema
@@ -127,6 +128,4 @@ def change(trace: Trace, **columns: pl.Expr) -> Trace:
     rows = trace.operations.collect().with_columns(
         expression.cast(schema[name]).alias(name) for name, expression in columns.items()
     )
-    return Trace.in_memory(
-        trace.header, {"operations": rows, "threads": trace.threads.collect()}
-    )
+    return Trace.in_memory(trace.header, {"operations": rows, "threads": trace.threads.collect()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import click
 
@@ -55,7 +55,5 @@ def command(trace: str, form: str, output: str | None, **options: Any) -> None:
     options["cores"] = parse_counts(options["cores"], "--cores", "cores")
     if threads is not None and threads != "cores":
         options["threads"] = parse_counts(threads, "--threads", "threads")
-    found = api.predict(
-        trace, progress=stderr_progress("simulating"), **cast(dict[str, Any], options)
-    )
+    found = api.predict(trace, progress=stderr_progress("simulating"), **options)
     write_prediction(found, form, output, prediction_text(found))

@@ -124,16 +124,15 @@ class Assembler:
             "gaps": [],
         }
 
-    def take(self, state: ps.State, *, last: bool = False) -> ps.State:
+    def take(self, state: ps.State, *, last: bool = False) -> None:
         """Take the finished rows out of ``state``; with ``last``, all of them."""
         count = state.count
         self._patch(state)
-        changes: dict[str, Any] = {}
         rows = int(count[ps.C_OPS] - count[ps.C_BASE])
-        if rows and (last or rows + ps.MARGIN > len(state.ops)):
+        if rows and (last or rows + ps.MARGIN + ps.PATCH_ROWS > len(state.ops)):
             self._held.append((int(count[ps.C_BASE]), state.ops[:rows]))
             count[ps.C_BASE] += rows
-            changes["ops"] = np.zeros((WINDOW_ROWS, ps.O_SIZE), np.int64)
+            state.ops = np.zeros_like(state.ops)
         while self._held and (last or len(self._held) > HELD_WINDOWS):
             self._release(state)
         for name, counter in (
@@ -143,14 +142,13 @@ class Assembler:
             ("vmas", ps.C_VMAS),
             ("gaps", ps.C_GAPS),
         ):
-            table = getattr(state, name)
+            table = state.table(name)
             used = int(count[counter])
             if used and (last or used + ps.MARGIN > len(table)):
                 key = "threads" if name == "thread_rows" else name
                 self._early[key].append(table[:used].copy())
                 count[counter] = 0
         self._write_others(state, last)
-        return state._replace(**changes) if changes else state
 
     def finish(self, state: ps.State) -> None:
         """Write the rest and wait for the thread beside."""
@@ -176,8 +174,8 @@ class Assembler:
         count = int(state.count[ps.C_PATCHES])
         if not count:
             return
-        rows = state.patch_rows[:count].copy()
-        patches = state.patches[:count].copy()
+        rows = state.table("patch_rows")[:count, 0].copy()
+        patches = state.ops[-ps.PATCH_ROWS :][:count].copy()
         state.count[ps.C_PATCHES] = 0
         closing = list(ps.CLOSING)
         for base, held in self._held:
@@ -196,8 +194,8 @@ class Assembler:
     def _release(self, state: ps.State) -> None:
         base, rows = self._held.pop(0)
         if self.probe is None:
-            self.probe = estimate_probe(state.histogram)
-        spaces = state.spaces[: state.count[ps.C_SPACES]]
+            self.probe = estimate_probe(state.table("histogram").reshape(2, ps.BINS))
+        spaces = state.table("spaces")[: state.count[ps.C_SPACES]]
         alias = resolve_aliases(spaces)
         # All of a 64-bit task's addresses below 4 GiB does not happen: its stack is high.
         low = (spaces[:, ps.A_HIGHEST] < 1 << 32) & (spaces[:, ps.A_FAULTS] > 0)
@@ -293,7 +291,7 @@ class Assembler:
             while parts and (last or len(parts) > 1):
                 rows = parts.pop(0)
                 if alias is None:
-                    alias = resolve_aliases(state.spaces[: state.count[ps.C_SPACES]])
+                    alias = resolve_aliases(state.table("spaces")[: state.count[ps.C_SPACES]])
                 self._submit(self._write_table, table, rows, alias)
 
     def _write_table(self, table: str, rows: NDArray[np.int64], alias: NDArray[np.int64]) -> None:

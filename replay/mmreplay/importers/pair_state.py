@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.importers.binary import new_table, table_put
-from mmreplay.jit import njit
+from mmreplay.importers.binary import mix
+from mmreplay.jit import helper, njit
 
 # Columns of a thread.
 (
@@ -194,8 +194,13 @@ GAP_LOST: Final = 25
     C_UNMATCHED_LOCK,
     C_TRYLOCK_FAILED,
     C_GAP_EVENTS,
+    # what the recording holds (Config)
+    C_STARTS,
+    C_ENDS,
+    C_PAIR,
+    C_SWITCHES,
     C_SIZE,
-) = range(22)
+) = range(26)
 
 #: pid_max on 64-bit kernels (include/linux/threads.h@6.18): a larger tid is damage.
 MAX_TID: Final = 4 << 20
@@ -203,32 +208,6 @@ MAX_CPU: Final = 32_768
 #: Histograms of gaps between events: bins of 10 ns up to 40 µs.
 BIN_NS: Final = 10
 BINS: Final = 4096
-
-
-class State(NamedTuple):
-    """Everything pairing keeps; see the columns above."""
-
-    count: NDArray[np.int64]
-    threads: NDArray[np.int64]
-    waits: NDArray[np.int64]  # (threads, STACK, WAIT_SIZE)
-    holds: NDArray[np.int64]  # (threads, STACK, HOLD_SIZE)
-    tid_keys: NDArray[np.uint64]
-    tid_values: NDArray[np.int32]
-    procs: NDArray[np.int64]
-    pid_keys: NDArray[np.uint64]
-    pid_values: NDArray[np.int32]
-    spaces: NDArray[np.int64]
-    ops: NDArray[np.int64]
-    patch_rows: NDArray[np.int64]
-    patches: NDArray[np.int64]
-    thread_rows: NDArray[np.int64]
-    schedule: NDArray[np.int64]
-    locks: NDArray[np.int64]
-    vmas: NDArray[np.int64]
-    gaps: NDArray[np.int64]
-    gap_ns: NDArray[np.int64]  # (MAX_CPU + 1,): last loss of the CPU, at [cpu + 1]
-    ring_ns: NDArray[np.int64]  # (MAX_CPU + 1,): last event of the CPU
-    histogram: NDArray[np.int64]  # (2, BINS): [0] mmap_lock start to acquire, [1] any gap
 
 
 class Config(NamedTuple):
@@ -242,75 +221,196 @@ class Config(NamedTuple):
     switches: bool
 
 
-def new_state(window_rows: int) -> State:
-    """The state before the first event; ``window_rows`` operations fit in one window."""
-    z: Any = np.zeros
-    tid_keys, tid_values = new_table(1024)
-    pid_keys, pid_values = new_table(1024)
-    gap_ns = np.full(MAX_CPU + 1, -1, np.int64)
-    return State(
-        z(C_SIZE, np.int64),
-        z((1024, S_SIZE), np.int64),
-        z((1024, STACK, WAIT_SIZE), np.int64),
-        z((1024, STACK, HOLD_SIZE), np.int64),
-        tid_keys,
-        tid_values,
-        z((1024, P_SIZE), np.int64),
-        pid_keys,
-        pid_values,
-        z((1024, A_SIZE), np.int64),
-        z((window_rows, O_SIZE), np.int64),
-        z(4096, np.int64),
-        z((4096, O_SIZE), np.int64),
-        z((4096, H_SIZE), np.int64),
-        z((65_536, E_SIZE), np.int64),
-        z((65_536, L_SIZE), np.int64),
-        z((65_536, V_SIZE), np.int64),
-        z((4096, Z_SIZE), np.int64),
-        gap_ns,
-        gap_ns.copy(),
-        z((2, BINS), np.int64),
-    )
+#: Tables of the arena: name -> (columns, rows at first).  Compiled code takes one array and
+#: row numbers: a dozen arrays passed to each helper cost it a microsecond an event.
+TABLES: Final[dict[str, tuple[int, int]]] = {
+    "threads": (S_SIZE, 1024),
+    "waits": (STACK * WAIT_SIZE, 1024),
+    "holds": (STACK * HOLD_SIZE, 1024),
+    "tids": (2, 4096),
+    "procs": (P_SIZE, 1024),
+    "pids": (2, 4096),
+    "spaces": (A_SIZE, 1024),
+    "patch_rows": (1, 4096),
+    "thread_rows": (H_SIZE, 4096),
+    "schedule": (E_SIZE, 1 << 14),
+    "locks": (L_SIZE, 1 << 14),
+    "vmas": (V_SIZE, 1 << 14),
+    "gaps": (Z_SIZE, 4096),
+    "gap_ns": (1, MAX_CPU + 1),  # last loss of the CPU, at [cpu + 1]
+    "ring_ns": (1, MAX_CPU + 1),  # last event of the CPU
+    "histogram": (1, 2 * BINS),  # mmap_lock start to acquire; any gap
+    "exits": (1, 64),  # whether the call's returns were recorded
+}
+(
+    B_THREADS,
+    B_WAITS,
+    B_HOLDS,
+    B_TIDS,
+    B_PROCS,
+    B_PIDS,
+    B_SPACES,
+    B_PATCH_ROWS,
+    B_THREAD_ROWS,
+    B_SCHEDULE,
+    B_LOCKS,
+    B_VMAS,
+    B_GAPS,
+    B_GAP_NS,
+    B_RING_NS,
+    B_HISTOGRAM,
+    B_EXITS,
+) = range(C_SIZE, C_SIZE + 17)  # entries of the arena that hold where each table begins
+N_FIRST: Final = C_SIZE + 17  # from here on: rows of each table, in the same order
+_HEAD: Final = N_FIRST + 17
+#: Rows at the end of a window of operations that take patches to earlier windows.
+PATCH_ROWS: Final = 4096
+
+
+class State:
+    """Everything pairing keeps: one arena of int64, and the window of operations.
+
+    ``arena`` begins with the counters (C_*), the places of the tables (B_*) and their
+    rows; ``ops`` is (window + PATCH_ROWS, O_SIZE).
+    """
+
+    def __init__(self, window_rows: int, config: Config) -> None:
+        self.rows = {name: rows for name, (_, rows) in TABLES.items()}
+        self.arena = self._arena()
+        self.ops = np.zeros((window_rows + PATCH_ROWS, O_SIZE), np.int64)
+        self.table("gap_ns")[:] = -1
+        self.table("ring_ns")[:] = -1
+        self.arena[C_STARTS] = config.fault_starts
+        self.arena[C_ENDS] = config.fault_ends
+        self.arena[C_PAIR] = config.pair
+        self.arena[C_SWITCHES] = config.switches
+        self.table("exits")[: len(config.exits), 0] = config.exits
+
+    @property
+    def count(self) -> NDArray[np.int64]:
+        """The counters."""
+        return self.arena[:C_SIZE]
+
+    def table(self, name: str) -> NDArray[np.int64]:
+        """One table as (rows, columns)."""
+        index = list(TABLES).index(name)
+        columns, rows = TABLES[name][0], self.rows[name]
+        at = int(self.arena[C_SIZE + index])
+        return self.arena[at : at + rows * columns].reshape(rows, columns)
+
+    def grow(self) -> None:
+        """Double the tables of threads, processes and spaces that are nearly full."""
+        count = self.count
+        wanted = dict(self.rows)
+        for names, hashed, used in (
+            (("threads", "waits", "holds"), "tids", count[C_THREADS]),
+            (("procs",), "pids", count[C_PROCS]),
+            (("spaces",), "", count[C_SPACES]),
+        ):
+            if used + MARGIN > self.rows[names[0]]:
+                for name in names:
+                    wanted[name] = 2 * self.rows[name]
+                if hashed:
+                    wanted[hashed] = 2 * self.rows[hashed]
+        if wanted == self.rows:
+            return
+        old = {name: self.table(name) for name in TABLES}
+        counters = self.count
+        before, self.rows = self.rows, wanted
+        self.arena = self._arena()
+        self.arena[:C_SIZE] = counters
+        for index, name in enumerate(TABLES):
+            if name in ("tids", "pids") and wanted[name] != before[name]:
+                _refill(old[name], self.arena, C_SIZE + index)
+            else:
+                self.table(name)[: before[name]] = old[name]
+
+    def _arena(self) -> NDArray[np.int64]:
+        at = _HEAD
+        places = []
+        for name, (columns, _) in TABLES.items():
+            places.append(at)
+            at += columns * self.rows[name]
+        arena = np.zeros(at, np.int64)
+        arena[C_SIZE : C_SIZE + len(places)] = places
+        arena[N_FIRST : N_FIRST + len(places)] = list(self.rows.values())
+        return arena
 
 
 #: No event adds more rows than this to any table.
 MARGIN: Final = 8
 
 
-def grow(state: State) -> State:
-    """The state with at least twice the room wherever a table of entities is nearly full."""
-    count = state.count
-    changes: dict[str, Any] = {}
-    if count[C_THREADS] + MARGIN > len(state.threads):
-        for name in ("threads", "waits", "holds"):
-            changes[name] = _doubled(getattr(state, name))
-        changes["tid_keys"], changes["tid_values"] = _rehashed(
-            state.tid_keys, state.tid_values, 2 * len(state.threads)
-        )
-    if count[C_PROCS] + MARGIN > len(state.procs):
-        changes["procs"] = _doubled(state.procs)
-        changes["pid_keys"], changes["pid_values"] = _rehashed(
-            state.pid_keys, state.pid_values, 2 * len(state.procs)
-        )
-    if count[C_SPACES] + MARGIN > len(state.spaces):
-        changes["spaces"] = _doubled(state.spaces)
-    return state._replace(**changes) if changes else state
+@helper
+def threads_at(a: Any, slot: int) -> int:
+    """Where the thread's columns begin in the arena."""
+    return a[B_THREADS] + slot * S_SIZE
 
 
-def _doubled(array: NDArray[np.int64]) -> NDArray[np.int64]:
-    wide = np.zeros((2 * array.shape[0], *array.shape[1:]), array.dtype)
-    wide[: array.shape[0]] = array
-    return wide
+@helper
+def procs_at(a: Any, proc: int) -> int:
+    """Where the process's columns begin in the arena."""
+    return a[B_PROCS] + proc * P_SIZE
 
 
-def _rehashed(keys: Any, values: Any, capacity: int) -> tuple[Any, Any]:
-    new_keys, new_values = new_table(capacity)
-    _refill(keys, values, new_keys, new_values)
-    return new_keys, new_values
+@helper
+def spaces_at(a: Any, space: int) -> int:
+    """Where the address space's columns begin in the arena."""
+    return a[B_SPACES] + space * A_SIZE
+
+
+@helper
+def rows_of(a: Any, base: int) -> int:
+    """Rows of the table whose place is in ``a[base]``."""
+    return a[base - C_SIZE + N_FIRST]
+
+
+@helper
+def _place(a: Any, base: int, key: int) -> int:
+    """Where the key is, or where it would go, in an open-addressing table of (key, value)."""
+    mask = rows_of(a, base) - 1
+    row = np.int64(mix(np.uint64(key)) & np.uint64(mask))
+    at = a[base] + 2 * row
+    while a[at] != 0 and a[at] != key:
+        row = (row + 1) & mask
+        at = a[base] + 2 * row
+    return at
+
+
+@helper
+def tid_find(a: Any, tid: int) -> int:
+    """Slot of the thread, or -1."""
+    at = _place(a, B_TIDS, tid)
+    return a[at + 1] if a[at] else -1
+
+
+@helper
+def tid_put(a: Any, tid: int, slot: int) -> None:
+    """Set the slot of the thread."""
+    at = _place(a, B_TIDS, tid)
+    a[at] = tid
+    a[at + 1] = slot
+
+
+@helper
+def pid_find(a: Any, pid: int) -> int:
+    """Slot of the process, or -1."""
+    at = _place(a, B_PIDS, pid)
+    return a[at + 1] if a[at] else -1
+
+
+@helper
+def pid_put(a: Any, pid: int, slot: int) -> None:
+    """Set the slot of the process."""
+    at = _place(a, B_PIDS, pid)
+    a[at] = pid
+    a[at + 1] = slot
 
 
 @njit
-def _refill(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
-    for place in range(keys.shape[0]):
-        if values[place] >= 0:
-            table_put(new_keys, new_values, keys[place], values[place])
+def _refill(old: Any, a: Any, base: int) -> None:
+    for row in range(old.shape[0]):
+        if old[row, 0] != 0:
+            at = _place(a, base, old[row, 0])
+            a[at] = old[row, 0]
+            a[at + 1] = old[row, 1]

@@ -113,14 +113,15 @@ def _transfer(
     contention = plan.has(ev.CONTENTION_BEGIN)
     tables = Assembler(writer, switches=config.switches, contention=contention)
     tables.names = rec.names
-    state = ps.new_state(WINDOW_ROWS)
+    state = ps.State(WINDOW_ROWS, config)
     try:
         for batch, rows in source.batches(rec, progress):
             at = 0
             while at < rows:
-                at = pairing.pair(state, config, batch, at, rows)
+                at = pairing.pair(state.arena, state.ops, batch, at, rows)
                 if at < rows:
-                    state = ps.grow(tables.take(state))
+                    tables.take(state)
+                    state.grow()
         if not rec.samples.sum():
             raise UserError(
                 "the recording holds no events",
@@ -129,9 +130,10 @@ def _transfer(
             )
         slot = 0
         while slot < state.count[ps.C_THREADS]:
-            slot = pairing.finish(state, slot)
+            slot = pairing.finish(state.arena, state.ops, slot)
             if slot < state.count[ps.C_THREADS]:
-                state = ps.grow(tables.take(state))
+                tables.take(state)
+                state.grow()
         tables.finish(state)
     except BaseException:
         tables.abandon()

@@ -91,7 +91,10 @@ def class_keys(plan: Plan) -> NDArray[np.uint64]:
     many = plan.pages > 1
     magnitude[many] = np.minimum(np.log2(plan.pages[many]), 31).astype(np.uint64)
     op = plan.op.astype(np.uint64)
-    return (op << np.uint64(56)) | (magnitude << np.uint64(50)) | (plan.traits & _COSTLY)
+    keys: NDArray[np.uint64] = (
+        (op << np.uint64(56)) | (magnitude << np.uint64(50)) | (plan.traits & _COSTLY)
+    )
+    return keys
 
 
 def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:

@@ -158,9 +158,10 @@ def lock_shares(cell: Cell, locks: Sequence[str], group: int) -> dict[str, float
 
 def blame(results: Iterable[Result], locks: Sequence[str]) -> tuple[Blame, ...]:
     """Non-zero charges, largest first; they sum to the total wait of all operations."""
-    total = sum((np.asarray(result.blame_ns, np.int64) for result in results), np.int64(0))
-    if np.ndim(total) == 0:
+    parts = [result.blame_ns for result in results]
+    if not parts:
         return ()
+    total = np.sum(parts, axis=0)
     charges = [
         Blame(locks[lock], op_name(holder), op_name(waiter), int(total[lock, holder, waiter]))
         for lock, holder, waiter in zip(*np.nonzero(total), strict=True)

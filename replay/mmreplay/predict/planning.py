@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 #: IMPORT: scaling out clones threads of the trace; waits elsewhere are not in it.
 UPPER_BOUND: Final = "upper bound: memory map only"
-#: Share of a long recording left out at either end: start-up and shutdown.
-_MARGIN: Final = 0.05
 WITH_DEPENDENCIES: Final = "with recorded dependencies"
 
 
@@ -45,16 +43,14 @@ class Planner:
                 where="--scale-group",
                 fix=f"one of {', '.join(sizes) or 'none: the trace has no threads'}",
             )
-        #: Name of the scaled group, its dense index in plans, and its threads with operations.
+        #: Name of the scaled group, its threads, and (set below) its dense index in plans.
         self.group_name = scale_group if scale_group is not None else next(iter(sizes), "")
         self.group_threads = sizes.get(self.group_name, 0)
         self.group = -1  # until the first plan
         self.scope = WITH_DEPENDENCIES if trace.header.capabilities.wakeups else UPPER_BOUND
         self.notes: list[str] = []
 
-    def plans(
-        self, rules: str, threads: int | None, windows: tuple[int, int] | None
-    ) -> list[Plan]:
+    def plans(self, rules: str, threads: int | None, windows: tuple[int, int] | None) -> list[Plan]:
         """Plans under the VMA rules named ``rules``.
 
         ``threads`` of the scaled group (None: as recorded); ``windows`` is (how many at most,
@@ -78,35 +74,23 @@ class Planner:
         return plans
 
     def _windows(self, count: int, ops: int) -> list[tuple[int, int] | None]:
-        """Rows of at most ``count`` windows of at most ``ops`` operations.
+        from mmreplay.address_space.windows import choose_windows
 
-        A trace that fits into one window is one.  Of a longer one the first and last 5 %
-        are left out, and the windows lie evenly over the rest.
-        """
-        total = int(self.trace.operations.select(pl.len()).collect().item())
-        if total <= ops:
-            return [None]
-        first, last = round(total * _MARGIN), round(total * (1 - _MARGIN))
-        room = last - first
-        count = max(1, min(count, room // ops))
-        size = min(ops, room)
-        step = (room - size) / max(1, count - 1)
-        starts = [first + round(i * step) for i in range(count)]
-        return [(start, start + size) for start in starts]
+        return [*choose_windows(self.trace, max_ops=ops, count=count)]
 
-    def _scaled(self, threads: int) -> object:
+    def _scaled(self, threads: int) -> Any:
         from mmreplay.address_space.scale import scale_group
 
         return scale_group(self.trace, self.group_name, threads)
 
 
 def _group_sizes(trace: Trace) -> dict[str, int]:
-    """Threads with operations per group, the group with most operations first."""
+    """Threads per group, the group with most operations first."""
     ops = trace.operations.group_by("tid").agg(ops=pl.len())
     rows = (
         trace.threads.select("tid", "group")
         .unique("tid")
-        .join(ops, on="tid")
+        .join(ops, on="tid", how="left")
         .group_by("group")
         .agg(threads=pl.len(), ops=pl.col("ops").sum())
         .sort("ops", "group", descending=[True, False])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -98,6 +98,6 @@ def by_class(
     known = recorded.known[row]
     count = np.bincount(plan.op.astype(np.int64), minlength=size)
     n_known = np.bincount(op[known], minlength=size)
-    service = np.bincount(op[known], recorded.service_ns[row[known]], minlength=size)
-    wait = np.bincount(op[known], recorded.wait_ns[row[known]], minlength=size)
+    service: Any = np.bincount(op[known], recorded.service_ns[row[known]], minlength=size)
+    wait: Any = np.bincount(op[known], recorded.wait_ns[row[known]], minlength=size)
     return count.astype(np.int64), n_known.astype(np.int64), service, wait

@@ -126,9 +126,9 @@ def simulate_grid(
                     )
     results = run_all(jobs, progress)
     cells: dict[Hashable, Cell] = {}
-    for key, result in results.items():
-        assert isinstance(key, tuple)
-        name, threads, cores, load, kind, window, seed = key
+    for whole, result in results.items():
+        assert isinstance(whole, tuple)
+        name, threads, cores, load, kind, window, seed = whole
         side = old if name == "old" else new
         cell = cells.setdefault((name, threads, cores, load), Cell(side.plans[threads]))
         _slot(cell, kind)[window, seed] = result

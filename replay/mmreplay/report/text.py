@@ -104,6 +104,10 @@ def prediction_text(prediction: Prediction) -> str:
     found = series(prediction.rows)
     for rows in found:
         pairs = _pairs(prediction, rows)
+        if _as_before(rows, found[0]):
+            blocks.append("The recorded load is the same: the threads are never idle.")
+            blocks.append(_delay_block(prediction, pairs))
+            continue
         blocks.append(_load_block(prediction, pairs))
         if rows[0].load == found[0][0].load:
             blocks.append(_lock_block(prediction, pairs))
@@ -121,6 +125,13 @@ _LOADS: Final = {
     "saturated": "Saturated load (never idle: capacity)",
     "recorded": "Recorded load (idle times kept: latency)",
 }
+
+
+def _as_before(rows: list[Row], first: list[Row]) -> bool:
+    """The recorded load is the saturated one: nothing in the trace is ever idle."""
+    return rows[0].load != first[0].load and [
+        (row.cores, row.threads, row.throughput_ops_per_s) for row in rows
+    ] == [(row.cores, row.threads, row.throughput_ops_per_s) for row in first]
 
 
 def _pairs(p: Prediction, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -330,8 +341,8 @@ def replay_text(replay: Replay) -> str:
         )
         for entry in replay.by_op
     ]
-    head = ("operation", "count", "busy", "wait", "delay p50", "delay p99")
-    blocks.append(table(head, ops, left=(0,)))
+    columns = ("operation", "count", "busy", "wait", "delay p50", "delay p99")
+    blocks.append(table(columns, ops, left=(0,)))
     total = sum(charge["wait_ns"] for charge in replay.blame)
     if total:
         rows = [
