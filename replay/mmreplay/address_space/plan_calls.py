@@ -20,7 +20,7 @@ from mmreplay.address_space.opmap import (
 )
 from mmreplay.address_space.page_state import ANON, CACHE, DIRTY, PAGES, REGION_SHIFT, ZERO
 from mmreplay.address_space.plan import PlanOp, Trait
-from mmreplay.address_space.plan_fault import anon_slot_of, vma_traits
+from mmreplay.address_space.plan_fault import anon_slot_of, copy_marks, vma_traits
 from mmreplay.address_space.plan_state import Count, Cursor, Status, flush_late, note_late
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
@@ -130,20 +130,6 @@ _A_BREAK = 11  # w.args: the break before the call
 STAGE_DONE: Final = 0
 STAGE_APPLY: Final = 1
 STAGE_FINISH: Final = 2
-
-
-@borrowing_helper
-def copy_marks(m, w, out):
-    """The map's effects into the plan's marks: grouped by set, the kernel's order inside."""
-    n = m.info[_I_EFFECTS]
-    at = w.cursor[_MARKS]
-    for mark_set in range(1, _SETS):
-        for k in range(n):
-            if m.effects[k, E_ROLE] == mark_set:
-                out.marks[at].vma = m.effects[k, E_UID]
-                out.marks[at].set = mark_set
-                at += 1
-    w.cursor[_MARKS] = at
 
 
 @borrowing_helper

@@ -284,6 +284,8 @@ def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
         out.ops[o].op = _OP_EXEC
     if parent >= 0:  # a vfork child gives the mm back to its parent
         out.ops[o].op = _OP_VFORK_EXIT
+        if kind == _EXEC:
+            out.ops[o].traits |= _T_SHARES  # leaves the mm, whose accounting goes on
         w.threads[thread].vfork_parent = -1
         w.threads[parent].dep = here
         return 0, STAGE_DONE

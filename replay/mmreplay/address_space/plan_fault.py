@@ -36,6 +36,8 @@ from mmreplay.address_space.vma_state import (
     V_SPACE,
     V_START,
     V_UID,
+    E_ROLE,
+    E_UID,
     Info,
     Vm,
 )
@@ -247,6 +249,25 @@ def _around(p, m, slot, region_slot, page):
     return n
 
 
+_I_EFFECTS = int(Info.EFFECTS)
+_MARKS = int(Cursor.MARKS)
+_SETS = 7
+
+
+@borrowing_helper
+def copy_marks(m, w, out):
+    """The map's effects into the plan's marks: grouped by set, the kernel's order inside."""
+    n = m.info[_I_EFFECTS]
+    at = w.cursor[_MARKS]
+    for mark_set in range(1, _SETS):
+        for k in range(n):
+            if m.effects[k, E_ROLE] == mark_set:
+                out.marks[at].vma = m.effects[k, E_UID]
+                out.marks[at].set = mark_set
+                at += 1
+    w.cursor[_MARKS] = at
+
+
 @borrowing_helper
 def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     """Plan the fault in row ``i`` into row ``o`` of ``out``; returns a Status."""
@@ -284,6 +305,8 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
         if fault_core(m, rules, space, address, False, False) == NEED_SPACE:
             return _GROW_MAP
         grew = m.info[_I_STACK] == 1
+        if grew:
+            copy_marks(m, w, out)
         if not grew:
             low = address & ~np.int64(_COVER - 1)
             if cover_core(m, rules, space, low, low + _COVER) == NEED_SPACE:

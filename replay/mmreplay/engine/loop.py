@@ -113,9 +113,24 @@ def record(m, ops, b):  # type: ignore[no-untyped-def]
     delay = m[b + T_FIN_DELAY]
     bucket = delay
     if delay >= 16:
-        octave = 4
-        while delay >> (octave + 1):
-            octave += 1
+        octave = 0
+        rest = delay
+        if rest >> 32:
+            octave += 32
+            rest >>= 32
+        if rest >> 16:
+            octave += 16
+            rest >>= 16
+        if rest >> 8:
+            octave += 8
+            rest >>= 8
+        if rest >> 4:
+            octave += 4
+            rest >>= 4
+        if rest >> 2:
+            octave += 2
+            rest >>= 2
+        octave += rest >> 1
         bucket = min((octave - 3) * 16 + ((delay >> (octave - 4)) - 16), 639)
     m[m[H_DELAY] + kind * 640 + bucket] += 1
     if not m[b + T_GROUP]:
@@ -281,6 +296,24 @@ def replay(  # type: ignore[no-untyped-def]
                 clock = done
                 pc += 1
                 fresh = False
+            # -- a run of costs, the most frequent private steps
+            if pc >= 0:
+                while code[pc, 0] == COST and (clock < slice_end or spin > 0):
+                    a = np.int64(code[pc, 1])
+                    count = code[pc, 2]
+                    units = np.int64(1)
+                    if count == 1:
+                        units = ops[row, O_PAGES] & LOW
+                    elif count == 2:
+                        units = low(ops[row, O_VMAS])
+                    elif count == 3:
+                        units = ops[row, O_VMAS] >> 32
+                    x = np.int64(((draw ^ cost_key[a]) * U1) >> U56)
+                    value = cost_q[a] * units * (ops[row, O_PAGES] >> 32) >> 10
+                    value = (value * cost_draw[a * DRAWS + x] >> DRAW_BITS) >> COST_BITS
+                    clock += value
+                    busy += value
+                    pc += 1
             # -- is the next step ordered?
             op = -1
             ordered = False
@@ -368,6 +401,7 @@ def replay(  # type: ignore[no-untyped-def]
                     if m[H_RQ_HEAD] >= 0:
                         m[b + T_PC] = pc
                         m[b + T_BUSY] = busy
+                        m[b + T_SPIN] = spin
                         m[b + T_AFTER] = RUN
                         at(m, t, OFF, NEVER)
                         rq_push(m, t)
@@ -388,20 +422,7 @@ def replay(  # type: ignore[no-untyped-def]
                         m[b + T_WAS_ORDERED] = 1
             # -- the step
             if op == COST:
-                count = code[pc, 2]
-                units = np.int64(1)
-                if count == 1:
-                    units = ops[row, O_PAGES] & LOW
-                elif count == 2:
-                    units = low(ops[row, O_VMAS])
-                elif count == 3:
-                    units = ops[row, O_VMAS] >> 32
-                x = np.int64(((draw ^ cost_key[a]) * U1) >> U56)
-                value = cost_q[a] * units * (ops[row, O_PAGES] >> 32) >> 10
-                value = (value * cost_draw[a * DRAWS + x] >> DRAW_BITS) >> COST_BITS
-                clock += value
-                busy += value
-                pc += 1
+                continue  # its slice is checked: the run above goes on
             elif op == LOCK:
                 kind = m[d + D_KIND]
                 mode = np.int64(code[pc, 2])
@@ -562,6 +583,7 @@ def replay(  # type: ignore[no-untyped-def]
                     m[b + T_WAS_ORDERED] = 0
                     if (flags & F_DEPS) and m[b + T_FIRST_LAP]:
                         m[b + T_PC] = pc
+                        m[b + T_SPIN] = spin
                         if not begin_ready(
                             m, b, t, row, flags, done_ops, dep_first, dep_op, dep_head
                         ):
@@ -717,12 +739,14 @@ def replay(  # type: ignore[no-untyped-def]
                 m[H_SLEEP_NS] += span
                 m[b + T_PC] = pc + 1
                 m[b + T_BUSY] = busy
+                m[b + T_SPIN] = spin
                 m[b + T_AFTER] = RUN
                 at(m, t, OFF, clock + span)
                 release_cpu(m, t)
                 break
             elif pc == PC_BLOCK:
                 m[b + T_PC] = PC_THINK
+                m[b + T_SPIN] = spin
                 m[b + T_AFTER] = RUN
                 at(m, t, OFF, clock + m[b + T_DEP_FROM])
                 m[b + T_DEP_FROM] = -1
