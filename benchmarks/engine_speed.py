@@ -18,6 +18,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / p) for p in ("replay", "tests/engine")]
 
 import small  # noqa: E402
+
 from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait  # noqa: E402
 from mmreplay.engine import Options, simulate  # noqa: E402
 from mmreplay.locking.isa import Count, Op, RuntimeBit  # noqa: E402

@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator
 
 import pytest
+
 from mmreplay.address_space.planner import build_plan
 from mmreplay.address_space.rules import load_rules
-from mmreplay.machine.loader import load_machine
-
 from mmreplay.engine import Options, simulate
 from mmreplay.locking import load_model
+from mmreplay.machine.loader import load_machine
 from mmreplay.resources import datasets_dir
 from mmreplay.workloads.phases import GROUPS, NOT_EXPRESSIBLE, Phase, record
 

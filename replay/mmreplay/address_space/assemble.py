@@ -22,7 +22,9 @@ WARM_UP: float = 0.1
 
 
 @njit
-def _gather(order, first, values, out_first, out):
+def _gather(
+    order: I64, first: I64, values: NDArray[Any], out_first: I64, out: NDArray[Any]
+) -> None:
     """CSR rows in another order; ``out`` has the length of ``values``."""
     at = 0
     for k in range(len(order)):

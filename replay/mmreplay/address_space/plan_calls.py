@@ -24,8 +24,6 @@ from mmreplay.address_space.plan_fault import anon_slot_of, copy_marks, vma_trai
 from mmreplay.address_space.plan_state import Count, Cursor, Status, flush_late, note_late
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
-    E_ROLE,
-    E_UID,
     NONE,
     S_BRK,
     S_FLAGS,

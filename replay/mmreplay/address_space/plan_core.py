@@ -10,12 +10,11 @@ from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.plan_calls import (
     STAGE_APPLY,
     STAGE_DONE,
-    copy_marks,
     finish_call,
     prepare_call,
 )
 from mmreplay.address_space.plan_clone import after_clone, before_clone
-from mmreplay.address_space.plan_fault import plan_fault
+from mmreplay.address_space.plan_fault import copy_marks, plan_fault
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep, forget_deps
 from mmreplay.address_space.rows import (
     HINT_HEAP,

@@ -28,6 +28,8 @@ from mmreplay.address_space.rows import HINT_SHMEM, HINT_SPECIAL
 from mmreplay.address_space.vma_apply import cover_core, fault_core
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
+    E_ROLE,
+    E_UID,
     NEED_SPACE,
     V_ANON,
     V_END,
@@ -36,8 +38,6 @@ from mmreplay.address_space.vma_state import (
     V_SPACE,
     V_START,
     V_UID,
-    E_ROLE,
-    E_UID,
     Info,
     Vm,
 )

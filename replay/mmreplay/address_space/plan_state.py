@@ -237,7 +237,7 @@ def flush_late(w, out, n, thread):
 
 @borrowing_helper
 def forget_deps(w, out, thread, first):
-    """Take back the waits from ``first`` on: the operation is tried again, or is not in the plan."""
+    """Take back the waits from ``first`` on: the operation is tried again or not planned."""
     for k in range(first, w.cursor[_DEPS]):
         key = (np.int64(thread) << 32) | np.int64(out.ops[out.deps[k]].thread)
         at = ((key * np.int64(-7046029254386353131)) >> 24) & (len(w.known) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def _unsteadiness(trace: Any, first: int, end: int) -> float:
     shares = np.array(
         [
             np.bincount(kind[a:b], minlength=256) / max(b - a, 1)
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
+            for a, b in itertools.pairwise(edges)
         ]
     )
     variation = float(np.std(rate) / np.mean(rate)) if len(rate) else 0.0

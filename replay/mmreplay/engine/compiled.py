@@ -232,20 +232,18 @@ def _memory(
     _threads(plan, setup, options, table(H_TH, n_threads))
     tree = m[regions[H_TREE] : regions[H_TREE] + 2 * leaves]
     tree[:] = NEVER
-    starts = plan.thread_offset_ns + _first_block(plan, options)
+    starts = plan.thread_offset_ns + _first_block(plan, setup, options)
     tree[leaves : leaves + n_threads] = (starts << shift) | np.arange(n_threads)
     for node in range(leaves - 1, 0, -1):
         tree[node] = min(tree[2 * node], tree[2 * node + 1])
     return m, regions
 
 
-def _first_block(plan: Plan, options: Options) -> I64:
-    if options.load == "saturated":
-        return np.zeros(plan.n_threads, np.int64)
+def _first_block(plan: Plan, setup: Setup, options: Options) -> I64:
     empty = np.diff(plan.thread_first) == 0
     rows = np.minimum(plan.thread_first[:-1], max(plan.n_ops - 1, 0))
     out: I64 = np.where(empty, plan.thread_tail_blocked_ns, plan.think_blocked_ns[rows])
-    return out
+    return np.where(setup.in_group, 0, out) if options.load == "saturated" else out
 
 
 def _threads(plan: Plan, setup: Setup, options: Options, th: I64) -> None:

@@ -36,19 +36,19 @@ LOW = (1 << 32) - 1
 
 
 @helper
-def mix(x):  # type: ignore[no-untyped-def]
+def mix(x):
     x = (x ^ (x >> U30)) * U1
     x = (x ^ (x >> U27)) * U2
     return x ^ (x >> U31)
 
 
 @helper
-def low(x):  # type: ignore[no-untyped-def]
+def low(x):
     return (x << 32) >> 32
 
 
 @helper
-def object_of(m, ops, mark_vma, b, row, scope, operand):  # type: ignore[no-untyped-def]
+def object_of(m, ops, mark_vma, b, row, scope, operand):
     """Simulation._object."""
     if scope == S_MM:
         if operand == CHILD or operand == TARGET_MM:
@@ -70,7 +70,7 @@ def object_of(m, ops, mark_vma, b, row, scope, operand):  # type: ignore[no-unty
 
 
 @helper
-def line_of(m, ops, mark_vma, sid, b, row, d, operand):  # type: ignore[no-untyped-def]
+def line_of(m, ops, mark_vma, sid, b, row, d, operand):
     """The shared cache line of a lock, -1 where it is private."""
     o = object_of(m, ops, mark_vma, b, row, m[d + D_LINE_SCOPE], operand)
     if o < 0:
@@ -80,7 +80,7 @@ def line_of(m, ops, mark_vma, sid, b, row, d, operand):  # type: ignore[no-untyp
 
 
 @helper
-def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):  # type: ignore[no-untyped-def]
+def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):
     """Is an instance of the lock, or its line, shared?"""
     d = m[H_LOCK] + lock * DF
     o = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
@@ -90,7 +90,7 @@ def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):  # type: ignore[no-
 
 
 @helper
-def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):  # type: ignore[no-untyped-def]
+def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):
     """Simulation._bump, once it is known to move."""
     s = m[H_LOCK] + m[d + D_BUMPS] * DF
     o = object_of(m, ops, mark_vma, b, row, m[s + D_SCOPE], operand)
@@ -102,7 +102,7 @@ def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):  # type: ign
 
 
 @helper
-def record(m, ops, b):  # type: ignore[no-untyped-def]
+def record(m, ops, b):
     """Simulation._record."""
     row = m[b + T_FIN_ROW]
     m[b + T_FIN_ROW] = -1
@@ -149,7 +149,7 @@ def record(m, ops, b):  # type: ignore[no-untyped-def]
 
 
 @helper
-def enter_gap(m, ops, tails, b, t):  # type: ignore[no-untyped-def]
+def enter_gap(m, ops, tails, b, t):
     """Simulation._enter_gap."""
     row = m[b + T_ROW]
     if row == m[b + T_END_ROW]:
@@ -160,11 +160,11 @@ def enter_gap(m, ops, tails, b, t):  # type: ignore[no-untyped-def]
     else:
         m[b + T_THINK] = ops[row, O_THINK]
         blocked = ops[row, O_BLOCKED]
-    return np.int64(0) if m[H_SATURATED] else blocked
+    return np.int64(0) if m[H_SATURATED] and m[b + T_GROUP] else blocked
 
 
 @helper
-def flush_others(m, cpu, mm):  # type: ignore[no-untyped-def]
+def flush_others(m, cpu, mm):
     """Simulation._flush."""
     targets = 0
     for other in range(m[H_CORES]):
@@ -179,7 +179,7 @@ def flush_others(m, cpu, mm):  # type: ignore[no-untyped-def]
 
 
 @helper
-def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):  # type: ignore[no-untyped-def]
+def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):
     """Have all operations that this one depends on completed?  If not, wait for the first."""
     for k in range(dep_first[row], dep_first[row + 1]):
         dep = dep_op[k]
@@ -199,7 +199,7 @@ def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):  # t
 
 
 @njit
-def replay(  # type: ignore[no-untyped-def]
+def replay(
     m, ops, code, cost_q, cost_key, cost_draw, sleep_ns, recorded_sleep, loops, tails, sid, values,
     line_scope, line_sid, line_base, cond_bits, every, bits, bit_base, mark_first, mark_vma,
     mark_set, dep_first, dep_op, done_ops, dep_head, held, snaps, reasons,
@@ -423,7 +423,7 @@ def replay(  # type: ignore[no-untyped-def]
             # -- the step
             if op == COST:
                 continue  # its slice is checked: the run above goes on
-            elif op == LOCK:
+            if op == LOCK:
                 kind = m[d + D_KIND]
                 mode = np.int64(code[pc, 2])
                 if instance < 0:

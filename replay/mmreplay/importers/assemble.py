@@ -184,7 +184,7 @@ class Assembler:
                 continue
             at = rows[here] - base
             part = patches[here]
-            held[np.ix_(at, closing)] = part[:, closing]
+            held[at[:, None], closing] = part[:, closing]
             held[at, ps.O_QUALITY] |= part[:, ps.O_QUALITY]
             held[at, ps.O_KNOWN] |= part[:, ps.O_KNOWN]
             rows, patches = rows[~here], patches[~here]
@@ -408,8 +408,9 @@ class Assembler:
 
     def _rewrite(self) -> None:
         """Write the ends that came after their rows were written into the finished table."""
-        directory = self.writer.seal()
-        file = directory / "operations.parquet"
+        file = self.writer.finish("operations")
+        if file is None:
+            return
         beside = file.with_suffix(".patched")
         rows = np.concatenate([r for r, _ in self.late_patches])
         patches = np.concatenate([p for _, p in self.late_patches])
