@@ -159,7 +159,8 @@ def rows(q: dict[str, float]) -> dict[str, list[Row]]:
             "gup",
             q["refill_present_ns"] - syscall - madvise - find,
             fit,
-            "refill_present_ns (POPULATE_WRITE of a present page) less syscall, madvise_common, find",
+            "refill_present_ns (POPULATE_WRITE of a present page) less syscall, madvise_common,"
+            " find",
             0.3,
         ),
         ("remote_copy", 400, assume, "copy of 4 KiB and the kmap", 0.3),
@@ -271,12 +272,13 @@ def main() -> None:
     out = [
         f"# {title}\n#\n",
         f"# Derived by benchmarks/derive_profile.py from datasets/runs/{name}/machine.json\n",
-        "# (benchmarks/measure_machine.py); wake-up costs marked fitted: benchmarks/fit_wakeup.py.\n",
+        "# (benchmarks/measure_machine.py); wake-up costs marked fitted:"
+        " benchmarks/fit_wakeup.py.\n",
         "schema = 1\n",
         f'title = "{title}"\nassumed = false\n',
         f'cpu_model = "{machine["cpu_model"]}"\ncpu_ids = ["{machine["cpu_id"]}"]\n',
         f'notes = ["measured on Linux {machine["kernel"]}, THP {machine["thp"]}, hypervisor '
-        f'{machine["hypervisor"]}, with other work on the machine: costs are some 1.3 times '
+        f"{machine['hypervisor']}, with other work on the machine: costs are some 1.3 times "
         'those of a quiet one"]\n',
         "\n[topology]\n",
         line(("sockets", 1, "measured", "lscpu, as the guest sees it", 0)),

@@ -23,7 +23,17 @@ _clock.argtypes = [ctypes.c_long, ctypes.c_size_t]
 _clock.restype = ctypes.c_int
 
 # x86-64 numbers (arch/x86/entry/syscalls/syscall_64.tbl)
-READ, MMAP, MPROTECT, MUNMAP, BRK, YIELD, MREMAP, MADVISE, GETPPID = 0, 9, 10, 11, 12, 24, 25, 28, 110
+READ, MMAP, MPROTECT, MUNMAP, BRK, YIELD, MREMAP, MADVISE, GETPPID = (
+    0,
+    9,
+    10,
+    11,
+    12,
+    24,
+    25,
+    28,
+    110,
+)
 MLOCK, MUNLOCK, FUTEX, VM_READV = 149, 150, 202, 310
 RW, R, PRIVATE_ANON, SHARED_ANON = 3, 1, 0x22, 0x21
 DONTNEED, HUGEPAGE, NOHUGEPAGE, RANDOM, POPULATE = 4, 14, 15, 1, 23

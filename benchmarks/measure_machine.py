@@ -27,9 +27,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import hardware_loops as hw
 import numpy as np
 import polars as pl
+
+import hardware_loops as hw
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = 4096
@@ -275,7 +276,11 @@ def pairs(cpus: list[int], out: Samples) -> None:
     word = Control()
     rounds = 10_000
     results = together(
-        0, [(a, lambda c: hw.ping(word.address, 0, rounds)), (b, lambda c: hw.ping(word.address, 1, rounds))]
+        0,
+        [
+            (a, lambda c: hw.ping(word.address, 0, rounds)),
+            (b, lambda c: hw.ping(word.address, 1, rounds)),
+        ],
     )
     put("line_handover_ns", max(results) / rounds)  # type: ignore[type-var]
 
@@ -286,8 +291,13 @@ def pairs(cpus: list[int], out: Samples) -> None:
         together(
             0,
             [
-                (a, lambda c, f=flags, o=woken: hw.sleeper(f.address, n, o)),
-                (b, lambda c, f=flags, p=pause, x=begin, y=end: hw.waker(f.address, n, p, x, y)),
+                (a, lambda c, f=flags, n=n, o=woken: hw.sleeper(f.address, n, o)),
+                (
+                    b,
+                    lambda c, f=flags, n=n, p=pause, x=begin, y=end: hw.waker(
+                        f.address, n, p, x, y
+                    ),
+                ),
             ],
         )
         put(f"futex_wake_call_{label}_ns", float(np.median(end - begin)))
@@ -363,7 +373,9 @@ def raise_priority() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("name")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=0.02)
@@ -416,7 +428,10 @@ def main() -> None:
     document = {"schema": 1, "machine": facts(cpus), "rounds": options.rounds, "summary": summary}
     (target / "machine.json").write_text(json.dumps(document, indent=1) + "\n")
     for name, row in summary.items():
-        print(f"{name:34} q10 {row['q10']:>12} q1 {row['q1']:>12} median {row['median']:>12} q3 {row['q3']:>12}")
+        print(
+            f"{name:34} q10 {row['q10']:>12} q1 {row['q1']:>12}"
+            f" median {row['median']:>12} q3 {row['q3']:>12}"
+        )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp, Trait
 from mmreplay.locking.isa import (
     PARAMS,
@@ -166,7 +167,7 @@ def model(
         cond_bits_set=cond[:, 2].astype(np.int32),
         cond_bits_clear=cond[:, 3].astype(np.int32),
         cond_every=cond[:, 4].copy(),
-        default_costs={name: 100.0 for name in costs},
+        default_costs=dict.fromkeys(costs, 100.0),
     )
 
 

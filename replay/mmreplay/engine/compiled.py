@@ -114,6 +114,7 @@ def simulate_compiled(
     loops = plan.thread_loop.astype(np.int64).copy()
     loops[np.diff(plan.thread_first) == 0] = -2  # without operations: its end ends nothing
     reasons = np.zeros(len(model.reasons), np.int64)
+    loop_began, cpu_began = time.perf_counter(), time.thread_time()
     replay(
         m, ops, code, setup.cost_q, setup.cost_key, setup.cost_draw.ravel(), setup.sleep_ns,
         plan.sleep_ns, loops, tails.astype(np.int64), sharing.sid, values, line_scope, line_sid,
@@ -122,12 +123,17 @@ def simulate_compiled(
         np.zeros((n_threads, 2 * n_locks), np.int64), np.zeros((n_threads, n_locks), np.int64),
         reasons,
     )  # fmt: skip
+    loop = {
+        "loop_s": time.perf_counter() - loop_began,
+        "loop_cpu_s": time.thread_time() - cpu_began,
+    }
     totals = _totals(m, regions, setup, kinds, n_threads, n_locks, reasons)
     threads = m[regions[H_TH] : regions[H_TH] + n_threads * TF].reshape(n_threads, TF)
     unfinished = np.flatnonzero(threads[:, T_STATE] != END)
     if len(unfinished) and m[H_STOP] < 0:
         raise stuck(model, unfinished.tolist())
     result = summarise(model, totals)
+    result.detail.update(loop)
     object.__setattr__(result, "wall_s", time.perf_counter() - began)
     return result
 
@@ -226,20 +232,18 @@ def _memory(
     _threads(plan, setup, options, table(H_TH, n_threads))
     tree = m[regions[H_TREE] : regions[H_TREE] + 2 * leaves]
     tree[:] = NEVER
-    starts = plan.thread_offset_ns + _first_block(plan, options)
+    starts = plan.thread_offset_ns + _first_block(plan, setup, options)
     tree[leaves : leaves + n_threads] = (starts << shift) | np.arange(n_threads)
     for node in range(leaves - 1, 0, -1):
         tree[node] = min(tree[2 * node], tree[2 * node + 1])
     return m, regions
 
 
-def _first_block(plan: Plan, options: Options) -> I64:
-    if options.load == "saturated":
-        return np.zeros(plan.n_threads, np.int64)
+def _first_block(plan: Plan, setup: Setup, options: Options) -> I64:
     empty = np.diff(plan.thread_first) == 0
     rows = np.minimum(plan.thread_first[:-1], max(plan.n_ops - 1, 0))
     out: I64 = np.where(empty, plan.thread_tail_blocked_ns, plan.think_blocked_ns[rows])
-    return out
+    return np.where(setup.in_group, 0, out) if options.load == "saturated" else out
 
 
 def _threads(plan: Plan, setup: Setup, options: Options, th: I64) -> None:

@@ -15,7 +15,7 @@ from mmreplay.engine.kinds.rwsem_jit import *
 from mmreplay.engine.kinds.spin_jit import *
 from mmreplay.engine.layout import *
 from mmreplay.engine.setup import COST_BITS, DRAW_BITS, DRAWS, GOLDEN, MIX1, MIX2
-from mmreplay.jit import njit
+from mmreplay.jit import helper, njit
 from mmreplay.locking.isa import Kind, Op, Operand, RuntimeBit, Scope
 
 # Enumerations as plain integers, which the compiler folds.
@@ -35,20 +35,20 @@ WRITE_MODE = 1
 LOW = (1 << 32) - 1
 
 
-@njit
-def mix(x):  # type: ignore[no-untyped-def]
+@helper
+def mix(x):
     x = (x ^ (x >> U30)) * U1
     x = (x ^ (x >> U27)) * U2
     return x ^ (x >> U31)
 
 
-@njit
-def low(x):  # type: ignore[no-untyped-def]
+@helper
+def low(x):
     return (x << 32) >> 32
 
 
-@njit
-def object_of(m, ops, mark_vma, b, row, scope, operand):  # type: ignore[no-untyped-def]
+@helper
+def object_of(m, ops, mark_vma, b, row, scope, operand):
     """Simulation._object."""
     if scope == S_MM:
         if operand == CHILD or operand == TARGET_MM:
@@ -69,8 +69,8 @@ def object_of(m, ops, mark_vma, b, row, scope, operand):  # type: ignore[no-unty
     return np.int64(0)
 
 
-@njit
-def line_of(m, ops, mark_vma, sid, b, row, d, operand):  # type: ignore[no-untyped-def]
+@helper
+def line_of(m, ops, mark_vma, sid, b, row, d, operand):
     """The shared cache line of a lock, -1 where it is private."""
     o = object_of(m, ops, mark_vma, b, row, m[d + D_LINE_SCOPE], operand)
     if o < 0:
@@ -79,8 +79,8 @@ def line_of(m, ops, mark_vma, sid, b, row, d, operand):  # type: ignore[no-untyp
     return s if s < 0 else m[d + D_LINE] + s
 
 
-@njit
-def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):  # type: ignore[no-untyped-def]
+@helper
+def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):
     """Is an instance of the lock, or its line, shared?"""
     d = m[H_LOCK] + lock * DF
     o = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
@@ -89,8 +89,8 @@ def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):  # type: ignore[no-
     return line_of(m, ops, mark_vma, sid, b, row, d, operand) >= 0
 
 
-@njit
-def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):  # type: ignore[no-untyped-def]
+@helper
+def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):
     """Simulation._bump, once it is known to move."""
     s = m[H_LOCK] + m[d + D_BUMPS] * DF
     o = object_of(m, ops, mark_vma, b, row, m[s + D_SCOPE], operand)
@@ -101,8 +101,8 @@ def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):  # type: ign
     return line_write(m, line, m[b + T_CPU], at_ns, 0)
 
 
-@njit
-def record(m, ops, b):  # type: ignore[no-untyped-def]
+@helper
+def record(m, ops, b):
     """Simulation._record."""
     row = m[b + T_FIN_ROW]
     m[b + T_FIN_ROW] = -1
@@ -113,9 +113,24 @@ def record(m, ops, b):  # type: ignore[no-untyped-def]
     delay = m[b + T_FIN_DELAY]
     bucket = delay
     if delay >= 16:
-        octave = 4
-        while delay >> (octave + 1):
-            octave += 1
+        octave = 0
+        rest = delay
+        if rest >> 32:
+            octave += 32
+            rest >>= 32
+        if rest >> 16:
+            octave += 16
+            rest >>= 16
+        if rest >> 8:
+            octave += 8
+            rest >>= 8
+        if rest >> 4:
+            octave += 4
+            rest >>= 4
+        if rest >> 2:
+            octave += 2
+            rest >>= 2
+        octave += rest >> 1
         bucket = min((octave - 3) * 16 + ((delay >> (octave - 4)) - 16), 639)
     m[m[H_DELAY] + kind * 640 + bucket] += 1
     if not m[b + T_GROUP]:
@@ -133,8 +148,8 @@ def record(m, ops, b):  # type: ignore[no-untyped-def]
         m[H_WIN_BEGIN] = m[H_NOW]
 
 
-@njit
-def enter_gap(m, ops, tails, b, t):  # type: ignore[no-untyped-def]
+@helper
+def enter_gap(m, ops, tails, b, t):
     """Simulation._enter_gap."""
     row = m[b + T_ROW]
     if row == m[b + T_END_ROW]:
@@ -145,11 +160,11 @@ def enter_gap(m, ops, tails, b, t):  # type: ignore[no-untyped-def]
     else:
         m[b + T_THINK] = ops[row, O_THINK]
         blocked = ops[row, O_BLOCKED]
-    return np.int64(0) if m[H_SATURATED] else blocked
+    return np.int64(0) if m[H_SATURATED] and m[b + T_GROUP] else blocked
 
 
-@njit
-def flush_others(m, cpu, mm):  # type: ignore[no-untyped-def]
+@helper
+def flush_others(m, cpu, mm):
     """Simulation._flush."""
     targets = 0
     for other in range(m[H_CORES]):
@@ -163,8 +178,8 @@ def flush_others(m, cpu, mm):  # type: ignore[no-untyped-def]
     return m[H_FLUSH_BASE] + m[H_FLUSH_FIRST] + m[H_FLUSH_NEXT] * (targets - 1)
 
 
-@njit
-def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):  # type: ignore[no-untyped-def]
+@helper
+def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):
     """Have all operations that this one depends on completed?  If not, wait for the first."""
     for k in range(dep_first[row], dep_first[row + 1]):
         dep = dep_op[k]
@@ -184,7 +199,7 @@ def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):  # t
 
 
 @njit
-def replay(  # type: ignore[no-untyped-def]
+def replay(
     m, ops, code, cost_q, cost_key, cost_draw, sleep_ns, recorded_sleep, loops, tails, sid, values,
     line_scope, line_sid, line_base, cond_bits, every, bits, bit_base, mark_first, mark_vma,
     mark_set, dep_first, dep_op, done_ops, dep_head, held, snaps, reasons,
@@ -281,6 +296,24 @@ def replay(  # type: ignore[no-untyped-def]
                 clock = done
                 pc += 1
                 fresh = False
+            # -- a run of costs, the most frequent private steps
+            if pc >= 0:
+                while code[pc, 0] == COST and (clock < slice_end or spin > 0):
+                    a = np.int64(code[pc, 1])
+                    count = code[pc, 2]
+                    units = np.int64(1)
+                    if count == 1:
+                        units = ops[row, O_PAGES] & LOW
+                    elif count == 2:
+                        units = low(ops[row, O_VMAS])
+                    elif count == 3:
+                        units = ops[row, O_VMAS] >> 32
+                    x = np.int64(((draw ^ cost_key[a]) * U1) >> U56)
+                    value = cost_q[a] * units * (ops[row, O_PAGES] >> 32) >> 10
+                    value = (value * cost_draw[a * DRAWS + x] >> DRAW_BITS) >> COST_BITS
+                    clock += value
+                    busy += value
+                    pc += 1
             # -- is the next step ordered?
             op = -1
             ordered = False
@@ -368,6 +401,7 @@ def replay(  # type: ignore[no-untyped-def]
                     if m[H_RQ_HEAD] >= 0:
                         m[b + T_PC] = pc
                         m[b + T_BUSY] = busy
+                        m[b + T_SPIN] = spin
                         m[b + T_AFTER] = RUN
                         at(m, t, OFF, NEVER)
                         rq_push(m, t)
@@ -388,21 +422,8 @@ def replay(  # type: ignore[no-untyped-def]
                         m[b + T_WAS_ORDERED] = 1
             # -- the step
             if op == COST:
-                count = code[pc, 2]
-                units = np.int64(1)
-                if count == 1:
-                    units = ops[row, O_PAGES] & LOW
-                elif count == 2:
-                    units = low(ops[row, O_VMAS])
-                elif count == 3:
-                    units = ops[row, O_VMAS] >> 32
-                x = np.int64(((draw ^ cost_key[a]) * U1) >> U56)
-                value = cost_q[a] * units * (ops[row, O_PAGES] >> 32) >> 10
-                value = (value * cost_draw[a * DRAWS + x] >> DRAW_BITS) >> COST_BITS
-                clock += value
-                busy += value
-                pc += 1
-            elif op == LOCK:
+                continue  # its slice is checked: the run above goes on
+            if op == LOCK:
                 kind = m[d + D_KIND]
                 mode = np.int64(code[pc, 2])
                 if instance < 0:
@@ -562,6 +583,7 @@ def replay(  # type: ignore[no-untyped-def]
                     m[b + T_WAS_ORDERED] = 0
                     if (flags & F_DEPS) and m[b + T_FIRST_LAP]:
                         m[b + T_PC] = pc
+                        m[b + T_SPIN] = spin
                         if not begin_ready(
                             m, b, t, row, flags, done_ops, dep_first, dep_op, dep_head
                         ):
@@ -717,12 +739,14 @@ def replay(  # type: ignore[no-untyped-def]
                 m[H_SLEEP_NS] += span
                 m[b + T_PC] = pc + 1
                 m[b + T_BUSY] = busy
+                m[b + T_SPIN] = spin
                 m[b + T_AFTER] = RUN
                 at(m, t, OFF, clock + span)
                 release_cpu(m, t)
                 break
             elif pc == PC_BLOCK:
                 m[b + T_PC] = PC_THINK
+                m[b + T_SPIN] = spin
                 m[b + T_AFTER] = RUN
                 at(m, t, OFF, clock + m[b + T_DEP_FROM])
                 m[b + T_DEP_FROM] = -1

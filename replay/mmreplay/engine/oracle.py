@@ -278,7 +278,8 @@ class Simulation:
         else:
             thread.think_left_ns = int(plan.think_cpu_ns[thread.row])
             blocked = int(plan.think_blocked_ns[thread.row])
-        return 0 if self.options.load == "saturated" else blocked
+        saturated = self.options.load == "saturated" and self.setup.in_group[t]
+        return 0 if saturated else blocked
 
     def _next_operation(self, thread: Thread) -> None:
         plan, t = self.plan, thread.index

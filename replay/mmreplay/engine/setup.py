@@ -60,7 +60,8 @@ def draw_table(spread: float) -> I64:
     normal = NormalDist()
     z = np.array([normal.inv_cdf((i + 0.5) / DRAWS) for i in range(DRAWS)])
     raw = np.exp(spread * z)
-    return np.rint(raw / raw.mean() * (1 << DRAW_BITS)).astype(np.int64)
+    table: I64 = np.rint(raw / raw.mean() * (1 << DRAW_BITS)).astype(np.int64)
+    return table
 
 
 def choose_cpus(machine: Machine, cores: int, placement: str) -> I32:

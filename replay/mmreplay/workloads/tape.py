@@ -299,11 +299,15 @@ class Tape:
     def fork(self, kind: OpKind, tid: int) -> None:
         """fork, vfork or clone: ``tid`` is new and becomes a thread of the tape."""
         thread = kind is OpKind.CLONE
-        space = self.space if kind is not OpKind.FORK else 1 + max(
-            t["address_space"] for t in self.threads.values()
+        space = (
+            self.space
+            if kind is not OpKind.FORK
+            else 1 + max(t["address_space"] for t in self.threads.values())
         )
         self.op(kind, child=tid, result=tid)
-        self._thread(tid, self.pid if thread else tid, space, self.tid, "thread" if thread else "fork")
+        self._thread(
+            tid, self.pid if thread else tid, space, self.tid, "thread" if thread else "fork"
+        )
 
     def switch(self, tid: int) -> None:
         """The following operations are those of thread ``tid``."""
