@@ -27,15 +27,13 @@ def format_text(name: str, ident: int, fields: tuple[tuple[str, str, int, int, i
         f"\tfield:{decl} {label};\toffset:{offset};\tsize:{size};\tsigned:{signed};\n"
         for decl, label, offset, size, signed in COMMON + fields
     )
-    return f"name: {name}\nID: {ident}\nformat:\n{lines}\nprint fmt: \"\"\n"
+    return f'name: {name}\nID: {ident}\nformat:\n{lines}\nprint fmt: ""\n'
 
 
 def enter(name: str, ident: int, *arguments: str) -> tuple[str, str]:
     """System and format of a syscall entry."""
     fields = [("int", "__syscall_nr", 8, 4, 1)]
-    fields += [
-        ("unsigned long", label, 16 + 8 * k, 8, 0) for k, label in enumerate(arguments)
-    ]
+    fields += [("unsigned long", label, 16 + 8 * k, 8, 0) for k, label in enumerate(arguments)]
     return "syscalls", format_text(f"sys_enter_{name}", ident, tuple(fields))
 
 
@@ -196,8 +194,12 @@ class Writer:
             out += struct.pack("<I", size) + raw + b"\0" * (size - len(raw))
         self.record(9, out, misc)
 
-    def fault(self, which: int, time: int, tid: int, address: int, error: int = 6, **more: Any) -> None:
-        self.sample(which, time, tid, b"\0" * 8 + struct.pack("<QQQ", address, 0x1234, error), **more)
+    def fault(
+        self, which: int, time: int, tid: int, address: int, error: int = 6, **more: Any
+    ) -> None:
+        self.sample(
+            which, time, tid, b"\0" * 8 + struct.pack("<QQQ", address, 0x1234, error), **more
+        )
 
     def call(self, which: int, time: int, tid: int, *words: int, **more: Any) -> None:
         """A syscall entry (its arguments) or return (one signed word)."""
