@@ -28,9 +28,9 @@ from mmreplay.trace.store import (
 )
 
 #: Operations per window and windows held back (IMPORT §3.2: memory stays bounded).
-WINDOW_ROWS: Final = 1 << 16
-HELD_WINDOWS: Final = 6
-_IN_FLIGHT: Final = 3
+WINDOW_ROWS: Final = 1 << 14
+HELD_WINDOWS: Final = 8
+_IN_FLIGHT: Final = 6
 #: What one recorded event costs the recorded thread where the trace cannot say it:
 #: 0.86 to 0.94 us by switching recording on and off (2-vCPU EPYC guest, 6.18, perf 6.1).
 DEFAULT_PROBE_NS: Final = 900
@@ -179,7 +179,7 @@ class Assembler:
         rows = state.table("patch_rows")[:count, 0].copy()
         patches = state.ops[-ps.PATCH_ROWS :][:count].copy()
         state.count[ps.C_PATCHES] = 0
-        closing = list(ps.CLOSING)
+        closing = np.array(ps.CLOSING)
         for base, held, _ in self._held:
             here = (rows >= base) & (rows < base + len(held))
             if not here.any():
