@@ -92,7 +92,16 @@ def njit(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
 
 
-def helper(function: Callable[..., Any]) -> Any:
+def borrowing_helper(function: Callable[..., Any]) -> Any:
+    """A ``helper`` that makes, keeps and returns no arrays: compiled without reference counts.
+
+    numba counts a reference to every array of a tuple at every call, atomically: with nine arrays
+    and a dozen calls an operation that took ten times as long as the work itself.
+    """
+    return helper(function, counts_references=False)
+
+
+def helper(function: Callable[..., Any], *, counts_references: bool = True) -> Any:
     """Compile a callee of compiled functions only: no Python wrapper, no cache of its own.
 
     It is stored inside its callers' cache entries, and compiles several times faster
@@ -100,8 +109,14 @@ def helper(function: Callable[..., Any]) -> Any:
     arrive as plain integers: numba would compile it anew for each constant.
     """
     dispatcher = numba.njit(
-        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+        nogil=True,
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        **({} if counts_references else {"_nrt": False}),
     )(function)
+    if numba.config.DISABLE_JIT:
+        return dispatcher
     original = dispatcher.get_call_template
 
     def get_call_template(args: Any, kws: Any) -> Any:

@@ -179,14 +179,14 @@ class Assembler:
         rows = state.table("patch_rows")[:count, 0].copy()
         patches = state.ops[-ps.PATCH_ROWS :][:count].copy()
         state.count[ps.C_PATCHES] = 0
-        closing = np.array(ps.CLOSING)
+        closing = list(ps.CLOSING)
         for base, held, _ in self._held:
             here = (rows >= base) & (rows < base + len(held))
             if not here.any():
                 continue
             at = rows[here] - base
             part = patches[here]
-            held[np.ix_(at, closing)] = part[:, closing]
+            held[at[:, None], closing] = part[:, closing]
             held[at, ps.O_QUALITY] |= part[:, ps.O_QUALITY]
             held[at, ps.O_KNOWN] |= part[:, ps.O_KNOWN]
             rows, patches = rows[~here], patches[~here]
