@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mmreplay.cli.machines import command
 from mmreplay.errors import UserError
-from mmreplay.locking import list_models, load_model
+from mmreplay.locking import list_models
 from mmreplay.locking.vocabulary import COSTS, SLEEPS
 from mmreplay.machine import extrapolated, list_machines, load_machine, match_machine
 from mmreplay.machine.profile import Topology
@@ -62,8 +62,7 @@ def test_every_cost_of_the_vocabulary_has_a_number(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_cost_of_every_shipped_model_has_a_number(name: str) -> None:
     machine = load_machine(name)
-    for model_name in list_models():
-        model = load_model(model_name)
+    for model in list_models():
         assert set(model.costs) - set(machine.costs) - set(model.default_costs) == set()
         assert set(model.sleeps) <= set(machine.sleeps)
 
