@@ -7,15 +7,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TRACE := build/demo.mmt
+RECORDING := datasets/traces/node-minify-workers/perf.data
 
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/run.done
 	@mkdir -p build
-	$(BIN)/mmreplay import datasets/traces/$(DEMO)/perf.data -o $(TRACE) --force
+	$(BIN)/mmreplay import $(RECORDING) -o $(TRACE) --force
 	$(BIN)/mmreplay show $(TRACE)
-	$(BIN)/mmreplay predict $(TRACE) --from linux-6.1 --to linux-6.18 --cores 1,2,4,8,16
+	$(BIN)/mmreplay predict $(TRACE) --from linux-6.1 --to linux-6.18 --cores 1,2,4,8,16 \
+	  --scale-group minify-worker --threads cores
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest

@@ -43,7 +43,7 @@ def demo_commands() -> list[str]:
         check=True,
         capture_output=True,
         text=True,
-    ).stdout.splitlines()
+    ).stdout.replace("\\\n", " ").splitlines()
     return [line.split("/bin/", 1)[1] for line in lines if "/bin/mmreplay " in line]
 
 

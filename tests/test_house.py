@@ -156,8 +156,11 @@ def test_every_command_of_the_table_answers_help() -> None:
 
 
 def test_files_stay_short() -> None:
+    """Code and prose; content (models, datasets) is as long as what it describes."""
     long = {}
     for file in _tracked():
+        if file.relative_to(ROOT).parts[0] in ("models", "datasets"):
+            continue
         if file.suffix in (".py", ".toml", ".md") and file.name != "trace-format.md":
             lines = file.read_text(encoding="utf-8").count("\n")
             if lines > MOST_LINES:

@@ -19,7 +19,7 @@ TABLE_SHIFT: Final = 21
 
 
 class OpKind(IntEnum):
-    """What one row of ``operations`` is (IMPORT §4, append only)."""
+    """What one row of ``operations`` is (append only)."""
 
     FAULT_USER = 1
     FAULT_KERNEL = 2

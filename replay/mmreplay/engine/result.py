@@ -24,7 +24,8 @@ class Options:
     placement:
         ``compact`` fills a cache, then a socket; ``scatter`` alternates them.
     load:
-        ``recorded`` keeps blocked think; ``saturated`` sets it to zero.
+        ``recorded`` keeps blocked think; ``saturated`` sets that of the scaled group to
+        zero (the group's capacity beside the others at their recorded pace).
     wrap:
         True: threads wrap at their loop point until the first thread of the scaled
         group ends (steady state, for throughput).  False: every operation once

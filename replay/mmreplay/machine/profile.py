@@ -20,6 +20,16 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class Topology:
+    """How the CPUs of a machine are arranged; every count at least 1."""
+
+    sockets: int
+    caches_per_socket: int
+    cores_per_cache: int
+    threads_per_core: int
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """Topology and costs.  All times in ns; CPUs are numbered 0..n-1 in compact order.
 
@@ -59,6 +69,10 @@ class Machine:
     # limits
     zero_bytes_per_ns: Number  # page-zeroing bandwidth of a node
     frequency: tuple[tuple[int, float], ...]  # (active cores up to, speed relative to one core)
+    # where it comes from
+    cpu_ids: tuple[str, ...] = ()  # vendor,family,model,stepping as perf records them
+    topology_basis: str = "measured"  # or "assumed", "extrapolated"
+    notes: tuple[str, ...] = ()
 
     @property
     def n_cpus(self) -> int:

@@ -66,7 +66,7 @@ def _model(name: str, model: type[BaseModel]) -> Iterator[str]:
     doc = " ".join((model.__doc__ or "").replace("``", "`").split())
     if name != "Header":
         yield from (doc, "")
-    yield from ("| key | type | default |", "|---|---|---|")
+    yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     for field_name, field in model.model_fields.items():
         kind = field.annotation
         text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
@@ -76,7 +76,9 @@ def _model(name: str, model: type[BaseModel]) -> Iterator[str]:
         default = "required" if field.is_required() else ""
         if not field.is_required() and field.default_factory is None:
             default = "null" if field.default is None else f"`{json.dumps(field.default)}`"
-        yield f"| `{field.alias or field_name}` | {text} | {default} |".replace("  ", " ")
+        meaning = field.description or ""
+        row = f"| `{field.alias or field_name}` | {text} | {default} | {meaning} |"
+        yield row.replace("  ", " ")
 
 
 def _table(table: Table) -> Iterator[str]:

@@ -28,32 +28,38 @@ class _Strict(BaseModel):
 class Clock(_Strict):
     """The clock of the recording; ``begin_ns`` and its like count from ``Header.t0_ns`` on it."""
 
-    name: str = "unknown"
-    resolution_ns: int = Field(default=1, ge=1)
-    wall_ns_at_t0: int | None = None
+    name: str = Field(
+        default="unknown", description="CLOCK_MONOTONIC, perf (local_clock), or unknown"
+    )
+    resolution_ns: int = Field(default=1, ge=1, description="1, or 1000 for text with microseconds")
+    wall_ns_at_t0: int | None = Field(
+        default=None, description="wall clock at t0; null where the recording does not tie the two"
+    )
 
 
 class Machine(_Strict):
     """The recording machine; null where the recording does not say."""
 
-    cpu_model: str | None = None
-    cpu_id: str | None = None
-    cpus_online: int | None = Field(default=None, ge=1)
-    cpus_available: int | None = Field(default=None, ge=1)
-    memory_kib: int | None = Field(default=None, ge=1)
-    page_size: int | None = Field(default=None, ge=1)
-    sockets: int | None = Field(default=None, ge=1)
-    cores_per_socket: int | None = Field(default=None, ge=1)
-    threads_per_core: int | None = Field(default=None, ge=1)
+    cpu_model: str | None = Field(default=None, description="model name")
+    cpu_id: str | None = Field(
+        default=None, description="vendor, family, model, stepping, as perf writes it"
+    )
+    cpus_online: int | None = Field(default=None, ge=1, description="CPUs online")
+    cpus_available: int | None = Field(default=None, ge=1, description="CPUs present")
+    memory_kib: int | None = Field(default=None, ge=1, description="main memory")
+    page_size: int | None = Field(default=None, ge=1, description="base page, in bytes")
+    sockets: int | None = Field(default=None, ge=1, description="packages")
+    cores_per_socket: int | None = Field(default=None, ge=1, description="physical cores of one")
+    threads_per_core: int | None = Field(default=None, ge=1, description="2 with SMT")
 
 
 class Source(_Strict):
     """The file that was imported."""
 
-    format: str = "synthetic"
-    size_bytes: int | None = Field(default=None, ge=0)
-    blake2b: str | None = None
-    tool_version: str | None = None
+    format: str = Field(default="synthetic", description="perf.data, synthetic, ...")
+    size_bytes: int | None = Field(default=None, ge=0, description="size of the file")
+    blake2b: str | None = Field(default=None, description="hash of the file")
+    tool_version: str | None = Field(default=None, description="version of the recording tool")
 
 
 class Event(_Strict):
@@ -64,75 +70,94 @@ class Event(_Strict):
     and ``frequency`` is set where the recording says how it sampled.
     """
 
-    name: str
-    id: int | None = None
-    type: str | None = None
-    period: int | None = Field(default=None, ge=0)
-    frequency: int | None = Field(default=None, ge=0)
-    samples: int = Field(default=0, ge=0)
-    lost: int = Field(default=0, ge=0)
+    name: str = Field(description="as recorded, such as exceptions:page_fault_user")
+    id: int | None = Field(default=None, description="number within the type")
+    type: str | None = Field(default=None, description="tracepoint, software, ...")
+    period: int | None = Field(
+        default=None, ge=0, description="one sample every so many; 1 records all"
+    )
+    frequency: int | None = Field(
+        default=None, ge=0, description="samples a second asked for; null when counting"
+    )
+    samples: int = Field(default=0, ge=0, description="samples in the recording")
+    lost: int = Field(default=0, ge=0, description="of this event, where known")
 
 
 class Capabilities(_Strict):
-    """What the recording can support (IMPORT §4 ``caps``)."""
+    """What the recording can support."""
 
-    #: How far a fault's duration is known: both ends seen, only bounded by the thread's
-    #: next event, or not at all.
-    fault_duration: Literal["measured", "upper", "none"] = "none"
-    #: Both ends of the memory-map system calls were recorded.
-    syscall_durations: bool = False
-    #: Think time is on-CPU time (switches recorded), or wall time.
-    think: Literal["oncpu", "wall"] = "wall"
-    switches: bool = False
-    #: Later mmaps of data were recorded as MMAP2 records (``-d``).
-    data_mmaps: bool = False
-    kernel_faults: bool = False
-    #: System calls of 32-bit tasks would be seen.
-    compat_visible: bool = False
-    #: ``lock:contention_*`` was recorded.
-    lock_spans: bool = False
-    wakeups: bool = False
-    #: Events were sampled (``-F`` or a period above 1): counts are estimates, nothing pairs.
-    sampling: bool = False
-    #: The initial state came from a snapshot of /proc/PID/smaps.
-    snapshot: bool = False
+    fault_duration: Literal["measured", "upper", "none"] = Field(
+        default="none",
+        description="both ends of a fault seen, only bounded by the next event, or unknown",
+    )
+    syscall_durations: bool = Field(
+        default=False, description="both ends of the memory-map calls were recorded"
+    )
+    think: Literal["oncpu", "wall"] = Field(
+        default="wall", description="think time is on-CPU time (switches recorded), or wall time"
+    )
+    switches: bool = Field(default=False, description="context switches were recorded")
+    data_mmaps: bool = Field(default=False, description="data mappings were recorded as MMAP2 (-d)")
+    kernel_faults: bool = Field(default=False, description="faults in kernel mode were recorded")
+    compat_visible: bool = Field(
+        default=False, description="system calls of 32-bit tasks would be seen"
+    )
+    lock_spans: bool = Field(default=False, description="lock:contention_* was recorded")
+    wakeups: bool = Field(default=False, description="wake-ups were recorded")
+    sampling: bool = Field(
+        default=False,
+        description="sampled (-F, or a period above 1): counts are estimates, nothing pairs",
+    )
+    snapshot: bool = Field(
+        default=False, description="the initial state came from a snapshot of /proc/PID/smaps"
+    )
 
 
 class Probe(_Strict):
     """What one recorded event costs the recorded thread, and how that was found."""
 
-    cost_ns: int = Field(default=0, ge=0)
-    method: str = "none"
+    cost_ns: int = Field(
+        default=0, ge=0, description="what one recorded event costs the recorded thread"
+    )
+    method: str = Field(default="none", description="how the cost was found")
 
 
 class TableFile(_Strict):
     """Size and CRC-32 of one table's file, so that damage is found before it is believed."""
 
-    size_bytes: int = Field(ge=0)
-    crc32: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, description="size of the Parquet file")
+    crc32: int = Field(ge=0, description="its CRC-32")
 
 
 class Header(_Strict):
     """``header.json`` of a trace directory."""
 
-    schema_: int = Field(default=TRACE_SCHEMA, alias="schema")
-    t0_ns: int = 0
-    clock: Clock = Field(default_factory=Clock)
-    kernel_release: str | None = None
-    machine: Machine = Field(default_factory=Machine)
-    source: Source = Field(default_factory=Source)
-    target: Literal["command", "pids", "all", "synthetic", "unknown"] = "unknown"
-    events: list[Event] = Field(default_factory=list)
-    lost_events: int = Field(default=0, ge=0)
-    #: Every drop and oddity of the import, by name.
-    counters: dict[str, int] = Field(default_factory=dict)
-    capabilities: Capabilities = Field(default_factory=Capabilities)
-    probe: Probe = Field(default_factory=Probe)
-    span_ns: int = Field(default=0, ge=0)
-    warnings: list[str] = Field(default_factory=list)
-    importer_version: str = ""
-    #: Table name to its file; written by ``TraceWriter.close``.
-    tables: dict[str, TableFile] = Field(default_factory=dict)
+    schema_: int = Field(default=TRACE_SCHEMA, alias="schema", description="version of this format")
+    t0_ns: int = Field(default=0, description="the recording's clock at time 0")
+    clock: Clock = Field(default_factory=Clock, description="which clock")
+    kernel_release: str | None = Field(default=None, description="x.y.z, no local suffix")
+    machine: Machine = Field(default_factory=Machine, description="the recording machine")
+    source: Source = Field(default_factory=Source, description="what was imported")
+    target: Literal["command", "pids", "all", "synthetic", "unknown"] = Field(
+        default="unknown", description="what was recorded"
+    )
+    events: list[Event] = Field(default_factory=list, description="events recorded")
+    lost_events: int = Field(default=0, ge=0, description="events lost, each loss once")
+    counters: dict[str, int] = Field(
+        default_factory=dict, description="every drop and oddity of the import, by name"
+    )
+    capabilities: Capabilities = Field(
+        default_factory=Capabilities, description="what the recording can support"
+    )
+    probe: Probe = Field(default_factory=Probe, description="the probes' own cost")
+    span_ns: int = Field(default=0, ge=0, description="first to last event")
+    warnings: list[str] = Field(
+        default_factory=list, description="what a reader should know, a line each"
+    )
+    importer_version: str = Field(default="", description="mmreplay that wrote it")
+    tables: dict[str, TableFile] = Field(
+        default_factory=dict, description="file of each table; written on close"
+    )
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, populate_by_name=True)
 

@@ -4,8 +4,8 @@
 over the tables of a trace that is being written; :func:`split` over frames in memory.
 
 Three passes over the operations, in batches.  Memory: four bytes an operation
-(its exposure), the nested operations, the preempted spans, and at most
-:data:`SAMPLE_ROWS` samples for the quartiles.
+(its exposure), the nested operations, the preempted spans, at most :data:`SAMPLE_ROWS`
+samples for the quartiles, and in memory what pass 2 found of up to :data:`KEPT_ROWS`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from mmreplay.trace.store import (
 MIN_QUIET: Final = 8
 #: At most this many durations are kept for the quartiles; beyond it every other one goes.
 SAMPLE_ROWS: Final = 1 << 22
+#: Up to this many operations pass 3 need not look inside again (some 45 MB).
+KEPT_ROWS: Final = 1 << 20
 _BATCH_ROWS: Final = 1 << 18
 
 #: What an operation is taken to cost where the trace shows too few of its class in quiet
@@ -149,7 +151,9 @@ def split(
             yield rows.slice(first, _BATCH_ROWS)
 
     report = SplitReport()
-    done = list(_split(batches, list(operations.columns), _preempted_spans(parts), report))
+    done = list(
+        _split(batches, list(operations.columns), _preempted_spans(parts), report, KEPT_ROWS)
+    )
     return (pl.concat(done) if done else operations), report
 
 
@@ -188,23 +192,29 @@ def _schedule_batches(writer: TraceWriter) -> Iterable[pl.DataFrame]:
 
 
 def _split(
-    batches: Batches, columns: list[str], preempted: _Spans, report: SplitReport
+    batches: Batches, columns: list[str], preempted: _Spans, report: SplitReport, most_kept: int = 0
 ) -> Iterator[pl.DataFrame]:
     exposure_ns, nested = _exposure(batches)
     report.operations = len(exposure_ns)
     report.exposed = int((exposure_ns > 0).sum())
     classes = _Classes()
-    quiet_ns, default_ns = _usual_services(batches, exposure_ns, nested, preempted, classes)
+    kept: list[tuple[_Inside, NDArray[np.int32]]] = []
+    quiet_ns, default_ns = _usual_services(
+        batches, exposure_ns, nested, preempted, classes, kept, most_kept
+    )
     report.classes = len(quiet_ns)
     usual_ns = np.where(quiet_ns >= 0, quiet_ns, default_ns)
     nested.rewind()
     preempted.rewind()
     first = 0
-    for batch in batches(columns):
-        inside = _inside(batch, nested, preempted)
+    for index, batch in enumerate(batches(columns)):
+        if kept:
+            inside, number = kept[index]
+        else:
+            inside = _inside(batch, nested, preempted)
+            number = classes.numbers(inside.key)
         exposed = exposure_ns[first : first + batch.height]
         first += batch.height
-        number = classes.numbers(inside.key)
         service, wait, left = divide(
             inside.state,
             exposed,
@@ -382,25 +392,33 @@ def _usual_services(
     nested: _Spans,
     preempted: _Spans,
     classes: _Classes,
+    kept: list[tuple[_Inside, NDArray[np.int32]]],
+    most_kept: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Per class: the low quartile of its quiet operations (-1: too few), and the default."""
-    kept: list[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]] = []
+    """Per class: the low quartile of its quiet operations (-1: too few), and the default.
+
+    Fills ``kept`` with each batch's findings, unless they are more than ``most_kept`` rows.
+    """
+    sampled: list[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]] = []
     rows, stride, first = 0, 1, 0
     for batch in batches(_INSIDE_COLUMNS):
         inside = _inside(batch, nested, preempted)
         quiet = inside.still & (exposure_ns[first : first + batch.height] == 0)
         first += batch.height
         number = classes.numbers(inside.key)
+        kept.append((inside, number))
+        if first > most_kept:
+            kept.clear()
         wanted = np.flatnonzero(inside.state == TIMED)[::stride]
-        kept.append((number[wanted], inside.room_ns[wanted], quiet[wanted]))
+        sampled.append((number[wanted], inside.room_ns[wanted], quiet[wanted]))
         rows += len(wanted)
         while rows > SAMPLE_ROWS:
-            kept = [(a[::2], b[::2], c[::2]) for a, b, c in kept]
-            rows, stride = sum(len(part[0]) for part in kept), 2 * stride
+            sampled = [(a[::2], b[::2], c[::2]) for a, b, c in sampled]
+            rows, stride = sum(len(part[0]) for part in sampled), 2 * stride
     default = _default_services(classes.keys())
-    if not kept:
+    if not sampled:
         return np.full(classes.count, -1, dtype=np.int64), default
-    number, room, quiet = (np.concatenate(part) for part in zip(*kept, strict=True))
+    number, room, quiet = (np.concatenate(part) for part in zip(*sampled, strict=True))
     quiet_low = _low_quartiles(group_by_class(number, room, quiet, classes.count), MIN_QUIET)
     everything = np.ones(len(number), dtype=np.uint8)
     low = _low_quartiles(group_by_class(number, room, everything, classes.count), 1)

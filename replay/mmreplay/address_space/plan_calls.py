@@ -1,0 +1,575 @@
+"""Calls that read or change the map: which program, which VMAs, how many pages; compiled."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from mmreplay.address_space import page_state as pages_
+from mmreplay.address_space import segments as segments_
+from mmreplay.address_space.opmap import (
+    BEFORE_LOCK,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_GUARD_INSTALL,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_REMOVE,
+    PROGRAM,
+)
+from mmreplay.address_space.page_state import ANON, CACHE, DIRTY, PAGES, REGION_SHIFT, ZERO
+from mmreplay.address_space.plan import PlanOp, Trait
+from mmreplay.address_space.plan_fault import anon_slot_of, copy_marks, vma_traits
+from mmreplay.address_space.plan_state import Count, Cursor, Status, flush_late, note_late
+from mmreplay.address_space.vma_index import find
+from mmreplay.address_space.vma_state import (
+    NONE,
+    S_BRK,
+    S_FLAGS,
+    S_LAST,
+    S_VMAS,
+    V_END,
+    V_FILE,
+    V_FLAGS,
+    V_NEXT,
+    V_PREV,
+    V_START,
+    V_UID,
+    Info,
+    Vm,
+)
+from mmreplay.jit import borrowing_helper
+from mmreplay.schema import OpKind
+
+_T_HOLE = int(Trait.HOLE)
+_T_STRUCTURAL = int(Trait.STRUCTURAL)
+_T_SPLITS = int(Trait.SPLITS)
+_T_MERGES = int(Trait.MERGES)
+_T_OVERLAPS = int(Trait.OVERLAPS)
+_T_POPULATE = int(Trait.POPULATE)
+_T_MULTI = int(Trait.MULTI_VMA)
+_T_NO_CHANGE = int(Trait.NO_CHANGE)
+_T_PAGES = int(Trait.PAGES_PRESENT)
+_T_FREES = int(Trait.FREES_TABLES)
+_T_FAILED = int(Trait.FAILED)
+_T_NEXT_DOWN = int(Trait.NEXT_GROWSDOWN)
+_T_HUGE = int(Trait.HUGE)
+_T_WRITE = int(Trait.WRITE)
+
+_NONE_OP = int(PlanOp.NONE)
+_BRK_GROW = int(PlanOp.BRK_GROW)
+_BRK_SHRINK = int(PlanOp.BRK_SHRINK)
+_BRK_QUERY = int(PlanOp.BRK_QUERY)
+_MREMAP = (
+    int(PlanOp.MREMAP_NOOP),
+    int(PlanOp.MREMAP_NOOP),
+    int(PlanOp.MREMAP_SHRINK),
+    int(PlanOp.MREMAP_GROW),
+    int(PlanOp.MREMAP_MOVE),
+)
+_MADV_ZAP = int(PlanOp.MADVISE_ZAP)
+_MADV_POPULATE = int(PlanOp.MADVISE_POPULATE)
+_MADV_COLLAPSE = int(PlanOp.MADVISE_COLLAPSE)
+
+_MMAP = int(OpKind.MMAP)
+_MUNMAP = int(OpKind.MUNMAP)
+_MPROTECT = int(OpKind.MPROTECT)
+_PKEY_MPROTECT = int(OpKind.PKEY_MPROTECT)
+_MADVISE = int(OpKind.MADVISE)
+_BRK = int(OpKind.BRK)
+_MREMAP_KIND = int(OpKind.MREMAP)
+_MLOCK = int(OpKind.MLOCK)
+_MUNLOCK = int(OpKind.MUNLOCK)
+_MLOCKALL = int(OpKind.MLOCKALL)
+_MUNLOCKALL = int(OpKind.MUNLOCKALL)
+_SHMAT = int(OpKind.SHMAT)
+_SHMDT = int(OpKind.SHMDT)
+_UFFD = int(OpKind.UFFD)
+_PROC_READ = int(OpKind.PROC_READ)
+_PROCESS_MADVISE = int(OpKind.PROCESS_MADVISE)
+
+_I_EFFECTS = int(Info.EFFECTS)
+_I_VMAS = int(Info.VMAS)
+_I_FIRST = int(Info.FIRST_SLOT)
+_I_FIRST_UID = int(Info.FIRST_UID)
+_I_FIRST_FLAGS = int(Info.FIRST_FLAGS)
+_I_FIRST_FILE = int(Info.FIRST_FILE)
+_I_SPLITS = int(Info.SPLITS)
+_I_MERGES = int(Info.MERGES)
+_I_HOLE = int(Info.HOLE)
+_I_MULTI = int(Info.MULTI)
+_I_NO_CHANGE = int(Info.NO_CHANGE)
+_I_NEXT_DOWN = int(Info.NEXT_GROWSDOWN)
+_I_OVERLAPPED = int(Info.OVERLAPPED)
+_I_TARGET = int(Info.TARGET_SLOT)
+_I_TARGET_UID = int(Info.TARGET_UID)
+_I_MREMAP = int(Info.MREMAP_KIND)
+_I_CONFLICTS = int(Info.CONFLICTS)
+_I_ERROR = int(Info.ERROR)
+_I_POPULATES = int(Info.POPULATES)
+
+_V_WRITE = int(Vm.WRITE)
+_V_SHARED = int(Vm.SHARED)
+_V_ACCESS = int(Vm.READ | Vm.WRITE | Vm.EXEC)
+_MAP_POPULATE = 0x8000
+
+_C_DISAGREED = int(Count.CALLS_DISAGREED)
+_C_CONFLICTS = int(Count.MAP_CONFLICTS)
+_C_STALE = int(Count.STALE_PAGES)
+_C_BRK = int(Count.BRK_UNKNOWN)
+_MARKS = int(Cursor.MARKS)
+_NEED = int(Cursor.NEED)
+_GROW_PAGES = int(Status.GROW_PAGES)
+_SETS = 7
+_A_BREAK = 11  # w.args: the break before the call
+
+#: What comes next for an operation.
+STAGE_DONE: Final = 0
+STAGE_APPLY: Final = 1
+STAGE_FINISH: Final = 2
+
+
+@borrowing_helper
+def range_deps(p, s, w, out, thread, space, first, last, users):
+    """Waits of a call on pages ``first..last``.
+
+    For the calls of other threads that made the range and, where it goes away
+    (``users``), for the last fault of every other thread in it.
+    """
+    n = 0
+    page = first
+    while page <= last:
+        start, end, value = segments_.next_range(s, space, page, last + 1)
+        if start < 0:
+            break
+        if value >= 0 and out.ops[value].thread != thread:
+            n = note_late(w, out, n, value)
+        page = end
+    if users:
+        found = pages_.collect(p, space, first, last)
+        for k in range(found):
+            slot = p.slot[k].scratch
+            lo, hi = pages_.bounds(p, slot, first, last)
+            for i in range(lo, hi):
+                op = p.last_use[slot, i]
+                if op >= 0 and out.ops[op].thread != thread:
+                    n = note_late(w, out, n, op)
+    flush_late(w, out, n, thread)
+
+
+@borrowing_helper
+def forget_uses(p, space, first, last):
+    """The pages belong to a new mapping: nobody has used them."""
+    found = pages_.collect(p, space, first, last)
+    for k in range(found):
+        slot = p.slot[k].scratch
+        lo, hi = pages_.bounds(p, slot, first, last)
+        for i in range(lo, hi):
+            p.last_use[slot, i] = -1
+
+
+@borrowing_helper
+def release(m, p, space, first, last):
+    """Zap pages ``first..last`` and free the tables that no VMA needs any more.
+
+    Returns (pages, tables in the range, tables freed).
+    """
+    zapped, tables = pages_.zap(p, space, first, last)
+    forget_uses(p, space, first, last)
+    above = find(m, space, (last + 1) << 12)
+    ceiling = (m.vma[above, V_START] >> 12) if above >= 0 else np.int64(1) << 45
+    below = m.vma[above, V_PREV] if above >= 0 else m.spaces[space, S_LAST]
+    floor = (m.vma[below, V_END] >> 12) if below >= 0 else np.int64(0)
+    # only what this call uncovered: older holes lost their tables when they were made
+    freed = pages_.free_tables(
+        p,
+        space,
+        max(floor, (first >> REGION_SHIFT) << REGION_SHIFT),
+        min(ceiling, ((last >> REGION_SHIFT) + 1) << REGION_SHIFT),
+    )
+    return zapped, tables, freed
+
+
+@borrowing_helper
+def fill(m, p, w, space, first, last, write):
+    """Populate the mapped parts of pages ``first..last``; returns (pages, tables touched)."""
+    filled = 0
+    before = p.meta[2]
+    slot = find(m, space, first << 12)
+    while slot >= 0 and m.vma[slot, V_START] >> 12 <= last:
+        flags = m.vma[slot, V_FLAGS]
+        if flags & _V_ACCESS:
+            private = flags & _V_SHARED == 0
+            writes = write and flags & _V_WRITE != 0
+            if m.vma[slot, V_FILE] == 0:
+                state = ANON if writes else ZERO
+            elif private:
+                state = ANON if writes else CACHE
+            else:
+                state = DIRTY if writes else CACHE
+            lo = max(first, m.vma[slot, V_START] >> 12)
+            hi = min(last, (m.vma[slot, V_END] >> 12) - 1)
+            n, _ = pages_.populate(p, space, lo, hi, state)
+            filled += n
+        slot = m.vma[slot, V_NEXT]
+    for table in range(before, p.meta[2]):
+        w.table_initial[table] = 1  # the populating call made it: nobody else finds it missing
+    return filled, (last >> REGION_SHIFT) - (first >> REGION_SHIFT) + 1
+
+
+@borrowing_helper
+def look(m, w, out, o, space, first, last):
+    """VMAs of a range for calls that do not change the map; returns their traits."""
+    slot = find(m, space, first << 12)
+    end = (last + 1) << 12
+    if slot < 0 or m.vma[slot, V_START] >= end:
+        return _T_HOLE
+    traits = vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
+    out.ops[o].vma = m.vma[slot, V_UID]
+    out.ops[o].file = m.vma[slot, V_FILE]
+    if m.vma[slot, V_FLAGS] & _V_SHARED == 0:
+        out.ops[o].anon_slot = anon_slot_of(m, w, slot)
+    n = 1
+    if m.vma[slot, V_END] < end:
+        traits |= _T_MULTI
+    slot = m.vma[slot, V_NEXT]
+    while slot >= 0 and m.vma[slot, V_START] < end:
+        n += 1
+        slot = m.vma[slot, V_NEXT]
+    out.ops[o].vmas = n
+    return traits
+
+
+@borrowing_helper
+def _describe(m, w, out, o, target, changed):
+    """Row ``o`` from the map's findings; ``target``: by the VMA that now holds the result."""
+    info = m.info
+    traits = 0
+    if info[_I_SPLITS] > 0:
+        traits |= _T_SPLITS
+    if info[_I_MERGES] > 0:
+        traits |= _T_MERGES
+    if info[_I_SPLITS] > 0 or info[_I_MERGES] > 0 or changed:
+        traits |= _T_STRUCTURAL
+    if info[_I_MULTI] == 1:
+        traits |= _T_MULTI
+    if info[_I_NO_CHANGE] == 1:
+        traits = (traits | _T_NO_CHANGE) & ~_T_STRUCTURAL
+    if info[_I_NEXT_DOWN] == 1:
+        traits |= _T_NEXT_DOWN
+    slot = info[_I_TARGET] if target else info[_I_FIRST]
+    out.ops[o].vmas = info[_I_VMAS]
+    if target:
+        if slot >= 0:
+            traits |= vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
+            out.ops[o].vma = m.vma[slot, V_UID]
+            out.ops[o].file = m.vma[slot, V_FILE]
+            if m.vma[slot, V_FLAGS] & _V_SHARED == 0:
+                out.ops[o].anon_slot = anon_slot_of(m, w, slot)
+    elif info[_I_VMAS] > 0:
+        traits |= vma_traits(w, info[_I_FIRST_FLAGS], info[_I_FIRST_FILE])
+        out.ops[o].vma = info[_I_FIRST_UID]
+        out.ops[o].file = info[_I_FIRST_FILE]
+    else:
+        traits |= _T_HOLE
+    return traits
+
+
+@borrowing_helper
+def _shape(rows, i):
+    """(address, first page, last page) that the call is about."""
+    kind = rows[i].kind
+    address = rows[i].address
+    if (kind == _MMAP and rows[i].errno == 0 and rows[i].result != 0) or (
+        kind == _BRK and rows[i].result > 0
+    ):
+        address = rows[i].result
+    first = address >> 12
+    return address, first, first + max((rows[i].length + 4095) >> 12, 1) - 1
+
+
+@borrowing_helper
+def prepare_call(rows, i, m, p, w, out, o, space):
+    """The program of a call and its arguments for the VMA map, in ``w.args``.
+
+    Returns (Status, next stage).
+    """
+    kind = rows[i].kind
+    flags = rows[i].advice
+    errno = rows[i].errno
+    failed = errno != 0
+    op = PROGRAM[kind & 63, min(max(flags, 0), 127)]
+    out.ops[o].op = op
+    if failed and BEFORE_LOCK[kind & 63, min(max(errno, 0), 255)]:
+        out.ops[o].op = _NONE_OP
+        return 0, STAGE_DONE
+    length = rows[i].length
+    # mprotect, madvise and mlock of nothing return before the lock
+    if (
+        length == 0
+        and not failed
+        and kind in (_MPROTECT, _PKEY_MPROTECT, _MADVISE, _MLOCK, _MUNLOCK)
+    ):
+        out.ops[o].op = _NONE_OP
+        return 0, STAGE_DONE
+    # room for what the call may populate or move, before anything changes
+    pages = (length + 4095) >> 12
+    fills = (
+        (kind == _MMAP and flags & _MAP_POPULATE)
+        or op == _MADV_POPULATE
+        or kind in (_MLOCK, _UFFD, _MREMAP_KIND)
+    )
+    need = np.int64(8)
+    if not failed and (fills or (kind in (_MMAP, _BRK) and m.spaces[space, S_FLAGS] != 0)):
+        if kind == _BRK and m.spaces[space, S_BRK] != NONE:
+            pages = (abs(rows[i].result - m.spaces[space, S_BRK]) + 4095) >> 12
+        need = (pages >> REGION_SHIFT) + 8
+    if pages_.regions_free(p) < need or len(w.table_initial) - p.meta[2] < need:
+        w.cursor[_NEED] = need
+        return _GROW_PAGES, STAGE_DONE
+    if kind == _PROC_READ:
+        for k in range(len(m.info)):
+            m.info[k] = 0
+        return 0, STAGE_FINISH
+    result = -np.int64(errno) if failed else rows[i].result
+    if result == 0 and kind in (_MMAP, _BRK, _MREMAP_KIND, _SHMAT):
+        result = NONE  # null in the trace: the rules decide
+    address2 = rows[i].address2
+    if kind == _BRK:
+        w.args[_A_BREAK] = m.spaces[space, S_BRK]
+        if address2 == 0 and length > 0:
+            address2 = rows[i].result
+    w.args[0] = space
+    w.args[1] = kind
+    w.args[2] = rows[i].address if rows[i].has_address else NONE
+    w.args[3] = length
+    w.args[4] = address2
+    w.args[5] = rows[i].length2
+    w.args[6] = rows[i].prot
+    w.args[7] = flags
+    w.args[8] = rows[i].file_offset
+    w.args[9] = np.int64(rows[i].file) + 1
+    w.args[10] = result
+    return 0, STAGE_APPLY
+
+
+@borrowing_helper
+def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
+    """Traits, pages, marks and waits of a call after the VMA map has replayed it."""
+    kind = rows[i].kind
+    flags = rows[i].advice
+    failed = rows[i].errno != 0
+    op = np.int64(out.ops[o].op)
+    address, first, last = _shape(rows, i)
+    pages = (rows[i].length + 4095) >> 12
+    maker = np.int64(o) if inside else np.int64(-2)
+    old_break = w.args[_A_BREAK]
+    if kind != _PROC_READ:
+        if (m.info[_I_ERROR] != 0) != failed:
+            w.counters[_C_DISAGREED] += 1
+        copy_marks(m, w, out)
+    traits = _T_FAILED if failed else 0
+    out.ops[o].first_page = first
+    out.ops[o].last_page = last
+    if failed:
+        out.ops[o].op = op
+        if kind == _BRK:
+            out.ops[o].op = _BRK_QUERY
+        if rows[i].has_address and kind != _MMAP and address >= 0:
+            traits |= look(m, w, out, o, space, first, last)
+        out.ops[o].traits |= np.uint64(traits)
+        return
+    # -- what the call did -------------------------------------------------------------
+    if kind in (_MMAP, _SHMAT):
+        traits |= _describe(m, w, out, o, True, True)
+        if m.info[_I_OVERLAPPED] > 0:
+            traits |= _T_OVERLAPS
+        if m.info[_I_CONFLICTS] > 0:
+            w.counters[_C_CONFLICTS] += m.info[_I_CONFLICTS]
+        target = m.info[_I_TARGET]
+        range_deps(p, s, w, out, thread, space, first, last, True)
+        zapped, tables = pages_.zap(p, space, first, last)
+        forget_uses(p, space, first, last)
+        if zapped and m.info[_I_OVERLAPPED] == 0:
+            w.counters[_C_STALE] += zapped
+            zapped = 0
+        out.ops[o].pages = zapped
+        out.ops[o].tables = tables
+        if zapped:
+            traits |= _T_PAGES
+        if m.info[_I_OVERLAPPED] > 0 and pages_.free_tables(p, space, first, last + 1):
+            traits |= _T_FREES
+        segments_.assign(s, space, first, last + 1, maker)
+        if m.info[_I_POPULATES] == 1 or flags & _MAP_POPULATE:
+            traits |= _T_POPULATE
+            writes = target >= 0 and m.vma[target, V_FLAGS] & _V_WRITE != 0
+            out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, writes)
+            if writes:
+                traits |= _T_WRITE
+    elif kind in (_MUNMAP, _SHMDT):
+        traits |= _describe(m, w, out, o, False, m.info[_I_VMAS] > 0)
+        _unmap(m, p, s, w, out, o, thread, space, first, last)
+    elif kind in (_MPROTECT, _PKEY_MPROTECT):
+        traits |= _describe(m, w, out, o, False, False)
+        range_deps(p, s, w, out, thread, space, first, last, False)
+        out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
+        if out.ops[o].pages > 0:
+            traits |= _T_PAGES
+        if m.info[_I_NO_CHANGE] == 0:
+            segments_.assign(s, space, first, last + 1, maker)
+    elif kind in (_MADVISE, _PROCESS_MADVISE):
+        traits |= _advise(m, p, s, w, out, o, thread, space, first, last, op, flags)
+    elif kind == _BRK:
+        now = rows[i].result
+        if old_break == NONE:
+            w.counters[_C_BRK] += 1
+            old_break = now
+        # the heap's VMA is what the break ends in (mm/mmap.c:brk@6.18 aligns both)
+        low = (old_break + 4095) >> 12
+        high = (now + 4095) >> 12
+        if high > low:
+            op = np.int64(_BRK_GROW)
+            out.ops[o].first_page = low
+            out.ops[o].last_page = high - 1
+            traits |= _describe(m, w, out, o, True, True)
+            segments_.assign(s, space, low, high, maker)
+            if m.info[_I_POPULATES] == 1:
+                traits |= _T_POPULATE
+                out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, low, high - 1, True)
+        elif high < low:
+            op = np.int64(_BRK_SHRINK)
+            out.ops[o].first_page = high
+            out.ops[o].last_page = low - 1
+            traits |= _describe(m, w, out, o, False, True)
+            _unmap(m, p, s, w, out, o, thread, space, high, low - 1)
+        else:
+            op = np.int64(_BRK_QUERY)
+            traits |= _T_NO_CHANGE
+            out.ops[o].first_page = max(high - 1, 0)
+            out.ops[o].last_page = max(high - 1, 0)
+    elif kind == _MREMAP_KIND:
+        op = np.int64(_MREMAP[m.info[_I_MREMAP]])
+        traits |= _remap(rows, i, m, p, s, w, out, o, maker, thread, space)
+    elif kind in (_MLOCK, _MUNLOCK):
+        traits |= _describe(m, w, out, o, False, False)
+        if kind == _MLOCK and m.info[_I_POPULATES] == 1:
+            traits |= _T_POPULATE
+            out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, True)
+        else:
+            out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
+        if out.ops[o].pages > 0:
+            traits |= _T_PAGES
+    elif kind in (_MLOCKALL, _MUNLOCKALL):
+        traits |= _describe(m, w, out, o, False, False) & ~_T_HOLE
+        out.ops[o].vmas = m.spaces[space, S_VMAS]
+        out.ops[o].first_page = 0
+        out.ops[o].last_page = (np.int64(1) << 35) - 1
+        if m.info[_I_POPULATES] == 1:
+            traits |= _T_POPULATE
+    elif kind == _PROC_READ:
+        out.ops[o].vmas = m.spaces[space, S_VMAS]
+        out.ops[o].first_page = 0
+        out.ops[o].last_page = (np.int64(1) << 35) - 1
+        out.ops[o].pages = max(pages, 1)
+    else:
+        if rows[i].has_address and address >= 0:
+            traits |= look(m, w, out, o, space, first, last)
+            if kind == _UFFD and (flags == 3 or flags == 4):  # COPY, ZEROPAGE
+                out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, flags == 3)
+            else:
+                present, out.ops[o].tables = pages_.count(p, space, first, last)
+                out.ops[o].pages = max(pages, 1)
+                if present:
+                    traits |= _T_PAGES
+    out.ops[o].op = op
+    out.ops[o].traits |= np.uint64(traits)
+
+
+@borrowing_helper
+def _unmap(m, p, s, w, out, o, thread, space, first, last):
+    range_deps(p, s, w, out, thread, space, first, last, True)
+    out.ops[o].pages, out.ops[o].tables, freed = release(m, p, space, first, last)
+    segments_.clear(s, space, first, last + 1)
+    if out.ops[o].pages > 0:
+        out.ops[o].traits |= np.uint64(_T_PAGES)
+    if freed:
+        out.ops[o].traits |= np.uint64(_T_FREES)
+
+
+@borrowing_helper
+def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
+    traits = _describe(m, w, out, o, False, False) & ~_T_NO_CHANGE
+    if m.info[_I_VMAS] == 0:
+        # advice that the map ignores: look for ourselves
+        traits = (traits & ~_T_HOLE) | look(m, w, out, o, space, first, last)
+    elif out.ops[o].anon_slot < 0:
+        slot = find(m, space, first << 12)
+        if slot >= 0 and m.vma[slot, V_FLAGS] & _V_SHARED == 0:
+            out.ops[o].anon_slot = anon_slot_of(m, w, slot)
+    range_deps(p, s, w, out, thread, space, first, last, False)
+    if op == _MADV_POPULATE:
+        write = advice != MADV_POPULATE_READ
+        if write:
+            traits |= _T_WRITE
+        traits |= _T_POPULATE
+        out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, write)
+        return traits
+    if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_REMOVE, MADV_PAGEOUT) or (
+        advice == MADV_GUARD_INSTALL
+    ):
+        out.ops[o].pages, out.ops[o].tables = pages_.zap(p, space, first, last)
+    else:
+        out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
+    if op == _MADV_COLLAPSE:
+        traits |= _T_HUGE
+        out.ops[o].pages = PAGES * ((last - first + 1) >> REGION_SHIFT)
+    if out.ops[o].pages > 0 and op != _MADV_COLLAPSE:
+        traits |= _T_PAGES
+    return traits
+
+
+@borrowing_helper
+def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
+    old = rows[i].address >> 12
+    old_pages = (rows[i].length2 + 4095) >> 12
+    new = rows[i].result >> 12
+    new_pages = (rows[i].length + 4095) >> 12
+    how = m.info[_I_MREMAP]
+    traits = _describe(m, w, out, o, False, how > 1)
+    out.ops[o].first_page = old
+    out.ops[o].last_page = old + max(old_pages, 1) - 1
+    if how == 2:  # shrink
+        _unmap(m, p, s, w, out, o, thread, space, old + new_pages, old + old_pages - 1)
+    elif how == 3:  # grow in place
+        out.ops[o].last_page = old + new_pages - 1
+        if maker != -1:
+            segments_.assign(s, space, old + old_pages, old + new_pages, maker)
+    elif how == 4:  # move
+        range_deps(p, s, w, out, thread, space, old, old + max(old_pages, 1) - 1, True)
+        range_deps(p, s, w, out, thread, space, new, new + new_pages - 1, True)
+        gone, _ = pages_.zap(p, space, new, new + new_pages - 1)
+        forget_uses(p, space, new, new + new_pages - 1)
+        if gone:
+            traits |= _T_OVERLAPS
+        keep = min(old_pages, new_pages)
+        before = p.meta[2]
+        moved, tables = pages_.move(p, space, old, new, keep)
+        for table in range(before, p.meta[2]):
+            w.table_initial[table] = 1
+        out.ops[o].pages = moved
+        out.ops[o].tables = tables
+        if moved:
+            traits |= _T_PAGES
+        if old_pages > 0:
+            _, _, freed = release(m, p, space, old, old + old_pages - 1)
+            segments_.clear(s, space, old, old + old_pages)
+            if freed:
+                traits |= _T_FREES
+        segments_.assign(s, space, new, new + new_pages, maker)
+    if m.info[_I_POPULATES] == 1:
+        traits |= _T_POPULATE
+        out.ops[o].pages, out.ops[o].tables = fill(
+            m, p, w, space, new + old_pages, new + new_pages - 1, True
+        )
+    return traits

@@ -1,0 +1,336 @@
+"""Trace to plan: replay the VMA map, the pages and the threads of a trace, compiled.
+
+:func:`build_plan` is the one entry.  It streams the trace in chunks in order of
+effect (:mod:`.rows`), drives the compiled pass (:mod:`.plan_core`), growing the
+state where the pass asks for room, and assembles the thread-major plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreplay.address_space import page_state as pages_
+from mmreplay.address_space import segments as segments_
+from mmreplay.address_space.assemble import assemble, read_times
+from mmreplay.address_space.plan import Plan
+from mmreplay.address_space.plan_clone import Clones
+from mmreplay.address_space.plan_core import advance
+from mmreplay.address_space.plan_state import (
+    Count,
+    Cursor,
+    Out,
+    Status,
+    Work,
+    grown,
+    make_out,
+    make_work,
+)
+from mmreplay.address_space.rows import Stream, Threads, read_threads
+from mmreplay.address_space.rules import Rules
+from mmreplay.address_space.vma_state import MapState, grow, new_state
+from mmreplay.errors import UserError
+
+#: Part of every cache key: raise it when the same trace gives another plan.
+PLANNER: Final = 1
+
+
+@dataclass(frozen=True)
+class PlanThread:
+    """One thread of a plan."""
+
+    tid: int  # of a clone: that of the thread it copies
+    pid: int
+    comm: str
+    group: int
+    clone: int  # 0 as recorded, k the k-th clone
+
+
+@dataclass(frozen=True)
+class PlanBundle:
+    """A plan and what belongs to it.
+
+    ``counters``: everything that was guessed, learnt or not usable, by name (see
+    :class:`plan_state.Count`), and ``think_wall_fallback``.  ``spaces[m]`` is the
+    trace's address space of mm ``m``.
+    """
+
+    plan: Plan
+    counters: dict[str, int]
+    threads: tuple[PlanThread, ...]
+    spaces: NDArray[np.int64]
+    groups: tuple[str, ...]
+    window: tuple[int, int]  # rows of the operations table, exclusive end
+    window_ns: tuple[int, int]
+    notes: tuple[str, ...] = field(default=())
+
+    def group_index(self, name: str) -> int:
+        """Index of a thread group; a :class:`UserError` offers the closest."""
+        from mmreplay.errors import closest
+
+        if name in self.groups:
+            return self.groups.index(name)
+        raise UserError(
+            f'no thread group "{name}"{closest(name, self.groups)}',
+            fix=f"the groups are {', '.join(self.groups)}",
+        )
+
+
+@dataclass
+class _Pass:
+    """The growing state of one pass."""
+
+    m: MapState
+    p: pages_.PageState
+    s: segments_.Segments
+    w: Work
+    out: Out
+    c: Clones
+
+    def make_room(self, status: Status) -> None:
+        """Grow what the compiled pass asked for."""
+        need = int(self.w.cursor[Cursor.NEED])
+        w, out = self.w, self.out
+        if status == Status.GROW_MAP:
+            if len(w.slots) >= len(self.m.start):
+                self.m = grow(self.m)
+            more = len(self.m.start) - len(w.slots)
+            self.w = w._replace(slots=grown(w.slots, more, "uid", "bit"))
+        elif status == Status.GROW_PAGES:
+            self.p = pages_.grow_pages(self.p, need)
+            self._grow_tables(need)
+        elif status == Status.GROW_TABLES:
+            self._grow_tables(8)
+        elif status == Status.GROW_SEGMENTS:
+            self.s = _grow_full(self.s)
+            self.c = self.c._replace(moved=_grow_full(self.c.moved))
+        elif status == Status.GROW_MARKS:
+            self.out = out._replace(marks=grown(out.marks, need))
+        elif status == Status.GROW_DEPS:
+            self.out = out._replace(deps=grown(out.deps, need))
+        elif status == Status.GROW_SLOTS:
+            self.w = w._replace(bits=grown(w.bits, 8))
+        elif status == Status.GROW_IDENTITIES:
+            self.w = w._replace(identities=grown(w.identities, need, "bit", "space"))
+        else:
+            raise AssertionError(f"unknown status {status}")
+
+    def _grow_tables(self, need: int) -> None:
+        if len(self.w.table_initial) - int(pages_.tables_made(self.p)) < need:
+            self.w = self.w._replace(table_initial=grown(self.w.table_initial, need))
+
+
+def _grow_full(s: segments_.Segments) -> segments_.Segments:
+    full = any(bool(segments_.segments_full(s, k)) for k in range(len(s.directory_n)))
+    return segments_.grow_segments(s) if full else s
+
+
+def count_rows(trace: Any) -> int:
+    """Rows of the operations table."""
+    import polars as pl
+
+    return int(trace.operations.select(pl.len()).collect().item())
+
+
+def cache_key(trace: Any, rules: Rules, **choices: object) -> str:
+    """Hex key of a plan: the trace's content, the rules, the choices and the planner."""
+    digest = hashlib.sha256()
+    digest.update(f"planner {PLANNER}\n{trace.digest()}\n".encode())
+    digest.update(rules.vector.tobytes())
+    for name in sorted(choices):
+        digest.update(f"{name}={choices[name]!r}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def build_plan(
+    trace: Any,
+    rules: Rules,
+    *,
+    window: tuple[int, int] | None = None,
+    threads: Threads | None = None,
+    huge_pages: Literal["never", "madvise", "always"] = "madvise",
+    chunk: int = 1 << 18,
+) -> PlanBundle:
+    """Plan a trace, or some rows of it, under the VMA rules of a kernel range.
+
+    Parameters
+    ----------
+    trace:
+        A ``mmreplay.trace.store.Trace``.
+    rules:
+        From ``rules.load_rules`` or ``rules.rules_for``.
+    window:
+        Rows (first, end) of the operations table that make the plan; what comes
+        before is replayed for its state only.
+    threads:
+        From ``scale.scale_group``, to plan with cloned or fewer threads.
+    huge_pages:
+        The system's transparent-huge-page mode; a trace does not tell.
+    chunk:
+        Rows read at a time: bounds the memory besides the plan's own.
+
+    Raises
+    ------
+    UserError
+        No operations, or a window outside the trace.
+    """
+    total = count_rows(trace)
+    if total == 0:
+        raise UserError("the trace has no operations", fix="record page faults and mmap calls")
+    first, end = window if window is not None else (0, total)
+    if not 0 <= first < end <= total:
+        raise UserError(
+            f"window {first}:{end} is not inside the trace", fix=f"choose rows of 0:{total}"
+        )
+    recorded = threads is None
+    who = threads if threads is not None else read_threads(trace)
+    stream = Stream(trace, who, chunk=chunk)
+    spaces = 1 + max(_highest_space(trace), int(who.space.max(initial=0)))
+    if len(stream.mappings["space"]):
+        spaces = max(spaces, 1 + int(stream.mappings["space"].max()))
+    state = _start(stream, who, spaces, _planned(trace, who, first, end))
+    if not recorded:
+        state.c = _clones(trace, rules, who, spaces, stream)
+    modes = {"never": -1, "madvise": 0, "always": 1}
+    if huge_pages not in modes:
+        raise UserError(f'huge pages "{huge_pages}"', fix=f"use one of {', '.join(modes)}")
+    mode = modes[huge_pages]
+    vector = rules.vector
+    wanted = len(state.out.ops) - 1
+    for rows in stream:
+        at = 0
+        while at < len(rows):
+            at, status = advance(
+                rows, at, state.m.core, vector, state.p, state.s, state.w, state.out, state.c,
+                first, end, mode,
+            )  # fmt: skip
+            if status != Status.DONE:
+                state.make_room(Status(status))
+        if state.w.cursor[Cursor.OUT] >= wanted:
+            break
+    return _finish(trace, who, stream, state, first, end, end == total)
+
+
+def _highest_space(trace: Any) -> int:
+    import polars as pl
+
+    value = trace.operations.select(pl.col("address_space").max()).collect().item()
+    return int(value or 0)
+
+
+def _planned(trace: Any, who: Threads, first: int, end: int) -> int:
+    """Operations that the plan will have, clones counted."""
+    import polars as pl
+
+    from mmreplay.schema import OpKind
+
+    frame = (
+        trace.operations.slice(first, end - first)
+        .filter(pl.col("kind") != int(OpKind.SNAPSHOT_VMA))
+        .group_by("tid")
+        .agg(pl.len())
+        .collect()
+    )
+    copies = dict(zip(who.tid.tolist(), who.copies.tolist(), strict=False))
+    return sum(int(n) * copies.get(int(tid), 1) for tid, n in frame.iter_rows())
+
+
+def _start(stream: Stream, who: Threads, spaces: int, planned: int) -> _Pass:
+    mappings = len(stream.mappings["ns"])
+    slots = max(1024, 2 * mappings)
+    m = new_state(spaces, slots)
+    hints = np.zeros(max(len(stream.files), 1), np.uint8)
+    known = stream.mappings["file"] >= 0
+    hints[stream.mappings["file"][known]] |= stream.mappings["hint"][known]
+    return _Pass(
+        m=m,
+        p=pages_.make_pages(spaces),
+        s=segments_.make_segments(spaces),
+        w=make_work(who.n, spaces, len(m.start), hints),
+        out=make_out(planned),
+        c=no_clones(who, spaces),
+    )
+
+
+def no_clones(who: Threads, spaces: int) -> Clones:
+    """Nothing to place anew."""
+    clones = max(who.n - who.n_recorded, 1)
+    return Clones(
+        n_recorded=who.n_recorded,
+        clone_of=np.zeros(clones, np.int32),
+        moved=segments_.make_segments(clones),
+        base=np.full(spaces, 1 << 46, np.int64),
+        private=segments_.make_segments(max(who.n_recorded, 1)),
+    )
+
+
+def _clones(trace: Any, rules: Rules, who: Threads, spaces: int, stream: Stream) -> Clones:
+    from mmreplay.address_space.scale import clone_base, private_ranges
+
+    clones = no_clones(who, spaces)
+    if who.n == who.n_recorded:
+        return clones
+    clones.clone_of[:] = who.clone_of[who.n_recorded :]
+    clones.base[:] = clone_base(trace, stream.mappings, spaces)
+    recorded = replace_recorded(who)
+    base = build_plan(trace, rules, threads=None) if recorded else None
+    private = clones.private
+    if base is not None:
+        for thread, low, high in private_ranges(base, who):
+            while segments_.segments_full(private, thread):
+                private = segments_.grow_segments(private)
+            segments_.assign(private, thread, low, high, 1)
+    return clones._replace(private=private)
+
+
+def replace_recorded(who: Threads) -> bool:
+    """Whether there is anything to clone."""
+    return bool((who.copies > 1).any())
+
+
+def _finish(
+    trace: Any, who: Threads, stream: Stream, state: _Pass, first: int, end: int, whole: bool
+) -> PlanBundle:
+    n = int(state.w.cursor[Cursor.OUT])
+    times = read_times(trace, first, end)
+    span = int(getattr(trace.header, "span_ns", 0) or 0)
+    begin_ns = 0 if first == 0 else int(times.begin_ns[0])
+    begin_ns = min(begin_ns, int(times.begin_ns[0]))
+    end_ns = int(times.begin_ns[-1])
+    if whole:
+        end_ns = max(end_ns, span)
+    plan, index, spaces = assemble(
+        state.out, state.w, n, 0, 0, who, times, first, (begin_ns, end_ns), whole
+    )
+    counters = {kind.name.lower(): int(state.w.counters[kind]) for kind in Count if kind != Count.N}
+    counters["dependencies"] = len(plan.dep_op)
+    counters["think_wall_fallback"] = times.wall_fallback
+    counters.update(stream.counters)
+    rows = [
+        PlanThread(
+            tid=int(who.tid[t]),
+            pid=int(who.pid[t]),
+            comm=who.comm[t],
+            group=int(who.group[t]),
+            clone=int(t - who.first_clone[who.clone_of[t]] + 1) if who.clone_of[t] >= 0 else 0,
+        )
+        for t in index
+    ]
+    notes = ("upper bound: memory map only",) if who.n > who.n_recorded else ()
+    return PlanBundle(
+        plan=plan,
+        counters=counters,
+        threads=tuple(rows),
+        spaces=spaces.astype(np.int64),
+        groups=who.group_names,
+        window=(first, end),
+        window_ns=(begin_ns, end_ns),
+        notes=notes,
+    )
+
+
+__all__ = ["PLANNER", "PlanBundle", "PlanThread", "build_plan", "cache_key", "replace"]

@@ -1,0 +1,121 @@
+"""``mmreplay models``: list, show and check locking models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from mmreplay.errors import UserError
+
+_FORMAT = click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Text for people, JSON for programs.",
+)
+
+
+@click.group(help="List, show and check locking models.")
+def command() -> None:
+    pass
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """One model as plain data: names, locks, operations, costs, sources."""
+    from mmreplay.locking.view import describe as view
+
+    return view(model)
+
+
+@command.command("list")
+@_FORMAT
+def list_(format_: str) -> None:
+    """The shipped locking models."""
+    from mmreplay.locking import list_models
+
+    rows = [
+        {
+            "name": model.name,
+            "kernel": ".".join(map(str, model.kernel)) if model.kernel else None,
+            "title": model.title,
+            "locks": list(model.locks),
+            "vma_rules": model.vma_rules,
+        }
+        for model in list_models()
+    ]
+    if format_ == "json":
+        click.echo(json.dumps({"schema": 1, "models": rows}, indent=2))
+        return
+    width = max((len(str(row["name"])) for row in rows), default=0)
+    for row in rows:
+        click.echo(f"{row['name']:{width}}  {row['kernel'] or 'design':>7}  {row['title']}")
+
+
+@command.command()
+@click.argument("model")
+@click.option("--code", is_flag=True, help="Also print the assembled steps.")
+@_FORMAT
+def show(model: str, code: bool, format_: str) -> None:
+    """What MODEL (a name, a kernel release or a .toml file) consists of."""
+    from mmreplay.locking import resolve_kernel
+    from mmreplay.locking.view import listing, text
+
+    loaded, note = resolve_kernel(model)
+    if note:
+        click.echo(note, err=True)
+    if format_ == "json":
+        data = describe(loaded)
+        if code:
+            data["code"] = listing(loaded)
+        click.echo(json.dumps(data, indent=2))
+        return
+    click.echo(text(loaded))
+    if code:
+        click.echo("\n".join(listing(loaded)))
+
+
+@command.command()
+@click.argument("files", nargs=-1, required=True)
+@_FORMAT
+def check(files: Sequence[str], format_: str) -> None:
+    """Check model FILES: every mistake with file and line; exit 2 if there is one."""
+    from mmreplay.locking import check_file
+
+    results = []
+    for name in files:
+        try:
+            model, problems = check_file(name)
+            found = [{"file": p.file, "line": p.line, "problem": p.text} for p in problems]
+        except UserError as error:  # no such file, unknown model
+            model, found = None, [{"file": name, "line": 0, "problem": error.problem}]
+        results.append((name, model, found))
+    if format_ == "json":
+        rows = [
+            {
+                "file": name,
+                "ok": not found,
+                "model": model.name if model else None,
+                "problems": found,
+            }
+            for name, model, found in results
+        ]
+        click.echo(json.dumps({"schema": 1, "files": rows}, indent=2))
+    else:
+        for name, model, found in results:
+            if model is not None:
+                steps = len(model.code)
+                click.echo(f"{name}: ok ({model.name}, {len(model.locks)} locks, {steps} steps)")
+            for p in found:
+                where = f"{p['file']}:{p['line']}" if p["line"] else p["file"]
+                click.echo(f"{where}: {p['problem']}", err=True)
+    mistakes = sum(len(found) for _, _, found in results)
+    if mistakes:
+        noun = "mistake" if mistakes == 1 else "mistakes"
+        raise UserError(
+            f"{mistakes} {noun} in {sum(bool(f) for _, _, f in results)} of {len(files)} files"
+        )

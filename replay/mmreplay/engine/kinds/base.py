@@ -1,0 +1,158 @@
+"""What all lock kinds of the oracle share: cache lines, holders, waiters and blame."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmreplay.engine.oracle import Simulation, Thread
+
+#: Row of the blame matrix for time in which a waiter waits and nobody holds the lock.
+HAND_OVER = -1
+
+
+class Line:
+    """A cache line that several CPUs touch.
+
+    A read-modify-write moves the line to the CPU and queues behind the transfer
+    before it; reads of one version run at the same time.
+    """
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.owner = -1  # CPU that wrote it last
+        self.last_reader = -1  # CPU that fetched it last since then
+        self.readers: set[int] = set()  # CPUs that hold the current version
+        self.free_at_ns = 0
+
+    def rmw(self, core: int, at_ns: int) -> int:
+        """Atomic read-modify-write; returns when it is done."""
+        return self._write(core, at_ns, self.sim.setup.atomic)
+
+    def store(self, core: int, at_ns: int) -> int:
+        """Plain store: free on a line that the CPU owns alone."""
+        return self._write(core, at_ns, 0)
+
+    def _write(self, core: int, at_ns: int, owned_ns: int) -> int:
+        distance = self.sim.setup.distance
+        begin = max(at_ns, self.free_at_ns)
+        if self.owner < 0:
+            cost = owned_ns
+        elif self.owner != core:
+            cost = int(distance[self.owner, core])
+        elif self.last_reader >= 0 and self.last_reader != core:
+            cost = int(distance[self.last_reader, core])
+        else:
+            cost = owned_ns
+        self.owner, self.last_reader = core, -1
+        self.readers.clear()
+        self.free_at_ns = begin + cost
+        return self.free_at_ns
+
+    def read(self, core: int, at_ns: int) -> int:
+        """Load; returns when the value is there."""
+        if self.owner < 0 or self.owner == core or core in self.readers:
+            return at_ns
+        self.readers.add(core)
+        self.last_reader = core
+        return max(at_ns, self.free_at_ns) + int(self.sim.setup.distance[self.owner, core])
+
+
+class PrivateLine:
+    """A cache line that one thread touches: never contended."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.atomic_ns = sim.setup.atomic
+
+    def rmw(self, core: int, at_ns: int) -> int:
+        return at_ns + self.atomic_ns
+
+    def store(self, core: int, at_ns: int) -> int:
+        return at_ns
+
+    def read(self, core: int, at_ns: int) -> int:
+        return at_ns
+
+
+class Lock:
+    """One instance of a lock: who holds it, who waits, and who is to blame."""
+
+    def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
+        self.sim = sim
+        self.index = index  # of the lock in the model
+        self.params = sim.params[index]
+        self.line = line
+        self.writer: Thread | None = None
+        self.readers = 0
+        self.readers_by_kind: Counter[int] = Counter()
+        self.waiting: dict[int, Thread] = {}
+        self.last_ns = 0
+        self.writer_kind = 0
+
+    # -- holders --------------------------------------------------------------
+    @property
+    def free(self) -> bool:
+        return self.writer is None and self.readers == 0
+
+    def add_reader(self, kind: int) -> None:
+        self.advance()
+        self.readers += 1
+        self.readers_by_kind[kind] += 1
+
+    def drop_reader(self, kind: int) -> None:
+        self.advance()
+        self.readers -= 1
+        self.readers_by_kind[kind] -= 1
+
+    def set_writer(self, thread: Thread | None) -> None:
+        self.advance()
+        self.writer = thread
+        if thread is not None:
+            self.writer_kind = thread.kind
+
+    # -- blame ------------------------------------------------------------------
+    def shares(self, span_ns: int) -> dict[int, int]:
+        """Split a span of time over the kinds of operation that hold the lock now.
+
+        Readers share by their number; what integer division leaves goes to the
+        lowest kind among them, so that shares always sum to the span.
+        """
+        if self.writer is not None:
+            return {self.writer_kind: span_ns}
+        if self.readers == 0:
+            return {HAND_OVER: span_ns}
+        kinds = sorted(kind for kind, count in self.readers_by_kind.items() if count)
+        out = {kind: span_ns * self.readers_by_kind[kind] // self.readers for kind in kinds}
+        out[kinds[0]] += span_ns - sum(out.values())
+        return out
+
+    def advance(self) -> None:
+        """Charge the time since the last change to whoever held the lock in it."""
+        span = self.sim.now - self.last_ns
+        self.last_ns = self.sim.now
+        if span and self.waiting:
+            for holder, share in self.shares(span).items():
+                for waiter in self.waiting.values():
+                    self.sim.blame(self.index, holder, waiter.kind, share)
+
+    def enter(self, thread: Thread) -> None:
+        """The thread starts to wait for this lock."""
+        self.advance()
+        self.waiting[thread.index] = thread
+        thread.wait_from_ns = thread.granted_ns = self.sim.now
+
+    def leave(self, thread: Thread) -> None:
+        """The thread has been given the lock (it may not run yet)."""
+        self.advance()
+        del self.waiting[thread.index]
+        thread.granted_ns = self.sim.now
+
+    def end_wait(self, thread: Thread, write: bool) -> None:
+        """The thread runs again, holding the lock."""
+        sim = self.sim
+        sim.blame(self.index, HAND_OVER, thread.kind, sim.now - thread.granted_ns)
+        wait = sim.now - thread.wait_from_ns
+        thread.wait_ns += wait
+        sim.thread_wait_ns[thread.index, self.index] += wait
+        sim.stat(self.index, "write_wait_ns" if write else "read_wait_ns", wait)

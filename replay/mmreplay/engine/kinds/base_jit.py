@@ -1,0 +1,283 @@
+"""Compiled twin of ``base.py``, and the event queue and CPUs that all kinds use.
+
+State lives in one flat array ``m`` (see ``layout.py``).  Event keys are
+``time << shift | thread`` in a tournament tree whose root is the next event.
+"""
+# ruff: noqa: F403, F405
+
+from __future__ import annotations
+
+from mmreplay.engine.layout import *
+from mmreplay.jit import helper
+
+
+@helper
+def set_time(m, t, time):  # type: ignore[no-untyped-def]
+    """Set the thread's next event; ``NEVER``: somebody else will."""
+    tree = m[H_TREE]
+    node = m[H_LEAVES] + t
+    key = NEVER
+    if time != NEVER:
+        key = (time << m[H_SHIFT]) | t
+    m[tree + node] = key
+    while node > 1:
+        other = m[tree + (node ^ 1)]
+        if other < key:
+            key = other
+        node >>= 1
+        if m[tree + node] == key:
+            break
+        m[tree + node] = key
+
+
+@helper
+def sooner(m, t, time):  # type: ignore[no-untyped-def]
+    if m[m[H_TREE] + m[H_LEAVES] + t] > ((time << m[H_SHIFT]) | t):
+        set_time(m, t, time)
+
+
+@helper
+def at(m, t, state, time):  # type: ignore[no-untyped-def]
+    m[m[H_TH] + t * TF + T_STATE] = state
+    set_time(m, t, time)
+
+
+@helper
+def line_write(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
+    """Line._write; a negative line is private."""
+    if line < 0:
+        return at_ns + owned_ns
+    r = m[H_LINE] + line * m[H_LSIZE]
+    begin = max(at_ns, m[r + L_FREE])
+    cost = owned_ns
+    owner = m[r + L_OWNER]
+    last = m[r + L_LAST_READER]
+    if owner >= 0:
+        if owner != cpu:
+            cost = m[m[H_DIST] + owner * m[H_CORES] + cpu]
+        elif last >= 0 and last != cpu:
+            cost = m[m[H_DIST] + last * m[H_CORES] + cpu]
+    m[r + L_OWNER] = cpu
+    if last >= 0:
+        m[r + L_LAST_READER] = -1
+        for w in range(L_READERS, m[H_LSIZE]):
+            m[r + w] = 0
+    m[r + L_FREE] = begin + cost
+    return begin + cost
+
+
+@helper
+def line_rmw(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
+    return line_write(m, line, cpu, at_ns, m[H_ATOMIC])
+
+
+@helper
+def line_read(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
+    if line < 0:
+        return at_ns
+    r = m[H_LINE] + line * m[H_LSIZE]
+    owner = m[r + L_OWNER]
+    if owner < 0 or owner == cpu:
+        return at_ns
+    w = r + L_READERS + (cpu >> 6)
+    bit = 1 << (cpu & 63)
+    if m[w] & bit:
+        return at_ns
+    m[w] |= bit
+    m[r + L_LAST_READER] = cpu
+    return max(at_ns, m[r + L_FREE]) + m[m[H_DIST] + owner * m[H_CORES] + cpu]
+
+
+@helper
+def stat(m, lock, field, by):  # type: ignore[no-untyped-def]
+    m[m[H_STAT] + lock * SF + field] += by
+
+
+@helper
+def _charge(m, r):  # type: ignore[no-untyped-def]
+    """Lock.shares of the time since the last change, added to the cumulated sums."""
+    now = m[H_NOW]
+    span = now - m[r + I_LAST]
+    m[r + I_LAST] = now
+    if span == 0 or m[r + I_WAITING] == 0:
+        return
+    kinds = m[H_KINDS]
+    total = r + I_BY_KIND + kinds
+    readers = m[r + I_READERS]
+    if m[r + I_WRITER] >= 0:
+        m[total + m[r + I_WKIND]] += span
+    elif readers == 0:
+        m[total + kinds] += span
+    else:
+        left = span
+        first = -1
+        for k in range(kinds):
+            count = m[r + I_BY_KIND + k]
+            if count:
+                if first < 0:
+                    first = k
+                share = span * count // readers
+                m[total + k] += share
+                left -= share
+        m[total + first] += left
+
+
+@helper
+def advance(m, r):  # type: ignore[no-untyped-def]
+    if m[r + I_WAITING] == 0:
+        m[r + I_LAST] = m[H_NOW]
+    else:
+        _charge(m, r)
+
+
+@helper
+def add_reader(m, r, kind):  # type: ignore[no-untyped-def]
+    advance(m, r)
+    m[r + I_READERS] += 1
+    m[r + I_BY_KIND + kind] += 1
+
+
+@helper
+def drop_reader(m, r, kind):  # type: ignore[no-untyped-def]
+    advance(m, r)
+    m[r + I_READERS] -= 1
+    m[r + I_BY_KIND + kind] -= 1
+
+
+@helper
+def set_writer(m, r, t):  # type: ignore[no-untyped-def]
+    advance(m, r)
+    m[r + I_WRITER] = t
+    if t >= 0:
+        m[r + I_WKIND] = m[m[H_TH] + t * TF + T_KIND]
+
+
+@helper
+def enter(m, r, t):  # type: ignore[no-untyped-def]
+    _charge(m, r)
+    m[r + I_WAITING] += 1
+    kinds = m[H_KINDS]
+    snap = m[H_SNAP] + t * (kinds + 1)
+    total = r + I_BY_KIND + kinds
+    for k in range(kinds + 1):
+        m[snap + k] = m[total + k]
+    b = m[H_TH] + t * TF
+    m[b + T_WAIT_FROM] = m[H_NOW]
+    m[b + T_GRANTED] = m[H_NOW]
+
+
+@helper
+def leave(m, r, t):  # type: ignore[no-untyped-def]
+    _charge(m, r)
+    m[r + I_WAITING] -= 1
+    kinds = m[H_KINDS]
+    b = m[H_TH] + t * TF
+    snap = m[H_SNAP] + t * (kinds + 1)
+    total = r + I_BY_KIND + kinds
+    out = m[H_BLAME] + m[r + I_LOCK] * (kinds + 1) * kinds + m[b + T_KIND]
+    for k in range(kinds + 1):
+        m[out + k * kinds] += m[total + k] - m[snap + k]
+    m[b + T_GRANTED] = m[H_NOW]
+
+
+@helper
+def end_wait(m, r, t, write):  # type: ignore[no-untyped-def]
+    kinds = m[H_KINDS]
+    now = m[H_NOW]
+    b = m[H_TH] + t * TF
+    lock = m[r + I_LOCK]
+    m[m[H_BLAME] + (lock * (kinds + 1) + kinds) * kinds + m[b + T_KIND]] += now - m[b + T_GRANTED]
+    wait = now - m[b + T_WAIT_FROM]
+    m[b + T_WAIT] += wait
+    m[m[H_TWAIT] + t * m[H_LOCKS] + lock] += wait
+    stat(m, lock, S_WRITE_WAIT if write else S_READ_WAIT, wait)
+
+
+@helper
+def need_resched(m, t):  # type: ignore[no-untyped-def]
+    return m[H_RQ_HEAD] >= 0 and m[H_NOW] >= m[m[H_TH] + t * TF + T_SLICE_END]
+
+
+@helper
+def rq_push(m, t):  # type: ignore[no-untyped-def]
+    m[m[H_TH] + t * TF + T_RQ_NEXT] = -1
+    if m[H_RQ_HEAD] < 0:
+        m[H_RQ_HEAD] = t
+    else:
+        m[m[H_TH] + m[H_RQ_TAIL] * TF + T_RQ_NEXT] = t
+    m[H_RQ_TAIL] = t
+
+
+@helper
+def dispatch(m, t, cpu, at_ns):  # type: ignore[no-untyped-def]
+    b = m[H_TH] + t * TF
+    m[m[H_CORE] + cpu * CF + C_RUNNING] = t
+    m[b + T_CPU] = cpu
+    m[b + T_LAST_CPU] = cpu
+    m[b + T_SLICE_END] = at_ns + m[H_SLICE]
+    at(m, t, m[b + T_AFTER], at_ns)
+
+
+@helper
+def runnable(m, t):  # type: ignore[no-untyped-def]
+    core = m[H_CORE]
+    cpu = m[m[H_TH] + t * TF + T_LAST_CPU]
+    if m[core + cpu * CF + C_RUNNING] >= 0:
+        if m[H_IDLE_CORES] == 0:
+            set_time(m, t, NEVER)
+            rq_push(m, t)
+            return
+        cpu = 0
+        while m[core + cpu * CF + C_RUNNING] >= 0:
+            cpu += 1
+    m[H_IDLE_CORES] -= 1
+    m[H_IDLE_NS] += m[H_NOW] - m[core + cpu * CF + C_IDLE_SINCE]
+    dispatch(m, t, cpu, m[H_NOW])
+
+
+@helper
+def notify_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
+    if m[r + I_OSQ_HEAD] >= 0:
+        sooner(m, m[r + I_OSQ_HEAD], at_ns + m[H_POLL])
+
+
+@helper
+def notify_handoff_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
+    head = m[r + I_Q_HEAD]
+    if head >= 0 and m[m[H_TH] + head * TF + T_STATE] == HANDOFF_SPIN:
+        sooner(m, head, at_ns + m[H_POLL])
+
+
+@helper
+def release_cpu(m, t):  # type: ignore[no-untyped-def]
+    b = m[H_TH] + t * TF
+    cpu = m[b + T_CPU]
+    if m[b + T_STATE] == FALL:
+        m[b + T_STATE] = OFF
+    c = m[H_CORE] + cpu * CF
+    m[c + C_RUNNING] = -1
+    m[b + T_CPU] = -1
+    u = m[H_RQ_HEAD]
+    if u >= 0:
+        m[H_RQ_HEAD] = m[m[H_TH] + u * TF + T_RQ_NEXT]
+        dispatch(m, u, cpu, m[H_NOW] + m[H_SWITCH])
+    else:
+        m[c + C_IDLE_SINCE] = m[H_NOW]
+        m[H_IDLE_CORES] += 1
+    for k in range(m[b + T_OWNED]):
+        r = m[b + T_OWNED_0 + k]
+        notify_spinner(m, r, m[H_NOW])
+        notify_handoff_spinner(m, r, m[H_NOW])
+
+
+@helper
+def wake_up(m, t, state, at_ns):  # type: ignore[no-untyped-def]
+    """Rwsem._wake_up."""
+    b = m[H_TH] + t * TF
+    if m[b + T_CPU] < 0:
+        at_ns += m[H_WAKER]
+        m[b + T_AFTER] = state
+        at(m, t, OFF, at_ns + m[H_WOKEN])
+    else:
+        at(m, t, state, max(at_ns, m[b + T_AWAKE]))
+    return at_ns

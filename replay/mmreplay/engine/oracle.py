@@ -1,0 +1,810 @@
+"""The engine in plain Python: the definition of what the compiled loop computes.
+
+Every thread has one next event; events happen in the order of (time, thread).  A
+thread is on a CPU or off; on a CPU its event is the next step of its program (or
+of a lock's slow path), off it the moment at which it becomes runnable.
+
+*Ordered* steps touch something that another thread can see (``Simulation.ordered``);
+all others are private.  Preemption, interrupt time and the recording of finished
+operations happen at ordered steps, at the end of a time slice, and nowhere else:
+that is what allows the compiled twin to run ahead over private steps.  The oracle
+does not run ahead: each step is an event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.engine.kinds.base import HAND_OVER, Line, Lock, PrivateLine
+from mmreplay.engine.kinds.pin import Pin
+from mmreplay.engine.kinds.rwsem import Rwsem
+from mmreplay.engine.kinds.seq import Seq
+from mmreplay.engine.kinds.spin import Spin
+from mmreplay.engine.result import DELAY_BUCKETS, Options, Result
+from mmreplay.engine.setup import (
+    COST_BITS,
+    DRAW_BITS,
+    GOLDEN,
+    MASK64,
+    MIX1,
+    P,
+    Setup,
+    mix64,
+    object_scope,
+    prepare,
+)
+from mmreplay.engine.states import State
+from mmreplay.engine.summary import LOCK_FIELDS, Totals, delay_bucket, stuck, summarise
+from mmreplay.locking.isa import Count, FlushScope, Kind, Mode, Op, Operand, RuntimeBit, Scope
+from mmreplay.locking.model import LockingModel
+from mmreplay.machine.profile import Machine
+
+#: Program counters that are no instruction: between two operations.
+PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
+
+
+@dataclass
+class Finished:
+    """An operation that is over but not yet recorded (see the module docstring)."""
+
+    row: int
+    kind: int
+    end_ns: int
+    busy_ns: int
+    wait_ns: int
+    delay_ns: int
+
+
+@dataclass
+class Thread:
+    """One thread.  ``cpu`` is an index into the chosen CPUs, -1 off."""
+
+    index: int
+    cpu: int = -1
+    last_cpu: int = 0
+    time_ns: int | None = None
+    state: State = State.OFF
+    after: State = State.RUN
+    slice_end_ns: int = 0
+    spin_depth: int = 0
+    # position
+    row: int = 0
+    nth: int = 0  # operations begun, over all laps
+    first_lap: bool = True
+    in_tail: bool = False
+    pc: int = PC_THINK
+    think_left_ns: int = 0
+    # the running operation
+    kind: int = 0
+    begin_ns: int = 0
+    draw: int = 0
+    was_ordered: bool = False
+    tried: bool = False
+    busy_ns: int = 0
+    wait_ns: int = 0
+    each: tuple[int, int] = (0, 0)  # position in, and end of, the list that EACH walks
+    snaps: dict[int, int] = field(default_factory=dict)
+    held_since: dict[tuple[int, bool], int] = field(default_factory=dict)
+    owned: list[Rwsem] = field(default_factory=list)
+    finished: Finished | None = None
+    dep_from_ns: int = -1
+    # waiting
+    wait_lock: Any = None
+    wait_mode: int = 0
+    wait_from_ns: int = 0
+    granted_ns: int = 0
+    awake_ns: int = 0
+    wake_pending: bool = False
+    saw: int = 0
+    spin_until_ns: int = 0
+    reader_entry: bool = False
+
+
+class Simulation:
+    """One replay.  See the module docstring."""
+
+    def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:
+        self.plan, self.model, self.options = plan, model, options
+        self.setup: Setup = prepare(plan, model, machine, options)
+        self.params = model.lock_params
+        self.now = 0
+        self.locks: dict[tuple[int, int], Any] = {}
+        self.lines: dict[tuple[int, int], Line | PrivateLine] = {}
+        self.bits = {
+            Scope.ANON_ROOT: plan.anon_initial.astype(bool).tolist(),
+            Scope.TABLE: plan.table_initial.astype(bool).tolist(),
+            Scope.VMA: [False] * len(plan.vma_mm),
+        }
+        self.every: Counter[tuple[int, int]] = Counter()
+        cores = self.setup.cores
+        self.running: list[Thread | None] = [None] * cores
+        self.cpu_mm = [-1] * cores
+        self.owed_ns = [0] * cores
+        self.idle_since: list[int] = [0] * cores
+        self.run_queue: deque[Thread] = deque()
+        self.done_ops: set[int] = set()
+        self.dep_waiters: dict[int, list[Thread]] = defaultdict(list)
+        # results
+        kinds, n_locks = len(PlanOp), len(model.locks)
+        self.stats = np.zeros((n_locks, len(LOCK_FIELDS)), np.int64)
+        self.reasons = np.zeros(len(model.reasons), np.int64)
+        self.op_count = np.zeros(kinds, np.int64)
+        self.op_busy_ns = np.zeros(kinds, np.int64)
+        self.op_wait_ns = np.zeros(kinds, np.int64)
+        self.op_delay = np.zeros((kinds, DELAY_BUCKETS), np.int64)
+        self.blame_ns = np.zeros((n_locks, kinds + 1, kinds), np.int64)
+        self.thread_end_ns = np.full(plan.n_threads, -1, np.int64)
+        self.thread_wait_ns = np.zeros((plan.n_threads, n_locks), np.int64)
+        self.idle_ns = self.sleep_ns = self.dep_wait_ns = 0
+        self.group_recorded = 0
+        self.window_begin_ns = self.window_end_ns = self.stop_ns = -1
+        self.records: list[tuple[int, int]] = []  # of the group: (end, user time)
+        self.threads = [Thread(i) for i in range(plan.n_threads)]
+        for thread in self.threads:
+            thread.last_cpu = thread.index % cores
+            thread.row = int(plan.thread_first[thread.index])
+            blocked = self._enter_gap(thread)
+            self.at(thread, State.OFF, int(plan.thread_offset_ns[thread.index]) + blocked)
+
+    # -- the event loop ------------------------------------------------------------
+    def at(self, thread: Thread, state: State, time_ns: int | None) -> None:
+        """Set the thread's next event; ``None``: somebody else will."""
+        thread.state, thread.time_ns = state, time_ns
+
+    def sooner(self, thread: Thread, time_ns: int) -> None:
+        """Bring the thread's event forward."""
+        if thread.time_ns is None or thread.time_ns > time_ns:
+            thread.time_ns = time_ns
+
+    def run(self) -> None:
+        while True:
+            waiting = [t for t in self.threads if t.time_ns is not None]
+            if not waiting:
+                break
+            thread = min(waiting, key=lambda t: (t.time_ns, t.index))
+            assert thread.time_ns is not None
+            assert thread.time_ns >= self.now, "time runs backwards"
+            self.now = thread.time_ns
+            self.event(thread)
+        unfinished = [t.index for t in self.threads if t.state != State.END]
+        if unfinished and self.stop_ns < 0:
+            raise stuck(self.model, unfinished)
+
+    def event(self, thread: Thread) -> None:
+        if self.stop_ns >= 0 and not (thread.state == State.RUN and self._private(thread)):
+            thread.time_ns = None  # the replay is over: only private steps are finished
+            return
+        lock = thread.wait_lock
+        match thread.state:
+            case State.OFF:
+                self._runnable(thread)
+            case State.RUN:
+                self._step(thread)
+            case State.FALL:
+                thread.time_ns = None
+                self.stat(lock.index, "sleeps", 1)
+                self._release_cpu(thread)
+            case State.GRANTED:
+                lock.end_wait(thread, thread.wait_mode == Mode.WRITE)
+                self.locked(thread, self.now)
+            case State.RETRY | State.HANDOFF_SPIN:
+                lock.retry(thread)
+            case State.SPIN:
+                lock.spin_event(thread)
+            case State.OSQ:
+                lock.osq_event(thread)
+            case State.WAKE:
+                self._advance(thread, lock.wake(thread, self.now))
+            case State.DRAINED:
+                self._advance(thread, lock.drained(thread, self._seq_of(thread, lock.index)))
+
+    # -- CPUs ---------------------------------------------------------------------------
+    def _runnable(self, thread: Thread) -> None:
+        cpu = thread.last_cpu
+        if self.running[cpu] is not None:
+            idle = [c for c, t in enumerate(self.running) if t is None]
+            if not idle:
+                thread.time_ns = None
+                self.run_queue.append(thread)
+                return
+            cpu = idle[0]
+        self.idle_ns += self.now - self.idle_since[cpu]
+        self._dispatch(thread, cpu, self.now)
+
+    def _dispatch(self, thread: Thread, cpu: int, at_ns: int) -> None:
+        self.running[cpu] = thread
+        thread.cpu = thread.last_cpu = cpu
+        thread.slice_end_ns = at_ns + self.setup.slice
+        self.at(thread, thread.after, at_ns)
+
+    def _release_cpu(self, thread: Thread) -> None:
+        cpu = thread.cpu
+        if thread.state == State.FALL:
+            thread.state = State.OFF
+        self.running[cpu] = None
+        thread.cpu = -1
+        if self.run_queue:
+            self._dispatch(self.run_queue.popleft(), cpu, self.now + self.setup.switch)
+        else:
+            self.idle_since[cpu] = self.now
+        for lock in list(thread.owned):
+            lock.owner_left_cpu()
+
+    def need_resched(self, thread: Thread) -> bool:
+        return bool(self.run_queue) and self.now >= thread.slice_end_ns
+
+    def _block(self, thread: Thread, span_ns: int) -> None:
+        """Leave the CPU for a span of time."""
+        thread.after = State.RUN
+        self.at(thread, State.OFF, self.now + span_ns)
+        self._release_cpu(thread)
+
+    def _point(self, thread: Thread) -> bool:
+        """What happens at every ordered point; False: the step comes later."""
+        self._record(thread)
+        self.cpu_mm[thread.cpu] = int(self.plan.mm[thread.row])
+        if self.now >= thread.slice_end_ns and thread.spin_depth == 0:
+            if self.run_queue:
+                thread.after = State.RUN
+                self.at(thread, State.OFF, None)
+                self.run_queue.append(thread)
+                self._release_cpu(thread)
+                return False
+            thread.slice_end_ns = self.now + self.setup.slice
+        owed = self.owed_ns[thread.cpu]
+        if owed:
+            self.owed_ns[thread.cpu] = 0
+            if thread.pc >= 0:
+                thread.busy_ns += owed
+            self.at(thread, State.RUN, self.now + owed)
+            return False
+        return True
+
+    # -- between operations ------------------------------------------------------------------
+    def _enter_gap(self, thread: Thread) -> int:
+        """Set up the think time before the thread's current row; returns the blocked part."""
+        plan, t = self.plan, thread.index
+        thread.pc = PC_THINK
+        if thread.row == plan.thread_first[t + 1]:
+            thread.in_tail = True
+            thread.row = max(thread.row - 1, 0)
+            thread.think_left_ns = int(plan.thread_tail_cpu_ns[t])
+            blocked = int(plan.thread_tail_blocked_ns[t])
+        else:
+            thread.think_left_ns = int(plan.think_cpu_ns[thread.row])
+            blocked = int(plan.think_blocked_ns[thread.row])
+        saturated = self.options.load == "saturated" and self.setup.in_group[t]
+        return 0 if saturated else blocked
+
+    def _next_operation(self, thread: Thread) -> None:
+        plan, t = self.plan, thread.index
+        thread.row += 1
+        if thread.row == plan.thread_first[t + 1] and self.options.wrap:
+            loop = int(plan.thread_loop[t])
+            if loop >= 0 and not self.setup.in_group[t]:
+                thread.row = loop
+                thread.first_lap = False
+        thread.dep_from_ns = self._enter_gap(thread)  # until PC_BLOCK: how long
+        if thread.dep_from_ns:
+            thread.pc = PC_BLOCK
+        else:
+            thread.dep_from_ns = -1
+
+    def _gap_step(self, thread: Thread) -> None:
+        if thread.pc == PC_BLOCK:
+            span, thread.dep_from_ns = thread.dep_from_ns, -1
+            thread.pc = PC_THINK
+            self._block(thread, span)
+        elif thread.pc == PC_THINK:
+            span = min(thread.think_left_ns, max(0, thread.slice_end_ns - self.now))
+            thread.think_left_ns -= span
+            if thread.think_left_ns == 0:
+                thread.pc = PC_END if thread.in_tail else PC_BEGIN
+            self.at(thread, State.RUN, self.now + span)
+        elif thread.pc == PC_BEGIN:
+            self._begin(thread)
+        else:
+            self._end(thread)
+
+    def _begin(self, thread: Thread) -> None:
+        plan, row = self.plan, thread.row
+        if self._has_deps(thread):
+            for dep in plan.dep_op[plan.dep_first[row] : plan.dep_first[row + 1]].tolist():
+                if dep not in self.done_ops:
+                    if thread.dep_from_ns < 0:
+                        thread.dep_from_ns = self.now
+                    self.dep_waiters[dep].append(thread)
+                    thread.after = State.RUN
+                    self.at(thread, State.OFF, None)
+                    self._release_cpu(thread)
+                    return
+            if thread.dep_from_ns >= 0:
+                self.dep_wait_ns += self.now - thread.dep_from_ns
+            thread.dep_from_ns = -1
+            thread.was_ordered = True
+        else:
+            thread.was_ordered = False
+        thread.kind = int(plan.op[row])
+        thread.begin_ns = self.now
+        thread.busy_ns = thread.wait_ns = 0
+        thread.tried = False
+        thread.each = (0, 0)
+        key = (self.options.seed << 40) ^ (thread.index << 20)
+        thread.draw = mix64(mix64(key) + thread.nth * GOLDEN)
+        thread.nth += 1
+        entry = int(self.model.entry[thread.kind])
+        thread.pc = entry
+        if entry < 0:
+            self._finish(thread)
+        self.at(thread, State.RUN, self.now)
+
+    def _has_deps(self, thread: Thread) -> bool:
+        first = self.plan.dep_first
+        return thread.first_lap and bool(first[thread.row] < first[thread.row + 1])
+
+    def _finish(self, thread: Thread) -> None:
+        """The operation is over."""
+        row = thread.row
+        assert thread.finished is None
+        thread.finished = Finished(
+            row, thread.kind, self.now, thread.busy_ns, thread.wait_ns, self.now - thread.begin_ns
+        )
+        if self.setup.has_dependents[row] and row not in self.done_ops:
+            self.done_ops.add(row)
+            for waiter in self.dep_waiters.pop(row, []):
+                self.at(waiter, State.OFF, self.now + self.setup.woken)
+        self._next_operation(thread)
+        self.at(thread, State.RUN, self.now)
+
+    def _end(self, thread: Thread) -> None:
+        plan, t = self.plan, thread.index
+        self.thread_end_ns[t] = self.now
+        self.at(thread, State.END, None)
+        self._release_cpu(thread)
+        empty = plan.thread_first[t] == plan.thread_first[t + 1]
+        if self.setup.in_group[t] and not empty and self.window_end_ns < 0:
+            self.window_end_ns = self.now
+            if self.options.wrap:
+                self.stop_ns = self.now
+
+    def _record(self, thread: Thread) -> None:
+        """Count a finished operation; the window opens with the first tenth of the group's."""
+        done = thread.finished
+        if done is None:
+            return
+        thread.finished = None
+        self.op_count[done.kind] += 1
+        self.op_busy_ns[done.kind] += done.busy_ns
+        self.op_wait_ns[done.kind] += done.wait_ns
+        self.op_delay[done.kind, delay_bucket(done.delay_ns)] += 1
+        if self.setup.in_group[thread.index]:
+            self.group_recorded += 1
+            self.records.append((done.end_ns, int(self.plan.think_cpu_ns[done.row])))
+            if (
+                self.window_begin_ns < 0
+                and self.window_end_ns < 0
+                and self.group_recorded * 10 >= self.setup.group_ops
+            ):
+                self.window_begin_ns = self.now
+
+    # -- steps ---------------------------------------------------------------------------------
+    def _private(self, thread: Thread) -> bool:
+        """Is the thread's next step private, and not at the end of its slice?"""
+        if self.now >= thread.slice_end_ns and thread.spin_depth == 0:
+            return False
+        return not self.ordered(thread)
+
+    def _step(self, thread: Thread) -> None:
+        ordered = self.ordered(thread)
+        if ordered or (self.now >= thread.slice_end_ns and thread.spin_depth == 0):
+            if not self._point(thread):
+                return
+        if thread.pc < 0:
+            self._gap_step(thread)
+            return
+        if ordered:
+            thread.was_ordered = True
+        self._execute(thread)
+
+    def ordered(self, thread: Thread) -> bool:
+        """Does the next step touch what another thread can see?"""
+        if thread.pc < 0:
+            if thread.pc == PC_BEGIN:
+                # an operation without a program also ends here
+                no_program = self.model.entry[self.plan.op[thread.row]] < 0
+                return self._has_deps(thread) or bool(no_program)
+            return thread.pc in (PC_BLOCK, PC_END)
+        op, a, b, c = (int(x) for x in self.model.code[thread.pc, :4])
+        match Op(op):
+            case Op.DONE:
+                return not thread.was_ordered or bool(self.setup.has_dependents[thread.row])
+            case Op.SLEEP | Op.FLUSH:
+                return True
+            case Op.TOUCH:
+                return self._line_shared(thread, a, c)
+            case Op.LOCK | Op.TRY | Op.UNLOCK | Op.DOWNGRADE | Op.MARK | Op.SNAP | Op.CHECK:
+                if op in (Op.SNAP, Op.CHECK, Op.MARK, Op.DOWNGRADE):
+                    c = Operand.NONE
+                used = [a]
+                if op in (Op.TRY, Op.MARK):
+                    used.append(int(self.params[a][P["marks_by"]]))
+                if op == Op.DOWNGRADE or (op in (Op.LOCK, Op.TRY, Op.UNLOCK) and b == Mode.WRITE):
+                    used.append(int(self.params[a][P["bumps"]]))
+                return any(
+                    self._shared(thread, int(self.model.lock_scope[x]), c)
+                    or self._line_shared(thread, int(self.model.lock_line[x]), c)
+                    for x in used
+                    if x >= 0
+                )
+            case Op.BRANCH:
+                bits = int(self.model.cond_bits_set[a]) | int(self.model.cond_bits_clear[a])
+                return self._bits_shared(thread, bits)
+            case Op.SET:
+                return self._bits_shared(thread, a)
+        return False
+
+    def _execute(self, thread: Thread) -> None:
+        op, a, b, c, target = (int(x) for x in self.model.code[thread.pc, :5])
+        now, cpu = self.now, thread.cpu
+        match Op(op):
+            case Op.DONE:
+                self._finish(thread)
+            case Op.COST:
+                self._advance(thread, now + self._cost(thread, a, b))
+            case Op.SLEEP:
+                recorded = int(self.plan.sleep_ns[thread.row])
+                span = recorded if recorded >= 0 else int(self.setup.sleep_ns[a])
+                self.sleep_ns += span
+                thread.pc += 1
+                self._block(thread, span)
+            case Op.FLUSH:
+                self._advance(thread, now + self._flush(thread, a))
+            case Op.TOUCH:
+                line = self._line(thread, a, c)
+                self._advance(thread, line.store(cpu, now) if b == 1 else line.read(cpu, now))
+            case Op.LOCK:
+                self._lock(thread, a, b, c)
+            case Op.TRY:
+                self._try(thread, a, b, c, target)
+            case Op.UNLOCK:
+                self._unlock(thread, a, b, c)
+            case Op.DOWNGRADE:
+                at_ns = self._bump(thread, a, Operand.NONE, now, release=True)
+                self._hold_end(thread, a, Mode.WRITE, False)
+                self.stat(a, "downgrade", 1)
+                lock = self._instance(thread, a, Operand.NONE)
+                if lock is None:
+                    at_ns += self.setup.atomic
+                else:
+                    at_ns = lock.downgrade(thread, at_ns)
+                thread.held_since[(a, False)] = at_ns
+                self._advance(thread, at_ns)
+            case Op.MARK:
+                lock = self._instance(thread, a, Operand.NONE)
+                if lock is None:
+                    self._advance(thread, now)
+                    return
+                done = lock.mark(thread, self._seq_of(thread, a), now)
+                if done is not None:
+                    self._advance(thread, done)
+            case Op.SNAP | Op.CHECK:
+                self._sequence(thread, Op(op), a, target)
+            case Op.BRANCH:
+                self._advance(thread, now, target if self._holds(thread, a) else None)
+            case Op.JUMP:
+                self._advance(thread, now, target)
+            case Op.EACH:
+                first, last = self._marks(thread.row, a)
+                thread.each = (first, last)
+                self._advance(thread, now, target if first == last else None)
+                if first == last:
+                    thread.each = (0, 0)
+            case Op.END:
+                thread.each = (thread.each[0] + 1, thread.each[1])
+                more = thread.each[0] < thread.each[1]
+                if not more:
+                    thread.each = (0, 0)
+                self._advance(thread, now, target if more else None)
+            case Op.SET:
+                self._set_bit(thread, a)
+                self._advance(thread, now)
+            case Op.COUNT:
+                self.reasons[a] += 1
+                self._advance(thread, now)
+
+    def _advance(self, thread: Thread, until_ns: int, target: int | None = None) -> None:
+        """The step is done at ``until_ns``; the time since now was busy."""
+        thread.busy_ns += until_ns - self.now
+        thread.pc = thread.pc + 1 if target is None else target
+        self.at(thread, State.RUN, until_ns)
+
+    # -- single instructions --------------------------------------------------------------------
+    def _cost(self, thread: Thread, cost: int, count: int) -> int:
+        plan, setup, row = self.plan, self.setup, thread.row
+        times = {Count.PAGES: plan.pages, Count.VMAS: plan.vmas, Count.TABLES: plan.tables}
+        units = 1 if count == Count.ONE else int(times[Count(count)][row])
+        x = ((thread.draw ^ int(setup.cost_key[cost])) * MIX1) & MASK64
+        draw = int(setup.cost_draw[cost, x >> 56])
+        value = int(setup.cost_q[cost]) * units * int(plan.scale[row]) >> 10
+        return (value * draw >> DRAW_BITS) >> COST_BITS
+
+    def _flush(self, thread: Thread, scope: int) -> int:
+        """TLB shootdown: wait for the other CPUs of the address space; they owe the handler."""
+        setup = self.setup
+        if scope == FlushScope.NONE:
+            return 0
+        mm = int(self.plan.mm[thread.row])
+        targets = 0
+        for cpu, running in enumerate(self.running):
+            if cpu != thread.cpu and self.cpu_mm[cpu] == mm:
+                targets += 1
+                if running is not None:
+                    self.owed_ns[cpu] += setup.handler
+        if targets == 0:
+            return setup.flush_base
+        return setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)
+
+    def _lock(self, thread: Thread, a: int, mode: int, c: int) -> None:
+        lock = self._instance(thread, a, c)
+        done: int | None
+        if lock is None:
+            done = self.now + self.setup.atomic
+        elif isinstance(lock, Pin):
+            done = lock.lock_read(thread, self.now)
+        elif isinstance(lock, Spin):
+            thread.wait_mode = Mode.WRITE
+            done = lock.lock(thread, self.now)
+        else:
+            done = lock.lock(thread, mode, self.now)
+        if self.model.lock_kind[a] == Kind.SPIN:
+            thread.spin_depth += 1
+        if done is not None:
+            self.locked(thread, done)
+
+    def locked(self, thread: Thread, at_ns: int) -> None:
+        """The LOCK or TRY at the thread's program counter has succeeded."""
+        _, a, mode, c = (int(x) for x in self.model.code[thread.pc, :4])
+        self.stat(a, "write" if mode == Mode.WRITE else "read", 1)
+        if mode == Mode.WRITE:
+            at_ns = self._bump(thread, a, c, at_ns, release=False)
+        thread.held_since[(a, c in (Operand.CHILD, Operand.TARGET))] = at_ns
+        self._advance(thread, at_ns)
+
+    def _try(self, thread: Thread, a: int, mode: int, c: int, target: int) -> None:
+        lock = self._instance(thread, a, c)
+        if lock is None:
+            # a fault without a VMA has nothing to pin; other objects are private
+            ok = self.model.lock_kind[a] != Kind.PIN
+            done = self.now + (self.setup.atomic if ok else 0)
+        elif isinstance(lock, Pin):
+            ok, done = lock.try_read(thread, self._seq_of(thread, a), self.now)
+        elif isinstance(lock, Spin):
+            ok, done = lock.try_lock(thread, self.now)
+        else:
+            ok, done = lock.try_lock(thread, mode, self.now)
+        if not ok:
+            self.stat(a, "try_failed", 1)
+            self._advance(thread, done, target)
+            return
+        if self.model.lock_kind[a] == Kind.SPIN:
+            thread.spin_depth += 1
+        self.locked(thread, done)
+
+    def _unlock(self, thread: Thread, a: int, mode: int, c: int) -> None:
+        at_ns = self.now
+        if mode == Mode.WRITE:
+            at_ns = self._bump(thread, a, c, at_ns, release=True)
+        self._hold_end(thread, a, mode, c in (Operand.CHILD, Operand.TARGET))
+        lock = self._instance(thread, a, c)
+        done: int | None
+        if lock is None:
+            done = at_ns + self.setup.atomic
+        elif isinstance(lock, Rwsem):
+            done = lock.unlock(thread, mode, at_ns)
+        else:
+            done = lock.unlock(thread, at_ns)
+        if self.model.lock_kind[a] == Kind.SPIN:
+            thread.spin_depth -= 1
+        if done is None:  # a second step wakes the waiters
+            thread.busy_ns += (thread.time_ns or 0) - self.now
+        else:
+            self._advance(thread, done)
+
+    def _hold_end(self, thread: Thread, a: int, mode: int, other: bool) -> None:
+        held = self.now - thread.held_since[(a, other)]
+        self.stat(a, "write_hold_ns" if mode == Mode.WRITE else "read_hold_ns", held)
+
+    def _bump(self, thread: Thread, a: int, c: int, at_ns: int, *, release: bool) -> int:
+        """Move the sequence that a write section of lock ``a`` moves; returns when done."""
+        index = int(self.params[a][P["bumps"]])
+        at_acquire = bool(self.params[a][P["bump_acquire"]])
+        if index < 0 or not (release or at_acquire):
+            return at_ns
+        seq = self._instance(thread, index, c)
+        return at_ns if seq is None else int(seq.bump(thread.cpu, 1 if at_acquire else 2, at_ns))
+
+    def _sequence(self, thread: Thread, op: Op, a: int, target: int) -> None:
+        seq = self._instance(thread, a, Operand.NONE)
+        value = 0 if seq is None else seq.value
+        done = self.now if seq is None else seq.line.read(thread.cpu, self.now)
+        if op == Op.SNAP:
+            failed = value % 2 == 1 and target >= 0
+            if not failed:
+                thread.snaps[a] = value
+        else:
+            failed = value != thread.snaps.get(a, 0)
+        self._advance(thread, done, target if failed else None)
+
+    def _holds(self, thread: Thread, cond: int) -> bool:
+        model = self.model
+        traits = int(self.plan.traits[thread.row])
+        if traits & int(model.cond_traits_set[cond]) != int(model.cond_traits_set[cond]):
+            return False
+        if traits & int(model.cond_traits_clear[cond]):
+            return False
+        for bit in RuntimeBit:
+            if int(model.cond_bits_set[cond]) & bit and not self._bit(thread, bit):
+                return False
+            if int(model.cond_bits_clear[cond]) & bit and self._bit(thread, bit):
+                return False
+        every = int(model.cond_every[cond])
+        if every:
+            self.every[(thread.cpu, cond)] += 1
+            return self.every[(thread.cpu, cond)] % every == 0
+        return True
+
+    # -- objects ---------------------------------------------------------------------------------
+    def _marks(self, row: int, which: int) -> tuple[int, int]:
+        """Where the operation's list for one MarkSet begins and ends."""
+        plan = self.plan
+        rows = range(int(plan.mark_first[row]), int(plan.mark_first[row + 1]))
+        found = [k for k in rows if plan.mark_set[k] == which]
+        return (found[0], found[-1] + 1) if found else (0, 0)
+
+    def _object(self, thread: Thread, scope: int, operand: int) -> int:
+        """Number of the object of ``scope`` that the running operation means; -1 none."""
+        plan, row = self.plan, thread.row
+        match object_scope(scope):
+            case Scope.MM:
+                child = int(plan.child_mm[row])
+                other = operand in (Operand.CHILD, Operand.TARGET)
+                return child if other and child >= 0 else int(plan.mm[row])
+            case Scope.VMA:
+                inside = thread.each[0] < thread.each[1]
+                return int(plan.mark_vma[thread.each[0]] if inside else plan.vma[row])
+            case Scope.TABLE:
+                return int(plan.table[row])
+            case Scope.FILE:
+                return int(plan.file[row])
+            case Scope.ANON_ROOT:
+                return int(plan.anon_slot[row])
+        return 0
+
+    def _shared(self, thread: Thread, scope: int, operand: int) -> bool:
+        obj = self._object(thread, scope, operand)
+        return obj >= 0 and bool(self.setup.shared[object_scope(scope)][obj])
+
+    def _line_shared(self, thread: Thread, line: int, operand: int) -> bool:
+        return self._shared(thread, self.setup.line_scope[line], operand)
+
+    def _line(self, thread: Thread, line: int, operand: int) -> Line | PrivateLine:
+        obj = self._object(thread, self.setup.line_scope[line], operand)
+        if not self._line_shared(thread, line, operand):
+            return PrivateLine(self)
+        if (line, obj) not in self.lines:
+            self.lines[(line, obj)] = Line(self)
+        return self.lines[(line, obj)]
+
+    def _instance(self, thread: Thread, a: int, operand: int) -> Any:
+        """The lock instance; None where the operation has no such object.
+
+        A lock object that one thread uses is never contended, so an instance of
+        kind rwsem or spin that is private is None too.
+        """
+        scope, kind = int(self.model.lock_scope[a]), int(self.model.lock_kind[a])
+        obj = self._object(thread, scope, operand)
+        if obj < 0:
+            return None
+        key = (a, obj)
+        if key not in self.locks:
+            line = self._line(thread, int(self.model.lock_line[a]), operand)
+            if kind == Kind.SEQ:
+                self.locks[key] = Seq(line)
+            else:
+                factory = {Kind.RWSEM: Rwsem, Kind.PIN: Pin, Kind.SPIN: Spin}[Kind(kind)]
+                made: Lock = factory(self, a, line)
+                self.locks[key] = made
+        return self.locks[key]
+
+    def _seq_of(self, thread: Thread, a: int) -> Seq | None:
+        """The sequence that a pin lock's marks compare with."""
+        index = int(self.params[a][P["marks_by"]])
+        found = None if index < 0 else self._instance(thread, index, Operand.NONE)
+        assert found is None or isinstance(found, Seq)
+        return found
+
+    def _bit_place(self, thread: Thread, bit: int) -> tuple[Scope, int]:
+        scope = {
+            RuntimeBit.VMA_ANON_VMA: Scope.ANON_ROOT,
+            RuntimeBit.VMA_DEAD: Scope.VMA,
+            RuntimeBit.TABLE_PRESENT: Scope.TABLE,
+        }[RuntimeBit(bit)]
+        return scope, self._object(thread, scope, Operand.NONE)
+
+    def _bits_shared(self, thread: Thread, bits: int) -> bool:
+        for bit in RuntimeBit:
+            if bits & bit and bit != RuntimeBit.OP_TRIED:
+                scope, _ = self._bit_place(thread, bit)
+                if self._shared(thread, scope, Operand.NONE):
+                    return True
+        return False
+
+    def _bit(self, thread: Thread, bit: int) -> bool:
+        if bit == RuntimeBit.OP_TRIED:
+            return thread.tried
+        scope, obj = self._bit_place(thread, bit)
+        return obj >= 0 and self.bits[scope][obj]
+
+    def _set_bit(self, thread: Thread, bit: int) -> None:
+        if bit == RuntimeBit.OP_TRIED:
+            thread.tried = True
+            return
+        scope, obj = self._bit_place(thread, bit)
+        if obj >= 0:
+            self.bits[scope][obj] = True
+
+    # -- accounting --------------------------------------------------------------------------------
+    def stat(self, lock: int, name: str, by: int) -> None:
+        self.stats[lock, LOCK_FIELDS.index(name)] += by
+
+    def blame(self, lock: int, holder: int, waiter: int, span_ns: int) -> None:
+        row = len(PlanOp) if holder == HAND_OVER else holder
+        self.blame_ns[lock, row, waiter] += span_ns
+
+    def result(self) -> Result:
+        for thread in self.threads:
+            self._record(thread)
+        stop = self.stop_ns if self.stop_ns >= 0 else int(self.thread_end_ns.max())
+        for cpu, running in enumerate(self.running):
+            if running is None:
+                self.idle_ns += max(0, stop - self.idle_since[cpu])
+        last = self.window_end_ns if self.window_end_ns >= 0 else stop
+        group = [(end, user) for end, user in self.records if end <= last]
+        begin = self.window_begin_ns
+        window = [(end, user) for end, user in group if end > begin] if begin >= 0 else []
+        return summarise(
+            self.model,
+            Totals(
+                stats=self.stats,
+                reasons=self.reasons,
+                op_count=self.op_count,
+                op_busy_ns=self.op_busy_ns,
+                op_wait_ns=self.op_wait_ns,
+                op_delay=self.op_delay,
+                blame_ns=self.blame_ns,
+                thread_end_ns=self.thread_end_ns,
+                thread_wait_ns=self.thread_wait_ns,
+                idle_ns=self.idle_ns,
+                sleep_ns=self.sleep_ns,
+                dep_wait_ns=self.dep_wait_ns,
+                stop_ns=stop,
+                window_begin_ns=begin,
+                window_end_ns=self.window_end_ns,
+                window_ops=len(window),
+                window_user_ns=sum(user for _, user in window),
+                group_ops=len(group),
+                group_user_ns=sum(user for _, user in group),
+            ),
+        )
+
+
+def simulate_oracle(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Result:
+    """Replay a plan; the same result as :func:`mmreplay.engine.simulate`, slowly."""
+    simulation = Simulation(plan, model, machine, options)
+    simulation.run()
+    return simulation.result()

@@ -1,0 +1,357 @@
+"""Everything that both twins of the engine compute before the first event.
+
+Costs become integers here (fixed point, so the compiled loop and the oracle agree
+to the last nanosecond), CPUs are chosen, and it is decided which objects of the
+plan only one thread ever touches: their locks and cache lines are *private*, and
+a thread may run ahead over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.engine.result import Options
+from mmreplay.errors import UserError, closest
+from mmreplay.jit import njit
+from mmreplay.locking.isa import OP, PARAMS, A, B, Kind, Mode, Op, Scope
+from mmreplay.locking.model import LockingModel
+from mmreplay.machine.profile import Machine
+
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+#: Costs are held in 1/256 ns.
+COST_BITS: Final = 8
+#: Multipliers of the draw table: 4096 = 1.0.
+DRAW_BITS: Final = 12
+DRAWS: Final = 256
+MASK64: Final = (1 << 64) - 1
+#: Odd constants of the mixing function (splitmix64's, Steele et al. 2014).
+MIX1: Final = 0xBF58476D1CE4E5B9
+MIX2: Final = 0x94D049BB133111EB
+GOLDEN: Final = 0x9E3779B97F4A7C15
+
+#: Owner of an object in the sharing analysis.
+NOBODY: Final = -1
+SHARED: Final = -2
+
+P: Final = {name: index for index, name in enumerate(PARAMS)}
+
+
+def mix64(x: int) -> int:
+    """splitmix64's finaliser: 64 bits to 64 bits."""
+    x &= MASK64
+    x = ((x ^ (x >> 30)) * MIX1) & MASK64
+    x = ((x ^ (x >> 27)) * MIX2) & MASK64
+    return x ^ (x >> 31)
+
+
+def draw_table(spread: float) -> I64:
+    """256 quantiles of a lognormal with mean 1 and log-deviation ``spread``, times 4096."""
+    if spread <= 0:
+        return np.full(DRAWS, 1 << DRAW_BITS, np.int64)
+    normal = NormalDist()
+    z = np.array([normal.inv_cdf((i + 0.5) / DRAWS) for i in range(DRAWS)])
+    raw = np.exp(spread * z)
+    table: I64 = np.rint(raw / raw.mean() * (1 << DRAW_BITS)).astype(np.int64)
+    return table
+
+
+def choose_cpus(machine: Machine, cores: int, placement: str) -> I32:
+    """The CPUs that the replayed set runs on, in the order they are filled."""
+    if cores < 1:
+        raise UserError(f"{cores} cores", where="--cores", fix="give a core count of at least 1")
+    if cores > machine.n_cpus:
+        raise UserError(
+            f"{cores} cores, but machine {machine.name} has {machine.n_cpus} CPUs",
+            where="--cores",
+            fix="ask for fewer cores or choose a larger machine with --machine",
+        )
+    if placement == "compact":
+        return np.arange(cores, dtype=np.int32)
+    if placement != "scatter":
+        raise UserError(
+            f'unknown placement "{placement}"{closest(placement, ("compact", "scatter"))}',
+            where="--placement",
+            fix="use compact or scatter",
+        )
+    # One CPU of each socket in turn, within it one of each cache, whole cores first.
+    sibling: dict[int, int] = {}
+    in_llc: dict[tuple[int, int], int] = {}
+    llc_rank: dict[tuple[int, int], int] = {}
+    llcs: dict[int, int] = {}
+    keys = []
+    for cpu in range(machine.n_cpus):
+        core, llc = int(machine.cpu_core[cpu]), int(machine.cpu_llc[cpu])
+        socket = int(machine.cpu_socket[cpu])
+        smt = sibling.get(core, 0)
+        sibling[core] = smt + 1
+        position = in_llc.get((llc, smt), 0)
+        in_llc[(llc, smt)] = position + 1
+        if (socket, llc) not in llc_rank:
+            llc_rank[(socket, llc)] = llcs.get(socket, 0)
+            llcs[socket] = llcs.get(socket, 0) + 1
+        keys.append((smt, position, llc_rank[(socket, llc)], socket, cpu))
+    return np.array([key[-1] for key in sorted(keys)][:cores], dtype=np.int32)
+
+
+def distances(machine: Machine, cpus: I32) -> I64:
+    """(C, C) ns to move a cache line between the chosen CPUs; the diagonal is 0."""
+    level = [
+        round(number.value)
+        for number in (
+            machine.line_smt_ns,
+            machine.line_llc_ns,
+            machine.line_socket_ns,
+            machine.line_cross_ns,
+        )
+    ]
+    core, llc = machine.cpu_core[cpus], machine.cpu_llc[cpus]
+    socket = machine.cpu_socket[cpus]
+    out = np.full((len(cpus), len(cpus)), level[3], np.int64)
+    out[socket[:, None] == socket[None, :]] = level[2]
+    out[llc[:, None] == llc[None, :]] = level[1]
+    out[core[:, None] == core[None, :]] = level[0]
+    np.fill_diagonal(out, 0)
+    return out
+
+
+def speed(machine: Machine, active: int) -> float:
+    """Relative frequency with ``active`` busy cores (the first entry that covers them)."""
+    for up_to, factor in machine.frequency:
+        if active <= up_to:
+            return factor
+    return machine.frequency[-1][1] if machine.frequency else 1.0
+
+
+@njit
+def _owners(thread_first, column, owner):  # type: ignore[no-untyped-def]
+    for t in range(len(thread_first) - 1):
+        for row in range(thread_first[t], thread_first[t + 1]):
+            x = column[row]
+            if x >= 0:
+                if owner[x] == NOBODY:
+                    owner[x] = t
+                elif owner[x] != t:
+                    owner[x] = SHARED
+
+
+@njit
+def _mark_owners(thread_first, mark_first, mark_vma, owner):  # type: ignore[no-untyped-def]
+    for t in range(len(thread_first) - 1):
+        for k in range(mark_first[thread_first[t]], mark_first[thread_first[t + 1]]):
+            x = mark_vma[k]
+            if x >= 0:
+                if owner[x] == NOBODY:
+                    owner[x] = t
+                elif owner[x] != t:
+                    owner[x] = SHARED
+
+
+#: Scopes whose objects are numbered by a plan column.
+SCOPES: Final = (Scope.MM, Scope.VMA, Scope.TABLE, Scope.FILE, Scope.ANON_ROOT, Scope.GLOBAL)
+_PREFIX: Final = {
+    "mm": Scope.MM,
+    "vma": Scope.VMA,
+    "table": Scope.TABLE,
+    "ptl": Scope.TABLE,
+    "node": Scope.TABLE,
+    "file": Scope.FILE,
+    "anon": Scope.ANON_ROOT,
+    "anon_vma": Scope.ANON_ROOT,
+    "anon_root": Scope.ANON_ROOT,
+    "global": Scope.GLOBAL,
+}
+
+
+def object_scope(scope: int) -> Scope:
+    """The scope whose objects a lock of ``scope`` has one instance per."""
+    return Scope.TABLE if scope == Scope.NODE else Scope(scope)
+
+
+def line_scopes(model: LockingModel) -> list[Scope]:
+    """What there is one copy of each cache line per: by its prefix, else by its lock."""
+    out = []
+    for index, name in enumerate(model.lines):
+        prefix = name.split(".", 1)[0]
+        if prefix in _PREFIX:
+            out.append(_PREFIX[prefix])
+            continue
+        users = [
+            int(s) for s, ln in zip(model.lock_scope, model.lock_line, strict=True) if ln == index
+        ]
+        out.append(object_scope(users[0]) if users else Scope.GLOBAL)
+    return out
+
+
+def shared_objects(plan: Plan) -> dict[Scope, NDArray[np.bool_]]:
+    """For each scope: which objects more than one thread touches."""
+    sizes = {
+        Scope.MM: plan.n_mms,
+        Scope.VMA: len(plan.vma_mm),
+        Scope.TABLE: len(plan.table_initial),
+        Scope.FILE: plan.n_files,
+        Scope.ANON_ROOT: len(plan.anon_initial),
+    }
+    columns = {
+        Scope.MM: (plan.mm, plan.child_mm),
+        Scope.VMA: (plan.vma,),
+        Scope.TABLE: (plan.table,),
+        Scope.FILE: (plan.file,),
+        Scope.ANON_ROOT: (plan.anon_slot,),
+    }
+    out: dict[Scope, NDArray[np.bool_]] = {}
+    for scope, size in sizes.items():
+        owner = np.full(size, NOBODY, np.int32)
+        for column in columns[scope]:
+            _owners(plan.thread_first, column, owner)
+        if scope == Scope.VMA:
+            _mark_owners(plan.thread_first, plan.mark_first, plan.mark_vma, owner)
+        out[scope] = owner == SHARED
+    out[Scope.GLOBAL] = np.array([plan.n_threads > 1])
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Integers that both twins run on.  Times in ns, costs in 1/256 ns."""
+
+    cores: int
+    distance: I64  # (C, C)
+    cost_q: I64  # (costs,)
+    cost_key: NDArray[np.uint64]  # (costs,) hash of the cost's name
+    cost_draw: I64  # (costs, 256)
+    sleep_ns: I64  # (sleeps,)
+    atomic: int
+    waker: int
+    woken: int
+    fall: int
+    switch: int
+    slice: int
+    poll: int
+    flush_base: int
+    flush_first: int
+    flush_next: int
+    handler: int
+    line_scope: list[Scope]
+    shared: dict[Scope, NDArray[np.bool_]]
+    in_group: NDArray[np.bool_]  # (T,)
+    group_ops: int
+    has_dependents: NDArray[np.bool_]  # (N,)
+
+
+def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Setup:
+    """Check what the engine cannot run and turn every cost into an integer."""
+    _check(plan, model, options)
+    cpus = choose_cpus(machine, options.cores, options.placement)
+    factor = options.kernel_factor / speed(machine, min(plan.n_threads, options.cores))
+    cost_q, draws, keys = [], [], []
+    for name in model.costs:
+        number = machine.costs.get(name)
+        if number is not None:
+            value, spread = number.value, number.spread
+        elif name in model.default_costs:
+            value, spread = model.default_costs[name], 0.0
+        else:
+            raise UserError(
+                f'machine {machine.name} has no cost "{name}"{closest(name, machine.costs)}',
+                where=str(machine.path),
+                fix=f"add it there, or a default to model {model.name}",
+            )
+        cost_q.append(round(value * factor * (1 << COST_BITS)))
+        draws.append(draw_table(spread))
+        keys.append(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little"))
+    sleeps = []
+    for name in model.sleeps:
+        if name not in machine.sleeps:
+            raise UserError(
+                f'machine {machine.name} has no sleep "{name}"{closest(name, machine.sleeps)}',
+                where=str(machine.path),
+                fix="add it to [sleeps]",
+            )
+        sleeps.append(round(machine.sleeps[name].value))
+    in_group = np.ones(plan.n_threads, np.bool_)
+    if options.group >= 0:
+        in_group = plan.thread_group == options.group
+        if not in_group.any():
+            raise UserError(
+                f"thread group {options.group} has no threads", fix="choose a group of the plan"
+            )
+    lengths = np.diff(plan.thread_first)
+    dependents = np.zeros(plan.n_ops, np.bool_)
+    dependents[plan.dep_op] = True
+    r = round
+    return Setup(
+        cores=options.cores,
+        distance=distances(machine, cpus),
+        cost_q=np.array(cost_q, np.int64),
+        cost_key=np.array(keys, np.uint64),
+        cost_draw=np.array(draws, np.int64).reshape(len(draws), DRAWS),
+        sleep_ns=np.array(sleeps, np.int64),
+        atomic=r(machine.atomic_ns.value),
+        waker=r(machine.waker_ns.value),
+        woken=r(machine.woken_ns.value),
+        fall=r(machine.sleep_ns.value),
+        switch=r(machine.switch_ns.value),
+        slice=max(1, r(machine.slice_ns.value)),
+        poll=max(1, r(machine.spin_poll_ns.value)),
+        flush_base=r(machine.shootdown_base_ns.value),
+        flush_first=r(machine.shootdown_first_ns.value),
+        flush_next=r(machine.shootdown_next_ns.value),
+        handler=r(machine.shootdown_handler_ns.value),
+        line_scope=line_scopes(model),
+        shared=shared_objects(plan),
+        in_group=in_group,
+        group_ops=int(lengths[in_group].sum()),
+        has_dependents=dependents,
+    )
+
+
+def _check(plan: Plan, model: LockingModel, options: Options) -> None:
+    where = str(model.path)
+    if plan.n_threads == 0 or plan.n_ops == 0:
+        raise UserError("the plan holds no operations", fix="import a trace with memory operations")
+    if not options.kernel_factor > 0 or options.kernel_factor > 1e6:
+        raise UserError(f"kernel factor {options.kernel_factor}", fix="give a positive factor")
+    if options.load not in ("recorded", "saturated"):
+        raise UserError(f'unknown load "{options.load}"', fix="use recorded or saturated")
+    for name, kind, params in zip(model.locks, model.lock_kind, model.lock_params, strict=True):
+        if kind == Kind.RANGE:
+            raise UserError(
+                f'lock "{name}": kind range has no engine yet',
+                where=where,
+                fix="use rwsem, pin, spin or seq",
+            )
+        if kind == Kind.RWSEM and params[P["bravo_slots"]]:
+            raise UserError(
+                f'lock "{name}": bravo readers have no engine yet',
+                where=where,
+                fix='use readers = "plain"',
+            )
+    for row in model.code:
+        if row[OP] in (Op.LOCK, Op.TRY) and row[B] == Mode.WRITE:
+            if model.lock_kind[row[A]] == Kind.PIN:
+                raise UserError(
+                    f'pin lock "{model.locks[row[A]]}" cannot be locked for writing',
+                    where=f"{where}:{row[5]}",
+                    fix="use mark",
+                )
+    for kind in np.unique(plan.op):
+        if kind != PlanOp.NONE and model.entry[kind] < 0:
+            raise UserError(
+                f"model {model.name} has no program for {PlanOp(int(kind)).name.lower()}",
+                where=where,
+                fix="add the program, or let the model extend one that has it",
+            )
+
+
+def cpu_mask_words(cores: int) -> int:
+    """64-bit words of a reader set over ``cores`` CPUs."""
+    return (cores + 63) // 64

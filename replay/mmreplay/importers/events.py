@@ -1,0 +1,94 @@
+"""The event batch: what every format is decoded to, and what pairing reads.
+
+A batch is a set of equally long arrays in total order (time, then order of arrival).
+``arg`` means by role:
+
+=================  ==========================================================
+role               arg[0], arg[1], ...
+=================  ==========================================================
+FAULT_*            address, error code (starts only)
+ENTER              the eight slots of :mod:`mmreplay.importers.syscalls`
+EXIT               return value
+CONTENTION_*       lock address, LCB_F_* flags (begin only)
+SCHED_SWITCH       prev_state, next tid
+MMAP_LOCK_*        mm, write, success
+SWITCH             out (1) or in (0), preempted
+FORK, THREAD_END   pid, parent pid, tid, parent tid
+COMM               exec, then two words of name
+MAPPING            start, length, offset, prot | flags << 32, inode, device, name id
+LOST               events lost
+THROTTLE           -
+=================  ==========================================================
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+OTHER: Final = 0
+FAULT_USER: Final = 1
+FAULT_KERNEL: Final = 2
+FAULT_SOFTWARE: Final = 3  # the software event "faults": a start that knows no error code
+FAULT_MINOR: Final = 4
+FAULT_MAJOR: Final = 5
+ENTER: Final = 6
+EXIT: Final = 7
+CONTENTION_BEGIN: Final = 8
+CONTENTION_END: Final = 9
+SCHED_SWITCH: Final = 10
+MMAP_LOCK_START: Final = 11
+MMAP_LOCK_ACQUIRED: Final = 12
+MMAP_LOCK_RELEASED: Final = 13
+RAW_ENTER: Final = 14
+RAW_EXIT: Final = 15
+SWITCH: Final = 20
+FORK: Final = 21
+THREAD_END: Final = 22
+COMM: Final = 23
+MAPPING: Final = 24
+LOST: Final = 25
+THROTTLE: Final = 26
+
+# Marks of one event (``mark``).
+LATE: Final = 1  # arrived after something later was passed on; its time was raised
+SYNTHETIC: Final = 2  # made up by the recorder about the state before the recording
+USER_MODE: Final = 4  # the CPU was in user mode
+
+
+class Batch(NamedTuple):
+    """One window of events (see the module's table); arrays of equal length."""
+
+    time: NDArray[np.int64]  # ns since t0
+    pid: NDArray[np.int32]
+    tid: NDArray[np.int32]
+    cpu: NDArray[np.int32]  # -1 unknown
+    event: NDArray[np.int32]  # index of the recorded event, -1 for other records
+    role: NDArray[np.uint8]
+    call: NDArray[np.int16]  # index into syscalls.CALLS, -1 none
+    mark: NDArray[np.uint8]
+    weight: NDArray[np.uint32]
+    ip: NDArray[np.uint64]  # user instruction pointer, 0 unknown
+    arg: NDArray[np.uint64]  # (n, 8)
+    position: NDArray[np.int64]  # byte in the stream, for messages and tests
+
+
+def new_batch(rows: int) -> Batch:
+    """An empty batch with room for ``rows`` events."""
+    z: Any = np.zeros
+    return Batch(
+        z(rows, np.int64),
+        z(rows, np.int32),
+        z(rows, np.int32),
+        z(rows, np.int32),
+        z(rows, np.int32),
+        z(rows, np.uint8),
+        z(rows, np.int16),
+        z(rows, np.uint8),
+        z(rows, np.uint32),
+        z(rows, np.uint64),
+        z((rows, 8), np.uint64),
+        z(rows, np.int64),
+    )

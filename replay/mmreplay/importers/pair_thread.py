@@ -1,0 +1,355 @@
+"""Compiled helpers of pairing: threads, processes, address spaces, accounting, rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mmreplay.importers import pair_state as ps
+from mmreplay.importers.pair_state import (
+    A_ALIAS,
+    A_USERS,
+    C_BASE,
+    C_END_UNSEEN,
+    C_OPS,
+    C_PATCHES,
+    C_PROCS,
+    C_SCHEDULE,
+    C_SPACES,
+    C_THREAD_ROWS,
+    C_THREADS,
+    H_COMM0,
+    K_DURATION,
+    K_INSIDE,
+    K_THINK,
+    O_BEGIN,
+    O_BLOCKED,
+    O_CONTENTION,
+    O_DURATION,
+    O_DURATION_KIND,
+    O_EVENTS,
+    O_KNOWN,
+    O_PREEMPTED,
+    O_QUALITY,
+    P_LIVE,
+    P_PID,
+    P_SPACE,
+    S_ACCOUNTED_NS,
+    S_CALL,
+    S_CALL_BLOCKED,
+    S_CALL_CONTENTION,
+    S_CALL_CPU,
+    S_CALL_EVENTS,
+    S_CALL_NS,
+    S_CALL_PREEMPTED,
+    S_CALL_ROW,
+    S_FAULT,
+    S_FAULT_BLOCKED,
+    S_FAULT_CONTENTION,
+    S_FAULT_CPU,
+    S_FAULT_EVENTS,
+    S_FAULT_NS,
+    S_FAULT_PREEMPTED,
+    S_FAULT_ROW,
+    S_LAST_CPU,
+    S_OFF_CPU,
+    S_OFF_NS,
+    S_PRE_BLOCKED,
+    S_PRE_CPU,
+    S_PRE_EVENTS,
+    S_PRE_KNOWN,
+    S_PRE_PREEMPTED,
+    S_PROC,
+    S_RUN,
+    S_TID,
+)
+from mmreplay.importers.syscalls import CALL_KIND
+from mmreplay.jit import helper
+from mmreplay.schema import DurationKind, Quality
+
+_MEASURED = np.int64(int(DurationKind.MEASURED))
+_END_UNSEEN = np.int64(int(DurationKind.END_UNSEEN))
+_UPPER = np.int64(int(DurationKind.UPPER_BOUND))
+_MIGRATED = np.int64(int(Quality.MIGRATED))
+_CONTENDED = np.int64(int(Quality.CONTENDED))
+_NESTED = np.int64(int(Quality.NESTED_IN_SYSCALL))
+_AFTER_GAP = np.int64(int(Quality.AFTER_GAP))
+
+
+@helper
+def new_space(a: Any, ops: Any) -> Any:
+    """A fresh address space with one user."""
+    space = a[C_SPACES]
+    a[C_SPACES] += 1
+    a[ps.spaces_at(a, space) + A_USERS] = 1
+    a[ps.spaces_at(a, space) + A_ALIAS] = -1
+    return space
+
+
+@helper
+def process_of(a: Any, ops: Any, pid: Any) -> Any:
+    """Slot of the process, made with an address space of its own where it is new."""
+    found = ps.pid_find(a, pid)
+    if found >= 0:
+        return found
+    return new_process(a, ops, pid, new_space(a, ops))
+
+
+@helper
+def new_process(a: Any, ops: Any, pid: Any, space: Any) -> Any:
+    """A fresh process (the slot of an earlier one of that pid is reused)."""
+    proc = ps.pid_find(a, pid)
+    if proc < 0:
+        proc = a[C_PROCS]
+        a[C_PROCS] += 1
+        ps.pid_put(a, pid, proc)
+    at = ps.procs_at(a, proc)
+    for k in range(ps.P_SIZE):
+        a[at + k] = 0
+    a[ps.procs_at(a, proc) + P_PID] = pid
+    a[ps.procs_at(a, proc) + P_SPACE] = space
+    a[ps.procs_at(a, proc) + ps.P_BEFORE_EXEC] = space
+    return proc
+
+
+@helper
+def emit_thread(a: Any, ops: Any, slot: Any) -> None:
+    """The thread's row of the table of threads."""
+    row = a[C_THREAD_ROWS]
+    a[C_THREAD_ROWS] += 1
+    t = ps.threads_at(a, slot)
+    out = a[ps.B_THREAD_ROWS] + row * ps.H_SIZE
+    a[out + ps.H_TID] = a[t + S_TID]
+    a[out + ps.H_PID] = a[t + ps.S_PID]
+    a[out + ps.H_PARENT] = a[t + ps.S_PARENT]
+    a[out + ps.H_SPACE] = a[t + ps.S_SPACE]
+    a[out + ps.H_START] = a[t + ps.S_START_NS]
+    a[out + ps.H_END] = a[t + ps.S_END_NS]
+    a[out + ps.H_FIRST] = a[t + ps.S_FIRST_NS]
+    a[out + ps.H_LAST] = a[t + ps.S_LAST_NS]
+    a[out + ps.H_KIND] = a[t + ps.S_START_KIND]
+    a[out + H_COMM0] = a[t + ps.S_COMM0]
+    a[out + ps.H_COMM1] = a[t + ps.S_COMM1]
+    a[out + ps.H_TAIL_CPU] = a[t + S_PRE_CPU]
+    a[out + ps.H_TAIL_BLOCKED] = a[t + S_PRE_BLOCKED]
+    a[out + ps.H_TAIL_EVENTS] = a[t + S_PRE_EVENTS]
+    a[out + ps.H_TAIL_KNOWN] = a[t + S_PRE_KNOWN]
+
+
+@helper
+def new_thread(a: Any, ops: Any, tid: Any, proc: Any, kind: Any, now: Any) -> Any:
+    """A fresh thread; the row of an earlier thread of that tid is given out fir"""
+    slot = ps.tid_find(a, tid)
+    if slot < 0:
+        slot = a[C_THREADS]
+        a[C_THREADS] += 1
+        ps.tid_put(a, tid, slot)
+    else:
+        emit_thread(a, ops, slot)
+    t = ps.threads_at(a, slot)
+    for k in range(ps.S_SIZE):
+        a[t + k] = 0
+    a[t + S_TID] = tid
+    a[t + ps.S_PID] = a[ps.procs_at(a, proc) + P_PID]
+    a[t + S_PROC] = proc
+    a[t + ps.S_STATE] = ps.ALIVE
+    a[t + ps.S_STARTED] = 1
+    a[t + ps.S_LAST_NS] = now
+    a[t + S_LAST_CPU] = -1
+    a[t + S_ACCOUNTED_NS] = now
+    a[t + ps.S_PARENT] = -1
+    a[t + ps.S_SPACE] = a[ps.procs_at(a, proc) + P_SPACE]
+    a[t + ps.S_START_NS] = -1
+    a[t + ps.S_END_NS] = -1
+    a[t + ps.S_FIRST_NS] = now
+    a[t + ps.S_START_KIND] = kind
+    a[ps.procs_at(a, proc) + P_LIVE] += 1
+    return slot
+
+
+@helper
+def account(a: Any, t: Any, now: Any) -> None:
+    """Book the time since the last booking to what the thread was doing."""
+    spent = now - a[t + S_ACCOUNTED_NS]
+    a[t + S_ACCOUNTED_NS] = now
+    run = a[t + S_RUN]
+    if a[t + S_FAULT] == 0 and a[t + S_CALL] == 0:
+        if run == ps.RUNNING:
+            a[t + S_PRE_CPU] += spent
+        elif run == ps.BLOCKED:
+            a[t + S_PRE_BLOCKED] += spent
+        elif run == ps.PREEMPTED:
+            a[t + S_PRE_PREEMPTED] += spent
+        else:
+            a[t + S_PRE_CPU] += spent
+            a[t + S_PRE_KNOWN] = 0
+        return
+    if run == ps.BLOCKED:
+        if a[t + S_FAULT]:
+            a[t + S_FAULT_BLOCKED] += spent
+        if a[t + S_CALL]:
+            a[t + S_CALL_BLOCKED] += spent
+    elif run == ps.PREEMPTED:
+        if a[t + S_FAULT]:
+            a[t + S_FAULT_PREEMPTED] += spent
+        if a[t + S_CALL]:
+            a[t + S_CALL_PREEMPTED] += spent
+
+
+@helper
+def inner_event(a: Any, t: Any) -> None:
+    """Count one event inside the open operations, or before the next one."""
+    if a[t + S_FAULT]:
+        a[t + S_FAULT_EVENTS] += 1
+    if a[t + S_CALL]:
+        a[t + S_CALL_EVENTS] += 1
+    elif not a[t + S_FAULT]:
+        a[t + S_PRE_EVENTS] += 1
+
+
+@helper
+def forget_before(a: Any, t: Any, known: Any) -> None:
+    """Start the time before the next operation anew."""
+    a[t + S_PRE_CPU] = 0
+    a[t + S_PRE_BLOCKED] = 0
+    a[t + S_PRE_PREEMPTED] = 0
+    a[t + S_PRE_EVENTS] = 0
+    a[t + S_PRE_KNOWN] = known
+
+
+@helper
+def leave_cpu(a: Any, t: Any, now: Any, cpu: Any, run: Any) -> None:
+    """The thread goes off its CPU."""
+    a[t + S_RUN] = run
+    a[t + S_OFF_NS] = now
+    a[t + S_OFF_CPU] = cpu
+
+
+@helper
+def come_back(a: Any, ops: Any, t: Any, now: Any) -> None:
+    """The thread is seen on a CPU again (``now`` -1: never seen again)."""
+    run = a[t + S_RUN]
+    if run == ps.RUNNING:
+        return
+    a[t + S_RUN] = ps.RUNNING
+    if a[t + S_OFF_NS] < 0:
+        return
+    row = a[C_SCHEDULE]
+    a[C_SCHEDULE] += 1
+    out = a[ps.B_SCHEDULE] + row * ps.E_SIZE
+    a[out + ps.E_TID] = a[t + S_TID]
+    a[out + ps.E_OFF] = a[t + S_OFF_NS]
+    a[out + ps.E_ON] = -1 if run == ps.OFF_UNKNOWN else now
+    a[out + ps.E_CPU] = a[t + S_OFF_CPU]
+    a[out + ps.E_REASON] = 1 if run == ps.PREEMPTED else 0
+
+
+@helper
+def closing_row(a: Any, ops: Any, row: Any) -> Any:
+    """Where to write the end of operation ``row``: in the window, or as a patch to it."""
+    local = row - a[C_BASE]
+    if local >= 0:
+        return local
+    patch = a[C_PATCHES]
+    a[C_PATCHES] += 1
+    a[a[ps.B_PATCH_ROWS] + patch] = row
+    local = ops.shape[0] - ps.PATCH_ROWS + patch
+    for k in range(ps.O_SIZE):
+        ops[local, k] = 0
+    return local
+
+
+@helper
+def close_call(a: Any, ops: Any, t: Any, now: Any, how: Any, cpu: Any) -> Any:
+    """Close the open system call with duration kind ``how``; returns its row."""
+    out = closing_row(a, ops, a[t + S_CALL_ROW])
+    # A patch replaces the closing columns as a whole: repeat what the begin knew.
+    ops[out, ps.O_KIND] = CALL_KIND[a[t + S_CALL] - 1]
+    ops[out, ps.O_ADDRESS] = a[t + ps.S_CALL_ADDRESS]
+    ops[out, ps.O_LENGTH] = a[t + ps.S_CALL_LENGTH]
+    ops[out, O_CONTENTION] = a[t + S_CALL_CONTENTION]
+    ops[out, O_BLOCKED] = a[t + S_CALL_BLOCKED]
+    ops[out, O_PREEMPTED] = a[t + S_CALL_PREEMPTED]
+    ops[out, O_EVENTS] = a[t + S_CALL_EVENTS]
+    ops[out, O_DURATION_KIND] = how
+    ops[out, O_KNOWN] |= K_INSIDE
+    if how == _MEASURED:
+        ops[out, O_DURATION] = now - a[t + S_CALL_NS]
+        ops[out, O_KNOWN] |= K_DURATION
+    else:
+        a[C_END_UNSEEN] += 1
+    if cpu >= 0 and a[t + S_CALL_CPU] >= 0 and cpu != a[t + S_CALL_CPU]:
+        ops[out, O_QUALITY] |= _MIGRATED
+    if a[t + S_CALL_CONTENTION] > 0:
+        ops[out, O_QUALITY] |= _CONTENDED
+    forget_before(a, t, 1 if how == _MEASURED else 0)
+    if how != _MEASURED:
+        a[t + S_PRE_CPU] = now - a[t + S_CALL_NS]
+    a[t + S_CALL] = 0
+    return out
+
+
+@helper
+def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu: Any) -> None:
+    """Close the open fault with duration kind ``how`` and fault class ``outcome``."""
+    out = closing_row(a, ops, a[t + S_FAULT_ROW])
+    ops[out, ps.O_KIND] = a[t + S_FAULT]
+    ops[out, ps.O_ADDRESS] = a[t + ps.S_FAULT_ADDRESS]
+    ops[out, ps.O_CLASS] = outcome
+    ops[out, O_CONTENTION] = a[t + S_FAULT_CONTENTION]
+    ops[out, O_BLOCKED] = a[t + S_FAULT_BLOCKED]
+    ops[out, O_PREEMPTED] = a[t + S_FAULT_PREEMPTED]
+    ops[out, O_EVENTS] = a[t + S_FAULT_EVENTS]
+    ops[out, O_DURATION_KIND] = how
+    ops[out, O_KNOWN] |= K_INSIDE
+    if how != _END_UNSEEN:
+        ops[out, O_DURATION] = now - a[t + S_FAULT_NS]
+        ops[out, O_KNOWN] |= K_DURATION
+    else:
+        a[C_END_UNSEEN] += 1
+    if cpu >= 0 and a[t + S_FAULT_CPU] >= 0 and cpu != a[t + S_FAULT_CPU]:
+        ops[out, O_QUALITY] |= _MIGRATED
+    if a[t + S_FAULT_CONTENTION] > 0:
+        ops[out, O_QUALITY] |= _CONTENDED
+    a[t + S_FAULT] = 0
+    if not a[t + S_CALL]:
+        forget_before(a, t, 1 if how == _MEASURED else 0)
+        if how == _END_UNSEEN:
+            a[t + S_PRE_CPU] = now - a[t + S_FAULT_NS]
+
+
+@helper
+def begin_row(
+    a: Any, ops: Any, t: Any, now: Any, kind: Any, cpu: Any, weight: Any, quality: Any
+) -> Any:
+    """A new operation's row with what is known at its begin; returns its number."""
+    row = a[C_OPS]
+    a[C_OPS] += 1
+    out = row - a[C_BASE]
+    for k in range(ps.O_SIZE):
+        ops[out, k] = 0
+    ops[out, O_BEGIN] = now
+    ops[out, ps.O_KIND] = kind
+    ops[out, ps.O_PID] = a[t + ps.S_PID]
+    ops[out, ps.O_TID] = a[t + S_TID]
+    ops[out, ps.O_SPACE] = a[ps.procs_at(a, a[t + S_PROC]) + P_SPACE]
+    ops[out, ps.O_CPU] = cpu if cpu >= 0 else a[t + S_LAST_CPU]
+    ops[out, ps.O_WEIGHT] = weight
+    ops[out, ps.O_PRE_EVENTS] = -1  # nothing before it that costs
+    if a[t + S_CALL]:
+        quality |= _NESTED
+        ops[out, O_KNOWN] = K_THINK  # it follows its system call's begin at once
+    else:
+        ops[out, ps.O_THINK] = a[t + S_PRE_CPU]
+        ops[out, ps.O_PRE_BLOCKED] = a[t + S_PRE_BLOCKED]
+        ops[out, ps.O_PRE_PREEMPTED] = a[t + S_PRE_PREEMPTED]
+        ops[out, ps.O_PRE_EVENTS] = a[t + S_PRE_EVENTS]
+        if a[t + S_PRE_KNOWN]:
+            ops[out, O_KNOWN] = K_THINK
+        forget_before(a, t, 1)
+    if a[t + ps.S_AFTER_GAP]:
+        quality |= _AFTER_GAP
+        a[t + ps.S_AFTER_GAP] = 0
+    ops[out, O_QUALITY] = quality
+    return row

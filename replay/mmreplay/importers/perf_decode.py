@@ -1,0 +1,366 @@
+"""Compiled decode: sorted positions of perf records -> one event batch."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreplay.importers import events as ev
+from mmreplay.importers.binary import (
+    load_i32,
+    load_u16,
+    load_u32,
+    load_u64,
+    mix,
+    table_find,
+    table_put,
+)
+from mmreplay.importers.perf_layout import (
+    G_CALL,
+    G_FIELDS,
+    G_NEED,
+    G_READ_FORMAT,
+    G_ROLE,
+    G_SAMPLE_TYPE,
+    G_WEIGHT,
+    L_ADDR,
+    L_CPU,
+    L_IP,
+    L_PERIOD,
+    L_RAW,
+    L_TID,
+    P_OFFSET,
+    P_SIGNED,
+    P_SIZE,
+    P_SLOT,
+    T_CPU,
+    T_SIZE,
+    T_TID,
+)
+from mmreplay.importers.perf_walk import (
+    R_COMM,
+    R_EXIT,
+    R_FORK,
+    R_LOST,
+    R_MMAP,
+    R_MMAP2,
+    R_SWITCH,
+    R_SWITCH_CPU_WIDE,
+    R_THROTTLE,
+)
+from mmreplay.jit import helper, njit
+
+# Entries of the decoder's state.
+(D_T0, D_LAST, D_LATE, D_MALFORMED, D_NAMES) = range(5)
+_KERNEL_HALF: Final = 1 << 63
+_SAMPLE_READ: Final = 16
+_SAMPLE_CALLCHAIN: Final = 32
+_MAX_CPU: Final = 32_767
+#: Where a record that is no sample gets its role; 0 elsewhere.
+_ROLE_OF = np.zeros(64, np.uint8)
+for _type, _role in (
+    (R_MMAP, ev.MAPPING),
+    (R_MMAP2, ev.MAPPING),
+    (R_COMM, ev.COMM),
+    (R_FORK, ev.FORK),
+    (R_EXIT, ev.THREAD_END),
+    (R_LOST, ev.LOST),
+    (R_THROTTLE, ev.THROTTLE),
+    (R_SWITCH, ev.SWITCH),
+    (R_SWITCH_CPU_WIDE, ev.SWITCH),
+):
+    _ROLE_OF[_type] = _role
+
+
+def new_state() -> NDArray[np.int64]:
+    """The decoder's state before the first event."""
+    state = np.zeros(5, np.int64)
+    state[D_T0] = -1
+    return state
+
+
+@helper
+def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_format: Any) -> Any:
+    """Byte of the RAW size word behind READ and CALLCHAIN, or -1 where they do not fit."""
+    where = at + start
+    end = at + size
+    if sample_type & _SAMPLE_READ:
+        times = (read_format & 1) + (read_format >> 1 & 1)
+        per = 1 + (read_format >> 2 & 1) + (read_format >> 4 & 1)
+        if read_format & 8:  # PERF_FORMAT_GROUP
+            if where + 8 > end:
+                return -1
+            members = load_u64(buffer, where)
+            if members > np.uint64(size):
+                return -1
+            where += 8 + 8 * times + 8 * per * np.int64(members)
+        else:
+            where += 8 * times + 8 * per
+    if sample_type & _SAMPLE_CALLCHAIN:
+        if where + 8 > end:
+            return -1
+        frames = load_u64(buffer, where)
+        if frames > np.uint64(size):
+            return -1
+        where += 8 + 8 * np.int64(frames)
+    return where if where + 4 <= end else -1
+
+
+@helper
+def _text_word(buffer: Any, at: Any, end: Any) -> Any:
+    """Up to eight bytes of a NUL-terminated text, padded with zeros."""
+    word = np.uint64(0)
+    for k in range(8):
+        if at + k >= end or buffer[at + k] == 0:
+            break
+        word |= np.uint64(buffer[at + k]) << np.uint64(8 * k)
+    return word
+
+
+@helper
+def _field(buffer: Any, at: Any, size: Any, signed: Any) -> Any:
+    if size == 8:
+        return load_u64(buffer, at)
+    if size == 4:
+        if signed:
+            return np.uint64(np.int64(load_i32(buffer, at)))
+        return np.uint64(load_u32(buffer, at))
+    if size == 2:
+        return np.uint64(load_u16(buffer, at))
+    return np.uint64(buffer[at])
+
+
+@njit
+def decode(
+    buffer: Any,
+    layout: Any,
+    times: Any,
+    positions: Any,
+    codes: Any,
+    first: Any,
+    last: Any,
+    state: Any,
+    by_number: Any,
+    number_slots: Any,
+    name_keys: Any,
+    name_values: Any,
+    name_places: Any,
+    batch: Any,
+) -> Any:
+    """Decode the sorted entries ``first`` to ``last`` into ``batch`` from row 0 on.
+
+    Parameters
+    ----------
+    buffer, layout, times, positions, codes:
+        As for :func:`mmreplay.importers.perf_walk.walk`; the walk has proved that each
+        record lies in the buffer and holds its fixed part.
+    state:
+        int64, the D_* entries.
+    by_number, number_slots:
+        :func:`mmreplay.importers.syscalls.number_tables`.
+    name_keys, name_values, name_places:
+        Table of file names by hash, and (names, 2) byte ranges of each name's first
+        occurrence; the caller leaves room for ``last - first`` more.
+    batch:
+        :class:`mmreplay.importers.events.Batch` with room for the entries.
+
+    Returns
+    -------
+    Number of events written (malformed records are counted and left out).
+    """
+    fixed = layout.fixed
+    flags = layout.flags
+    program = layout.program
+    trailer = layout.trailer
+    time_out = batch.time
+    arg = batch.arg
+    t0 = state[D_T0]
+    newest = state[D_LAST]
+    n = 0
+    for i in range(first, last):
+        at = positions[i]
+        code = codes[i]
+        stamp = times[i]
+        misc = np.int64(load_u16(buffer, at + 4))
+        size = np.int64(load_u16(buffer, at + 6))
+        if t0 < 0 and stamp > 0:
+            t0 = stamp
+        mark = 0
+        time = stamp - t0 if t0 >= 0 else 0
+        if stamp == 0:
+            mark = ev.SYNTHETIC
+            time = max(newest, 0)
+        elif time < newest:
+            mark = ev.LATE
+            state[D_LATE] += 1
+            time = newest
+        newest = time
+        for k in range(8):
+            arg[n, k] = 0
+        batch.ip[n] = 0
+        batch.weight[n] = 1
+        batch.call[n] = -1
+        batch.event[n] = -1
+        cpu = -1
+        if code >= 0:
+            if misc & 7 == 2:
+                mark |= ev.USER_MODE
+            role = flags[code, G_ROLE]
+            pid = load_i32(buffer, at + fixed[code, L_TID])
+            tid = load_i32(buffer, at + fixed[code, L_TID] + 4)
+            if fixed[code, L_CPU] >= 0:
+                value = load_u32(buffer, at + fixed[code, L_CPU])
+                cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1  # type: ignore[assignment]
+            weight = np.uint64(flags[code, G_WEIGHT])
+            if fixed[code, L_PERIOD] >= 0:
+                weight = load_u64(buffer, at + fixed[code, L_PERIOD])
+            batch.weight[n] = np.uint32(max(np.uint64(1), min(weight, np.uint64(0xFFFFFFFF))))
+            if fixed[code, L_IP] >= 0:
+                ip = load_u64(buffer, at + fixed[code, L_IP])
+                if ip < np.uint64(_KERNEL_HALF):
+                    batch.ip[n] = ip
+            steps = flags[code, G_FIELDS]
+            if steps > 0:
+                raw = fixed[code, L_RAW]
+                where = at + raw
+                if raw < 0:
+                    where = _raw_at(
+                        buffer,
+                        at,
+                        size,
+                        -raw,
+                        flags[code, G_SAMPLE_TYPE],
+                        flags[code, G_READ_FORMAT],
+                    )
+                length = np.int64(0)
+                if where >= 0:
+                    length = np.int64(load_u32(buffer, where))
+                if where < 0 or where + 4 + length > at + size or length < flags[code, G_NEED]:
+                    state[D_MALFORMED] += 1
+                    continue
+                for k in range(steps):
+                    arg[n, program[code, k, P_SLOT]] = _field(
+                        buffer,
+                        where + 4 + program[code, k, P_OFFSET],
+                        program[code, k, P_SIZE],
+                        program[code, k, P_SIGNED],
+                    )
+            call = flags[code, G_CALL]
+            if role == ev.FAULT_USER:
+                batch.ip[n] = arg[n, 2] if arg[n, 2] < np.uint64(_KERNEL_HALF) else np.uint64(0)
+                arg[n, 2] = 0
+            elif role == ev.FAULT_SOFTWARE or role == ev.FAULT_MINOR or role == ev.FAULT_MAJOR:
+                arg[n, 0] = load_u64(buffer, at + fixed[code, L_ADDR])
+            elif role == ev.RAW_ENTER or role == ev.RAW_EXIT:
+                number = arg[n, 7]
+                call = -1
+                if number < np.uint64(by_number.shape[0]):
+                    call = by_number[number]
+                if call < 0:
+                    role = ev.OTHER
+                elif role == ev.RAW_EXIT:
+                    role = ev.EXIT
+                else:
+                    role = ev.ENTER
+                    a0, a1, a2 = arg[n, 0], arg[n, 1], arg[n, 2]
+                    a3, a4, a5 = arg[n, 3], arg[n, 4], arg[n, 5]
+                    raw_args = (a0, a1, a2, a3, a4, a5)
+                    for k in range(8):
+                        arg[n, k] = 0
+                    for k in range(6):
+                        slot = number_slots[call, k]
+                        if slot >= 16:
+                            narrow = np.int64(raw_args[k] & np.uint64(0xFFFFFFFF))
+                            if narrow >= 1 << 31:
+                                narrow -= 1 << 32
+                            arg[n, slot - 16] = np.uint64(narrow)
+                        elif slot >= 0:
+                            arg[n, slot] = raw_args[k]
+            batch.call[n] = call
+            batch.event[n] = code
+        else:
+            kind = -code
+            role = np.int64(_ROLE_OF[kind])
+            end = at + size - trailer[T_SIZE]
+            pid = np.int32(-1)
+            tid = np.int32(-1)
+            if trailer[T_TID] > 0:
+                pid = load_i32(buffer, at + size - trailer[T_TID])
+                tid = load_i32(buffer, at + size - trailer[T_TID] + 4)
+            if trailer[T_CPU] > 0:
+                value = load_u32(buffer, at + size - trailer[T_CPU])
+                cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1  # type: ignore[assignment]
+            if role == ev.SWITCH:
+                arg[n, 0] = misc >> 13 & 1
+                arg[n, 1] = misc >> 14 & 1
+            elif role == ev.FORK or role == ev.THREAD_END:
+                arg[n, 0] = np.uint64(np.int64(load_i32(buffer, at + 8)))
+                arg[n, 1] = np.uint64(np.int64(load_i32(buffer, at + 12)))
+                arg[n, 2] = np.uint64(np.int64(load_i32(buffer, at + 16)))
+                arg[n, 3] = np.uint64(np.int64(load_i32(buffer, at + 20)))
+            elif role == ev.LOST:
+                arg[n, 0] = load_u64(buffer, at + 16)
+            elif role == ev.COMM:
+                pid = load_i32(buffer, at + 8)
+                tid = load_i32(buffer, at + 12)
+                arg[n, 0] = misc >> 13 & 1
+                arg[n, 1] = _text_word(buffer, at + 16, end)
+                if arg[n, 1] >> np.uint64(56) != 0:
+                    arg[n, 2] = _text_word(buffer, at + 24, end)
+            elif role == ev.MAPPING:
+                pid = load_i32(buffer, at + 8)
+                tid = load_i32(buffer, at + 12)
+                arg[n, 0] = load_u64(buffer, at + 16)
+                arg[n, 1] = load_u64(buffer, at + 24)
+                arg[n, 2] = load_u64(buffer, at + 32)
+                name = at + 40
+                if kind == R_MMAP2:
+                    arg[n, 3] = np.uint64(load_u32(buffer, at + 64)) | (
+                        np.uint64(load_u32(buffer, at + 68)) << np.uint64(32)
+                    )
+                    if not misc & 0x4000:  # else a build-id lies there
+                        arg[n, 4] = load_u64(buffer, at + 48)
+                        arg[n, 5] = np.uint64(
+                            (load_u32(buffer, at + 40) & 0xFFF) << 20
+                            | (load_u32(buffer, at + 44) & 0xFFFFF)
+                        )
+                    name = at + 72
+                else:  # MMAP says no protection: data maps are read-write, the rest code
+                    arg[n, 3] = np.uint64(3 if misc & 0x2000 else 5) | np.uint64(2 << 32)
+                hashed = np.uint64(0xCBF29CE484222325)
+                stop = name
+                while stop < end and buffer[stop] != 0:
+                    hashed = (hashed ^ np.uint64(buffer[stop])) * np.uint64(0x100000001B3)
+                    stop += 1
+                hashed = mix(hashed)
+                found = table_find(name_keys, name_values, hashed)
+                if found < 0:
+                    found = state[D_NAMES]
+                    state[D_NAMES] += 1
+                    name_places[found, 0] = name
+                    name_places[found, 1] = stop
+                    table_put(name_keys, name_values, hashed, found)
+                arg[n, 6] = np.uint64(found)
+            if role == 0:
+                continue
+        time_out[n] = time
+        batch.pid[n] = pid
+        batch.tid[n] = tid
+        batch.cpu[n] = cpu
+        batch.role[n] = role
+        batch.mark[n] = mark
+        batch.position[n] = at
+        n += 1
+    state[D_T0] = t0
+    state[D_LAST] = newest
+    return n
+
+
+@njit
+def rehash(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
+    """Put all of one table into a larger, empty one."""
+    for place in range(keys.shape[0]):
+        if values[place] >= 0:
+            table_put(new_keys, new_values, keys[place], values[place])

@@ -1,0 +1,275 @@
+"""Compiled walk over a perf.data record stream: (time, position, code) of what matters.
+
+It reads headers, ids and times only; decoding comes after sorting (IMPORT §3.1).
+Every record is proved to lie inside the stream before it is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreplay.importers.binary import load_u16, load_u32, load_u64, table_find
+from mmreplay.importers.perf_layout import (
+    L_MIN,
+    L_TIME,
+    T_ID,
+    T_SIZE,
+    T_TIME,
+)
+from mmreplay.jit import njit
+
+# perf_event_type: include/uapi/linux/perf_event.h@6.18.
+R_MMAP, R_LOST, R_COMM, R_EXIT, R_THROTTLE, R_UNTHROTTLE, R_FORK = 1, 2, 3, 4, 5, 6, 7
+R_READ, R_SAMPLE, R_MMAP2, R_LOST_SAMPLES, R_SWITCH, R_SWITCH_CPU_WIDE = 8, 9, 10, 13, 14, 15
+# perf_user_event_type: tools/lib/perf/include/perf/event.h@6.18.
+R_TRACING_DATA, R_FINISHED_ROUND, R_AUXTRACE, R_THREAD_MAP = 66, 68, 71, 73
+R_COMPRESSED, R_COMPRESSED2 = 81, 83
+
+#: Times above this (2^62 ns, 146 years) are no times.
+MAX_TIME: Final = 1 << 62
+#: Record types counted one by one; the rest is counted together in the last place.
+TYPES: Final = 256
+
+# Entries of the walk's state.
+(
+    W_POSITION,
+    W_COUNT,  # entries in the output
+    W_NEWEST,  # newest time seen
+    W_PREVIOUS,  # newest time seen when the last round ended
+    W_LIMIT,  # nothing older than this can come any more
+    W_ROUNDS,
+    W_LOST,  # sum of LOST
+    W_LOST_SAMPLES,  # sum of LOST_SAMPLES that are losses
+    W_MALFORMED,
+    W_UNKNOWN_ID,
+    W_THREAD_MAP,  # byte of the first THREAD_MAP record, 0 none
+    W_SIZE,
+) = range(12)
+# Results of a call.
+END, FULL, SHORT_RECORD, OVERRUN, COMPRESSED = range(5)
+
+_KNOWN_BODY = np.full(64, -1, np.int64)  # smallest record (header included) that is read
+for _type, _size in (
+    (R_MMAP, 41),
+    (R_LOST, 24),
+    (R_COMM, 17),
+    (R_EXIT, 32),
+    (R_THROTTLE, 32),
+    (R_UNTHROTTLE, 32),
+    (R_FORK, 32),
+    (R_MMAP2, 73),
+    (R_LOST_SAMPLES, 16),
+    (R_SWITCH, 8),
+    (R_SWITCH_CPU_WIDE, 16),
+):
+    _KNOWN_BODY[_type] = _size
+
+
+def new_state(start: int) -> NDArray[np.int64]:
+    """The walk's state at the first byte of the stream."""
+    state = np.zeros(W_SIZE, np.int64)
+    state[W_POSITION] = start
+    state[W_NEWEST] = -1
+    state[W_PREVIOUS] = -1
+    state[W_LIMIT] = -1
+    return state
+
+
+@njit
+def walk(
+    buffer: Any,
+    end: int,
+    layout: Any,
+    state: Any,
+    times: Any,
+    positions: Any,
+    codes: Any,
+    types: Any,
+    samples: Any,
+    lost: Any,
+) -> int:
+    """Walk until ``end`` or until the output is full.
+
+    Parameters
+    ----------
+    buffer:
+        uint8 array of the stream; ``end <= len(buffer)``.
+    layout:
+        :class:`~mmreplay.importers.perf_layout.Layout`.
+    state:
+        The W_* entries, kept between calls.
+    times, positions, codes:
+        Output (int64, int64, int32): ns, byte of the record, event index (or minus the
+        record's type); filled from ``state[W_COUNT]`` on.
+    types:
+        int64 (TYPES,): records by type.
+    samples, lost:
+        int64 (events,): samples and LOST_SAMPLES per event.
+
+    Returns
+    -------
+    END, FULL, or what is wrong with the record at ``state[W_POSITION]``.
+    """
+    fixed = layout.fixed
+    trailer = layout.trailer
+    keys = layout.id_keys
+    values = layout.id_values
+    id_offset = layout.id_offset
+    trailer_size = trailer[T_SIZE]
+    trailer_time = trailer[T_TIME]
+    trailer_id = trailer[T_ID]
+    room = times.shape[0]
+    at = state[W_POSITION]
+    n = state[W_COUNT]
+    newest = state[W_NEWEST]
+    untimed = 0
+    last_id = np.uint64(0)
+    last_event = -1
+    result = END
+    while at < end:
+        if n >= room:
+            result = FULL
+            break
+        if end - at < 8:
+            result = SHORT_RECORD
+            break
+        kind = np.int64(load_u32(buffer, at))
+        size = np.int64(load_u16(buffer, at + 6))
+        if size < 8:
+            result = SHORT_RECORD
+            break
+        if size > end - at:
+            result = OVERRUN
+            break
+        types[min(kind, TYPES - 1)] += 1
+        if kind == R_SAMPLE:
+            event = 0
+            if id_offset >= 0:
+                if size < id_offset + 8:
+                    state[W_MALFORMED] += 1
+                    at += size
+                    continue
+                ident = load_u64(buffer, at + id_offset)
+                if last_event >= 0 and ident == last_id:
+                    event = last_event
+                else:
+                    event = table_find(keys, values, ident)
+                    if event < 0:
+                        state[W_UNKNOWN_ID] += 1
+                        at += size
+                        continue
+                    last_id = ident
+                    last_event = event
+            if size < fixed[event, L_MIN]:
+                state[W_MALFORMED] += 1
+                at += size
+                continue
+            time = load_u64(buffer, at + fixed[event, L_TIME])
+            if time > np.uint64(MAX_TIME):
+                state[W_MALFORMED] += 1
+                at += size
+                continue
+            samples[event] += 1
+            times[n] = np.int64(time)
+            positions[n] = at
+            codes[n] = event
+            n += 1
+        elif kind < 64:
+            body = _KNOWN_BODY[kind]
+            if body < 0:  # unknown or not needed: counted above, skipped by size
+                at += size
+                continue
+            if size < body + trailer_size:
+                state[W_MALFORMED] += 1
+                at += size
+                continue
+            if kind == R_LOST_SAMPLES:
+                amount = load_u64(buffer, at + 8)
+                misc = load_u16(buffer, at + 4)
+                # Bit 15: dropped by a filter of the user's, not lost (6.12).
+                if not misc & 0x8000 and amount < np.uint64(MAX_TIME):
+                    state[W_LOST_SAMPLES] += np.int64(amount)
+                    event = -1
+                    if trailer_id > 0:
+                        event = table_find(keys, values, load_u64(buffer, at + size - trailer_id))
+                    if event >= 0:
+                        lost[event] += np.int64(amount)
+                at += size
+                continue
+            if kind == R_LOST:
+                amount = load_u64(buffer, at + 16)
+                if amount < np.uint64(MAX_TIME):
+                    state[W_LOST] += np.int64(amount)
+            stamp = np.int64(-1)
+            if trailer_time > 0:
+                time = load_u64(buffer, at + size - trailer_time)
+                if time > np.uint64(MAX_TIME):
+                    state[W_MALFORMED] += 1
+                    at += size
+                    continue
+                stamp = np.int64(time)
+            elif kind in (R_FORK, R_EXIT):
+                time = load_u64(buffer, at + 24)
+                if time <= np.uint64(MAX_TIME):
+                    stamp = np.int64(time)
+            times[n] = stamp
+            positions[n] = at
+            codes[n] = -kind
+            n += 1
+            if stamp < 0:  # gets the time of the next timed record
+                untimed += 1
+                at += size
+                continue
+            time = np.uint64(stamp)
+        else:
+            if kind == R_FINISHED_ROUND:
+                state[W_ROUNDS] += 1
+                state[W_LIMIT] = state[W_PREVIOUS]
+                state[W_PREVIOUS] = newest
+            elif kind == R_THREAD_MAP and state[W_THREAD_MAP] == 0 and size >= 24:
+                state[W_THREAD_MAP] = at
+            elif kind in (R_COMPRESSED, R_COMPRESSED2):
+                result = COMPRESSED
+                break
+            elif kind in (R_AUXTRACE, R_TRACING_DATA):
+                # A payload follows that header.size does not count (IMPORT §1.3).
+                need = 16 if kind == R_AUXTRACE else 12
+                if size < need:
+                    state[W_MALFORMED] += 1
+                    at += size
+                    continue
+                extra = np.uint64(0)
+                if kind == R_AUXTRACE:
+                    extra = load_u64(buffer, at + 8)
+                else:
+                    extra = np.uint64((np.int64(load_u32(buffer, at + 8)) + 7) & ~7)
+                if extra > np.uint64(end - at - size):
+                    result = OVERRUN
+                    break
+                at += np.int64(extra)
+            at += size
+            continue
+        stamp = np.int64(time)
+        newest = max(newest, stamp)
+        if untimed:
+            back = n - 2
+            while untimed > 0 and back >= 0 and times[back] < 0:
+                times[back] = stamp
+                back -= 1
+                untimed -= 1
+            untimed = 0
+        at += size
+    if untimed:  # the stream or the window ends: the newest time is the best guess
+        back = n - 1
+        while untimed > 0 and back >= 0:
+            if times[back] < 0:
+                times[back] = max(newest, 0)
+                untimed -= 1
+            back -= 1
+    state[W_NEWEST] = newest
+    state[W_POSITION] = at
+    state[W_COUNT] = n
+    return result

@@ -1,0 +1,214 @@
+"""Costs from the trace: how much an operation costs here, against the machine profile.
+
+The machine profile says how an operation's time is split over its steps; the trace
+says how long the operation took.  Per class of operations the factor
+
+    recorded median service ÷ simulated median service, alone on one core
+
+goes into ``plan.scale``, so costs come from the recording and their split from the
+machine.  Recorded *waits* are never used: service is what the operation would have
+taken uncontended (see the time split of the trace).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp, Trait
+from mmreplay.engine.result import Result
+from mmreplay.predict.delays import quantile_ns
+from mmreplay.predict.recorded import Recorded
+
+#: A factor beyond these says that the class is not what the machine's costs describe.
+LARGEST_FACTOR: Final = 8.0
+#: Fewer recorded operations than this give no median of their own.
+_ENOUGH: Final = 20
+#: Operations simulated alone per class.
+_SAMPLE: Final = 256
+#: Traits that change what an operation costs, not what it locks.
+_COSTLY: Final = np.uint64(
+    Trait.KERNEL_MODE
+    | Trait.WRITE
+    | Trait.ANON
+    | Trait.FILE
+    | Trait.SHMEM
+    | Trait.HOLE
+    | Trait.ACCESS_ERROR
+    | Trait.TABLE_MISSING
+    | Trait.NEEDS_IO
+    | Trait.PRESENT
+    | Trait.COW
+    | Trait.REUSE
+    | Trait.ZERO_PAGE
+    | Trait.FAULT_AROUND
+    | Trait.HUGE
+    | Trait.HUGETLB
+    | Trait.SWAP
+    | Trait.STACK_GROWTH
+    | Trait.STRUCTURAL
+    | Trait.OVERLAPS
+    | Trait.POPULATE
+    | Trait.MULTI_VMA
+    | Trait.NO_CHANGE
+    | Trait.PAGES_PRESENT
+    | Trait.FREES_TABLES
+    | Trait.FAILED
+)
+
+Simulate = Callable[[Plan], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Factors by class; ``keys`` ascending.  ``by_op[PlanOp]`` serves classes not seen."""
+
+    keys: NDArray[np.uint64]
+    factors: NDArray[np.float64]
+    by_op: NDArray[np.float64]
+    classes: int  # classes with a factor of their own
+    clipped: int  # of those, at the limits
+    covered_share: float  # operations whose class has a factor of its own
+
+    def apply(self, plan: Plan) -> Plan:
+        """``plan`` with its ``scale`` set; operations of unknown classes keep the machine's."""
+        factor = self.by_op[plan.op.astype(np.int64)]
+        if len(self.keys):
+            keys = class_keys(plan)
+            at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+            factor = np.where(self.keys[at] == keys, self.factors[at], factor)
+        scale = np.rint(factor * SCALE_ONE).astype(np.int32)
+        return plan._replace(scale=scale)
+
+
+def class_keys(plan: Plan) -> NDArray[np.uint64]:
+    """The cost class of every operation: program, costly traits, magnitude of pages."""
+    magnitude = np.zeros(plan.n_ops, np.uint64)
+    many = plan.pages > 1
+    magnitude[many] = np.minimum(np.log2(plan.pages[many]), 31).astype(np.uint64)
+    op = plan.op.astype(np.uint64)
+    keys: NDArray[np.uint64] = (
+        (op << np.uint64(56)) | (magnitude << np.uint64(50)) | (plan.traits & _COSTLY)
+    )
+    return keys
+
+
+def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
+    """The operations ``rows`` of ``plan`` one after the other in one thread, nothing between.
+
+    No think time, no I/O sleep, no dependencies, no scaling: what is left is service.
+    """
+    count = len(rows)
+    first, last = plan.mark_first[rows], plan.mark_first[rows + 1]
+    lengths = last - first
+    mark_first = np.zeros(count + 1, np.int64)
+    np.cumsum(lengths, out=mark_first[1:])
+    picked = np.repeat(first - mark_first[:-1], lengths) + np.arange(mark_first[-1])
+    zeros = np.zeros(count, np.int64)
+    return plan._replace(
+        thread_first=np.array([0, count], np.int64),
+        thread_offset_ns=np.zeros(1, np.int64),
+        thread_group=np.zeros(1, np.int32),
+        thread_loop=np.full(1, -1, np.int64),
+        thread_tail_cpu_ns=np.zeros(1, np.int64),
+        thread_tail_blocked_ns=np.zeros(1, np.int64),
+        op=plan.op[rows],
+        mm=plan.mm[rows],
+        child_mm=plan.child_mm[rows],
+        traits=plan.traits[rows],
+        think_cpu_ns=zeros,
+        think_blocked_ns=zeros.copy(),
+        sleep_ns=zeros.copy(),
+        pages=plan.pages[rows],
+        vmas=plan.vmas[rows],
+        tables=plan.tables[rows],
+        vma=plan.vma[rows],
+        anon_slot=plan.anon_slot[rows],
+        table=plan.table[rows],
+        file=plan.file[rows],
+        first_page=plan.first_page[rows],
+        last_page=plan.last_page[rows],
+        scale=np.full(count, SCALE_ONE, np.int32),
+        row=plan.row[rows],
+        mark_first=mark_first,
+        mark_vma=plan.mark_vma[picked],
+        mark_set=plan.mark_set[picked],
+        dep_first=np.zeros(count + 1, np.int64),
+        dep_op=np.zeros(0, np.int64),
+    )
+
+
+def calibrate(plan: Plan, recorded: Recorded, simulate: Simulate) -> Calibration:
+    """Factors from the operations of ``plan`` with known service.
+
+    Parameters
+    ----------
+    plan:
+        The unchanged trace under the rules of the recorded kernel.
+    recorded:
+        Recorded times by row of the trace.
+    simulate:
+        Replays a one-thread plan on one core under the recorded kernel's model.
+    """
+    size = max(PlanOp) + 1
+    by_op = np.ones(size)
+    service = np.full(plan.n_ops, np.nan)
+    real = plan.row >= 0
+    service[real] = recorded.service_ns[plan.row[real]]
+    usable = np.flatnonzero(~np.isnan(service) & (plan.op != PlanOp.NONE))
+    keys = class_keys(plan)
+    known: list[int] = []
+    factors: list[float] = []
+    clipped = covered = 0
+    if len(usable):
+        order = usable[np.argsort(keys[usable], kind="stable")]
+        starts = np.flatnonzero(np.r_[True, np.diff(keys[order].astype(np.int64)) != 0])
+        groups = np.split(order, starts[1:])
+        totals = np.zeros((size, 2))
+        for group in groups:
+            if len(group) < _ENOUGH:
+                continue
+            raw = _factor(plan, group, service, simulate)
+            if raw is None:
+                continue
+            factor = min(max(raw, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
+            clipped += factor != raw
+            covered += len(group)
+            known.append(int(keys[group[0]]))
+            factors.append(factor)
+            op = int(plan.op[group[0]])
+            totals[op] += len(group) * np.log(factor), len(group)
+        seen = totals[:, 1] > 0
+        by_op[seen] = np.exp(totals[seen, 0] / totals[seen, 1])
+    return Calibration(
+        keys=np.array(known, np.uint64),
+        factors=np.array(factors, np.float64),
+        by_op=by_op,
+        classes=len(known),
+        clipped=clipped,
+        covered_share=covered / plan.n_ops if plan.n_ops else 0.0,
+    )
+
+
+def _factor(
+    plan: Plan,
+    rows: NDArray[np.int64],
+    service: NDArray[np.float64],
+    simulate: Simulate,
+) -> float | None:
+    recorded = float(np.median(service[rows]))
+    step = max(1, len(rows) // _SAMPLE)
+    result = simulate(alone(plan, np.sort(rows[::step][:_SAMPLE])))
+    op = int(plan.op[rows[0]])
+    count = int(result.op_count[op])
+    if count == 0 or recorded <= 0:
+        return None
+    mean = float(result.op_busy_ns[op]) / count
+    histogram = result.op_delay[op]
+    # Where all draws are (nearly) equal the mean is exact and the histogram is not.
+    median = mean if np.count_nonzero(histogram) <= 2 else quantile_ns(histogram, 0.5)
+    return recorded / median if median else None

@@ -1,0 +1,92 @@
+"""What a trace must have before anything is predicted from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmreplay.errors import UserError, closest
+from mmreplay.predict import rooms
+from mmreplay.predict.recorded import (
+    LOSS_LIMIT,
+    LOSS_WARNING,
+    UNATTRIBUTED_LIMIT,
+    Quality,
+    quality,
+)
+
+if TYPE_CHECKING:
+    from mmreplay.trace.store import Trace
+
+
+def check_choice(value: str, option: str, known: tuple[str, ...]) -> None:
+    """Raise unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise UserError(
+            f'"{value}"{closest(value, known)}', where=option, fix=f"use {', '.join(known)}"
+        )
+
+
+def check_replayable(trace: Trace) -> tuple[rooms.Facts, list[str]]:
+    """Raise for a trace that cannot be replayed; warnings for one that can only just be."""
+    where = rooms.trace_name(trace)
+    command = rooms.record_command(trace)
+    found = rooms.facts(trace)
+    if found.ops == 0:
+        raise UserError(
+            "the trace has no memory-map operations of any thread",
+            where=where,
+            fix=f"record faults and mappings while the program runs: {command}",
+        )
+    if trace.header.capabilities.sampling:
+        raise UserError(
+            "the recording was sampled, so operations are missing and their order means nothing",
+            where=where,
+            fix=f"count every event (-c 1, not -F): {command}",
+        )
+    warnings = []
+    if found.faults == 0:
+        warnings.append(
+            "The trace has no page faults, only mappings: waits between faults and mappings are "
+            f"not in it. To record them: {command}"
+        )
+    return found, warnings
+
+
+def check_predictable(
+    trace: Trace, found: rooms.Facts, threads_given: bool
+) -> tuple[Quality, list[str]]:
+    """Raise where gains would be guesses; warnings where they are weak."""
+    where = rooms.trace_name(trace)
+    command = rooms.record_command(trace)
+    if found.threads < 2 and not threads_given:
+        raise UserError(
+            "only one thread uses the memory map, and one thread never waits for itself",
+            where=where,
+            fix="record the program with its threads, or scale it out with --threads",
+        )
+    state = quality(trace)
+    if not found.times or state.unattributed_share is None:
+        raise UserError(
+            "the recording has no durations, so waiting cannot be told from computing",
+            where=where,
+            fix=f"record with them: {command}",
+        )
+    if state.unattributed_share > UNATTRIBUTED_LIMIT:
+        raise UserError(
+            f"{state.unattributed_share:.0%} of the threads' busy time could not be split into "
+            f"computing, service and waiting (limit {UNATTRIBUTED_LIMIT:.0%}), so gains would be "
+            "guesses",
+            where=where,
+            fix=f"record with durations and switches: {command}",
+        )
+    if state.lost_share > LOSS_LIMIT:
+        raise UserError(
+            f"{state.lost_share:.1%} of the events were lost (limit {LOSS_LIMIT:.0%}), so rates "
+            "would be guesses",
+            where=where,
+            fix=f"record with larger rings (-m 16384): {command}",
+        )
+    warnings = []
+    if state.lost_share > LOSS_WARNING:
+        warnings.append(f"{state.lost_share:.1%} of the events were lost in the recording.")
+    return state, warnings

@@ -1,0 +1,124 @@
+"""The other rooms as prediction uses them: one place to see what it depends on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import polars as pl
+
+from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.engine.result import Options, Result
+from mmreplay.errors import UserError
+from mmreplay.locking.model import LockingModel
+from mmreplay.machine.profile import Machine
+from mmreplay.schema import OpKind
+
+if TYPE_CHECKING:
+    from mmreplay.trace.store import Trace
+
+#: Counts of locks are exact (every operation once) up to this many operations.
+EXACT_OPS: Final = 1_000_000
+#: Operations that take no lock of the memory map's by themselves.
+_SILENT: Final = (int(OpKind.THREAD_START), int(OpKind.THREAD_EXIT), int(OpKind.SNAPSHOT_VMA))
+
+
+def open_trace(trace: Trace | str | os.PathLike[str]) -> Trace:
+    """``trace`` itself, or the trace directory of that name."""
+    from mmreplay.trace.store import Trace as Stored
+
+    return trace if isinstance(trace, Stored) else Stored.open(trace)
+
+
+def trace_name(trace: Trace) -> str:
+    """What outputs call the trace: its directory's name, never its path."""
+    return Path(trace.path).name if trace.path is not None else "in memory"
+
+
+def record_command(trace: Trace) -> str:
+    """The ``perf record`` line that gives everything a prediction needs."""
+    from mmreplay.trace.recording import record_command as words
+
+    return " ".join(words(trace.header))
+
+
+def kernel_model(name: str, option: str) -> tuple[LockingModel, str]:
+    """The model for a kernel release, model name or file, and a note (maybe empty)."""
+    from mmreplay.locking import resolve_kernel
+
+    try:
+        return resolve_kernel(name)
+    except UserError as error:
+        if error.where:
+            raise
+        raise UserError(error.problem, where=option, fix=error.fix) from None
+
+
+def machine_profile(name: str | None, trace: Trace, cores: int) -> tuple[Machine, str, list[str]]:
+    """A machine with at least ``cores`` CPUs, its basis, and notes.
+
+    The basis is ``given``, ``matched`` (to the recording's CPU) or ``assumed``.
+    """
+    from mmreplay.machine import extrapolated, load_machine, match_machine
+
+    facts = trace.header.machine
+    if name is not None:
+        found, basis, notes = load_machine(name), "given", []
+    else:
+        found, note = match_machine(facts.cpu_model, facts.cpu_id, facts.cpus_online)
+        basis, notes = "assumed" if found.assumed else "matched", [note]
+    wide = extrapolated(found, cores)
+    if wide.n_cpus > found.n_cpus:
+        notes.append(
+            f"{found.name} has {found.n_cpus} CPUs; for more its topology is continued by "
+            "assumption, at the same costs."
+        )
+    return wide, basis, notes
+
+
+def recorded_cores(trace: Trace) -> int | None:
+    """CPUs that the recorded set could run on; None where the recording does not say."""
+    facts = trace.header.machine
+    return facts.cpus_available or facts.cpus_online
+
+
+def simulate(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Result:
+    """One simulation."""
+    from mmreplay.engine import simulate as run
+
+    return run(plan, model, machine, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the operations table says before anything is planned."""
+
+    ops: int
+    faults: int
+    threads: int  # threads with operations of the memory map
+    times: bool  # think or service time is known for some operation
+
+
+def facts(trace: Trace) -> Facts:
+    """Counts that decide what can be predicted at all."""
+    faults = (int(OpKind.FAULT_USER), int(OpKind.FAULT_KERNEL))
+    real = ~pl.col("kind").is_in(_SILENT)
+    row = (
+        trace.operations.select(
+            ops=real.sum(),
+            faults=pl.col("kind").is_in(faults).sum(),
+            threads=pl.col("tid").filter(real).n_unique(),
+            times=(pl.col("think_cpu_ns").is_not_null() | pl.col("service_ns").is_not_null()).any(),
+        )
+        .collect()
+        .row(0, named=True)
+    )
+    return Facts(int(row["ops"]), int(row["faults"]), int(row["threads"]), bool(row["times"]))
+
+
+def lock_relevant(plan: Plan) -> int:
+    """Operations of a plan that run a locking program."""
+    return int(np.count_nonzero(plan.op != PlanOp.NONE))

@@ -1,0 +1,1 @@
+"""Workload definitions and the traces that they generate."""

@@ -1,0 +1,278 @@
+"""Plans of small traces, computed by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmreplay.address_space.plan import MarkSet, PlanOp, Trait
+from mmreplay.address_space.planner import PlanBundle, build_plan
+from mmreplay.address_space.rules import load_rules
+from mmreplay.address_space.scale import scale_group
+from mmreplay.errors import UserError
+from mmreplay.schema import DurationKind, FaultClass, OpKind
+from mmreplay.trace.store import Header, Trace, frame
+
+A = 0x7F00_0000_0000
+PAGE = 4096
+RW = 3
+ANON = 0x22  # MAP_PRIVATE | MAP_ANONYMOUS
+READ, WRITE, PRESENT = 4, 6, 1
+
+
+class Tape:
+    """Writes one operation after another, 1000 ns apart."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.vmas: list[dict[str, Any]] = []
+        self.threads = [
+            {
+                "tid": t,
+                "pid": 1,
+                "address_space": 0,
+                "first_ns": 0,
+                "last_ns": 1 << 40,
+                "comm": "w",
+                "group": "w",
+            }
+            for t in range(1, threads + 1)
+        ]
+
+    def op(self, kind: OpKind, tid: int = 1, **columns: Any) -> int:
+        self.rows.append(
+            {
+                "begin_ns": 1000 * (len(self.rows) + 1),
+                "pid": 1,
+                "tid": tid,
+                "address_space": 0,
+                "kind": kind,
+                "think_cpu_ns": 10,
+                "think_blocked_ns": 0,
+                **columns,
+            }
+        )
+        return len(self.rows) - 1
+
+    def mmap(self, address: int, pages: int, tid: int = 1, prot: int = RW, **more: Any) -> int:
+        columns = {
+            "address": address,
+            "length": pages * PAGE,
+            "address2": 0,
+            "prot": prot,
+            "flags": ANON,
+            "result": address,
+            "duration_ns": 100,
+            "duration_kind": DurationKind.MEASURED,
+            **more,
+        }
+        return self.op(OpKind.MMAP, tid, **columns)
+
+    def fault(self, address: int, bits: int | None, tid: int = 1, **more: Any) -> int:
+        columns = {"fault_class": FaultClass.MINOR, **more}
+        return self.op(OpKind.FAULT_USER, tid, address=address, fault_bits=bits, **columns)
+
+    def munmap(self, address: int, pages: int, tid: int = 1) -> int:
+        return self.op(OpKind.MUNMAP, tid, address=address, length=pages * PAGE, result=0)
+
+    def trace(self) -> Trace:
+        tables = {
+            "operations": frame("operations", self.rows),
+            "threads": frame("threads", self.threads),
+            "vmas": frame("vmas", self.vmas),
+        }
+        return Trace.in_memory(Header(span_ns=1000 * (len(self.rows) + 1)), tables)
+
+    def plan(self, **choices: Any) -> PlanBundle:
+        return build_plan(self.trace(), load_rules("linux-6.18"), **choices)
+
+
+def at(bundle: PlanBundle, row: int) -> int:
+    """Row of the plan that stands for row ``row`` of the trace."""
+    (found,) = np.flatnonzero(bundle.plan.row == row)
+    return int(found)
+
+
+def traits(bundle: PlanBundle, row: int) -> Trait:
+    return Trait(int(bundle.plan.traits[at(bundle, row)]))
+
+
+def deps(bundle: PlanBundle, row: int) -> list[int]:
+    """Rows of the trace that ``row`` waits for."""
+    plan, k = bundle.plan, at(bundle, row)
+    return sorted(int(plan.row[d]) for d in plan.dep_op[plan.dep_first[k] : plan.dep_first[k + 1]])
+
+
+def marks(bundle: PlanBundle, row: int) -> list[tuple[MarkSet, int]]:
+    plan, k = bundle.plan, at(bundle, row)
+    span = slice(plan.mark_first[k], plan.mark_first[k + 1])
+    return [
+        (MarkSet(int(s)), int(v))
+        for s, v in zip(plan.mark_set[span], plan.mark_vma[span], strict=True)
+    ]
+
+
+def test_anonymous_faults() -> None:
+    tape = Tape()
+    tape.mmap(A, 4)
+    first = tape.fault(A, WRITE)
+    zero = tape.fault(A + PAGE, READ)
+    over_zero = tape.fault(A + PAGE, WRITE | PRESENT)
+    again = tape.fault(A + 2 * PAGE, WRITE)
+    bundle = tape.plan()
+    common = Trait.ANON | Trait.WRITE | Trait.NEEDS_ANON_VMA | Trait.SINGLE_THREADED
+    assert traits(bundle, first) == common | Trait.TABLE_MISSING
+    assert traits(bundle, zero) == Trait.ANON | Trait.ZERO_PAGE | Trait.SINGLE_THREADED
+    assert traits(bundle, over_zero) == common | Trait.PRESENT | Trait.COW
+    assert traits(bundle, again) == common
+    plan = bundle.plan
+    assert len({int(plan.vma[at(bundle, r)]) for r in range(5)}) == 1
+    assert list(plan.anon_initial) == [0]
+    assert list(plan.table_initial) == [0]
+
+
+def test_unmap_waits_for_the_last_use_of_each_other_thread() -> None:
+    tape = Tape(threads=3)
+    made = tape.mmap(A, 8)
+    mine = tape.fault(A, WRITE, tid=1)
+    other = tape.fault(A + PAGE, WRITE, tid=2)
+    tape.fault(A + 2 * PAGE, WRITE, tid=3)
+    last = tape.fault(A + 3 * PAGE, WRITE, tid=3)
+    gone = tape.munmap(A, 8, tid=1)
+    bundle = tape.plan()
+    assert deps(bundle, mine) == []
+    assert deps(bundle, other) == [made]
+    assert deps(bundle, last) == []  # its thread has waited for the mmap before
+    assert deps(bundle, gone) == [other, last]
+    assert bundle.plan.pages[at(bundle, gone)] == 4
+    assert traits(bundle, gone) & (Trait.PAGES_PRESENT | Trait.FREES_TABLES | Trait.STRUCTURAL) == (
+        Trait.PAGES_PRESENT | Trait.FREES_TABLES | Trait.STRUCTURAL
+    )
+    assert [s for s, _ in marks(bundle, gone)] == [MarkSet.REMOVED]
+
+
+def test_a_new_life_of_a_region_has_a_new_table_and_vma() -> None:
+    tape = Tape()
+    tape.mmap(A, 8)
+    one = tape.fault(A, WRITE)
+    tape.munmap(A, 8)
+    tape.mmap(A, 8)
+    two = tape.fault(A, WRITE)
+    plan = (bundle := tape.plan()).plan
+    assert plan.table[at(bundle, one)] != plan.table[at(bundle, two)]
+    assert plan.vma[at(bundle, one)] != plan.vma[at(bundle, two)]
+    assert traits(bundle, two) & Trait.TABLE_MISSING
+
+
+def test_split_after_the_first_write_shares_the_anon_vma_bit() -> None:
+    tape = Tape()
+    tape.mmap(A, 8)
+    one = tape.fault(A, WRITE)
+    cut = tape.op(OpKind.MPROTECT, address=A + 4 * PAGE, length=PAGE, prot=1, result=0)
+    low = tape.fault(A + PAGE, WRITE)
+    high = tape.fault(A + 6 * PAGE, WRITE)
+    plan = (bundle := tape.plan()).plan
+    slots = [int(plan.anon_slot[at(bundle, r)]) for r in (one, low, high)]
+    assert len(set(slots)) == 1
+    assert plan.vma[at(bundle, low)] != plan.vma[at(bundle, high)]
+    assert traits(bundle, cut) & Trait.SPLITS
+
+
+def test_merged_mmap_of_another_thread_is_no_reason_to_wait() -> None:
+    tape = Tape(threads=2)
+    tape.mmap(A, 4, tid=1)
+    tape.mmap(A - 4 * PAGE, 4, tid=2)  # the kernel makes one VMA of the two
+    own = tape.fault(A, WRITE, tid=1)
+    foreign = tape.fault(A - PAGE, WRITE, tid=1)
+    bundle = tape.plan()
+    plan = bundle.plan
+    assert plan.vma[at(bundle, own)] == plan.vma[at(bundle, foreign)]
+    assert deps(bundle, own) == []
+    assert deps(bundle, foreign) == [1]
+
+
+def test_mmap_that_began_before_the_munmap_it_profits_from() -> None:
+    tape = Tape(threads=2)
+    tape.mmap(A, 4, tid=1)
+    # thread 2 begins first, but gets the range that thread 1 unmaps meanwhile
+    late = tape.mmap(A, 4, tid=2, duration_ns=5000)
+    tape.munmap(A, 4, tid=1)
+    bundle = tape.plan()
+    assert bundle.counters["map_conflicts"] == 0
+    assert not traits(bundle, late) & Trait.OVERLAPS
+
+
+@pytest.mark.parametrize(
+    ("advice", "op"),
+    [
+        (4, PlanOp.MADVISE_ZAP),
+        (8, PlanOp.MADVISE_ZAP),
+        (3, PlanOp.MADVISE_WILLNEED),
+        (14, PlanOp.MADVISE_FLAGS),
+        (20, PlanOp.MADVISE_READ),
+        (23, PlanOp.MADVISE_POPULATE),
+        (25, PlanOp.MADVISE_COLLAPSE),
+        (100, PlanOp.NONE),
+        (102, PlanOp.MADVISE_GUARD),
+    ],
+)
+def test_advice(advice: int, op: PlanOp) -> None:
+    tape = Tape()
+    tape.mmap(A, 4)
+    row = tape.op(OpKind.MADVISE, address=A, length=PAGE, flags=advice, result=0)
+    bundle = tape.plan()
+    assert bundle.plan.op[at(bundle, row)] == op
+
+
+def test_failed_calls_run_their_program_only_after_the_lock() -> None:
+    tape = Tape()
+    before = tape.op(OpKind.MPROTECT, address=A, length=PAGE, prot=1, result=-22, errno=22)
+    under = tape.op(OpKind.MPROTECT, address=A, length=PAGE, prot=1, result=-12, errno=12)
+    bundle = tape.plan()
+    assert bundle.plan.op[at(bundle, before)] == PlanOp.NONE
+    assert bundle.plan.op[at(bundle, under)] == PlanOp.MPROTECT
+    assert traits(bundle, under) & Trait.FAILED
+
+
+def test_unknown_addresses_are_counted_and_holes_are_not_mapped() -> None:
+    tape = Tape()
+    guess = tape.fault(A, WRITE)
+    hole = tape.fault(A + (1 << 30), READ, fault_class=FaultClass.FAILED)
+    bundle = tape.plan()
+    assert traits(bundle, guess) & Trait.UNKNOWN_VMA
+    assert bundle.counters["unknown_faults"] == 1
+    assert traits(bundle, hole) & Trait.HOLE
+    assert bundle.plan.vma[at(bundle, hole)] == -1
+
+
+def test_clones_map_and_fault_in_ranges_of_their_own() -> None:
+    tape = Tape(threads=1)
+    tape.mmap(A, 4)
+    tape.fault(A, WRITE)
+    tape.munmap(A, 4)
+    trace = tape.trace()
+    bundle = build_plan(
+        trace, load_rules("linux-6.18"), threads=scale_group(trace, "w", 3), huge_pages="never"
+    )
+    plan = bundle.plan
+    assert plan.n_threads == 3
+    assert plan.n_ops == 9
+    pages = [int(plan.first_page[plan.thread_first[t] + 1]) for t in range(3)]
+    assert len(set(pages)) == 3
+    assert len(plan.dep_op) == 0
+    assert bundle.notes == ("upper bound: memory map only",)
+
+
+def test_bad_arguments() -> None:
+    tape = Tape()
+    with pytest.raises(UserError, match="no operations"):
+        tape.plan()
+    tape.mmap(A, 1)
+    with pytest.raises(UserError, match="window"):
+        tape.plan(window=(0, 9))
+    with pytest.raises(UserError, match='did you mean "w"'):
+        scale_group(tape.trace(), "ww", 2)
+    with pytest.raises(UserError, match="threads"):
+        scale_group(tape.trace(), "w", 0)

@@ -1,0 +1,236 @@
+"""The compiled loop equals the oracle on random plans, models and machines."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small import LOCKS, R, W, machine, model, op, plan
+
+from mmreplay.address_space.plan import PlanOp, Trait
+from mmreplay.engine import Options, Result, simulate
+from mmreplay.engine.oracle import simulate_oracle
+from mmreplay.locking.isa import Count, Form, Op, Operand, RuntimeBit
+
+ANON = int(RuntimeBit.VMA_ANON_VMA)
+DEAD = int(RuntimeBit.VMA_DEAD)
+TABLE = int(RuntimeBit.TABLE_PRESENT)
+TRIED = int(RuntimeBit.OP_TRIED)
+
+
+def assert_equal(first: Result, second: Result) -> None:
+    for field in dataclasses.fields(Result):
+        if field.compare:
+            a, b = getattr(first, field.name), getattr(second, field.name)
+            assert np.array_equal(a, b), f"{field.name}: {a} != {b}"
+    assert first.detail["dep_wait_ns"] == second.detail["dep_wait_ns"]
+
+
+def check_accounts(result: Result) -> None:
+    """Numbered invariants that hold for every replay (docs/engine.md)."""
+    assert result.ops == int(result.op_count.sum()) == int(result.op_delay.sum())  # I1
+    waits = sum(x.read_wait_ns + x.write_wait_ns for x in result.locks)
+    assert int(result.blame_ns.sum()) == waits == int(result.thread_wait_ns.sum())  # I6
+    assert (result.op_busy_ns >= 0).all()
+    assert (result.blame_ns >= 0).all()  # I2
+
+
+# -- random programs ------------------------------------------------------------------
+costs = st.sampled_from(["a", "b", "c"]).flatmap(
+    lambda name: st.sampled_from([(Op.COST, name), (Op.COST, name, Count.PAGES)])
+)
+
+
+@st.composite
+def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[int]) -> list[Any]:
+    """A balanced piece of program; locks are taken in the order mmap_lock, vma, ptl, zone."""
+    out: list[Any] = []
+    order = ["mmap_lock", "vma", "ptl", "zone"]
+    for _ in range(draw(st.integers(1, 3))):
+        choice = draw(st.integers(0, 11))
+        tag[0] += 1
+        label = f"l{tag[0]}"
+        after = order[max((order.index(h) + 1 for h in held), default=0) :]
+        if choice <= 2 or depth == 0:
+            out.append(draw(costs))
+        elif choice <= 6 and after:
+            lock = draw(st.sampled_from(after))
+            mode = R if lock == "vma" else draw(st.sampled_from([R, W]))
+            if lock in ("ptl", "zone"):
+                mode = W
+            spin = lock in ("ptl", "zone")
+            inner = draw(bodies(depth - 1, (*held, lock), sleep and not spin, tag))
+            if draw(st.booleans()) or lock == "vma":
+                skip = draw(bodies(0, held, sleep, tag))
+                out += [
+                    (Op.TRY, lock, mode, label),
+                    *inner,
+                    (Op.UNLOCK, lock, mode),
+                    (Op.JUMP, label + "x"),
+                    label,
+                    (Op.COUNT, lock),
+                    *skip,
+                    label + "x",
+                ]
+            elif lock == "mmap_lock" and mode == W:
+                marks: list[Any] = [(Op.MARK, "vma")] if draw(st.booleans()) else []
+                each = [
+                    (Op.EACH, draw(st.sampled_from([1, 2])), label),
+                    label + "n",
+                    (Op.MARK, "vma"),
+                    draw(costs),
+                    (Op.END, label + "n"),
+                    label,
+                ]
+                down: list[Any] = [(Op.UNLOCK, lock, W)]
+                if draw(st.booleans()):
+                    rest = draw(bodies(0, (*held, lock), sleep, tag))
+                    down = [(Op.DOWNGRADE, lock), *rest, (Op.UNLOCK, lock, R)]
+                out += [(Op.LOCK, lock, W), *marks, *each, *inner, *down]
+            else:
+                out += [(Op.LOCK, lock, mode), *inner, (Op.UNLOCK, lock, mode)]
+        elif choice == 7:
+            bit = draw(st.sampled_from([ANON, DEAD, TABLE, TRIED]))
+            out += [(Op.BRANCH, (0, 0, bit), label), draw(costs), (Op.SET, bit), label]
+        elif choice == 8:
+            cond = draw(
+                st.sampled_from(
+                    [
+                        (int(Trait.WRITE),),
+                        (0, int(Trait.ANON)),
+                        (0, 0, 0, 0, 3),
+                        (int(Trait.WRITE), 0, 0, ANON, 2),
+                    ]
+                )
+            )
+            out += [(Op.BRANCH, cond, label), draw(costs), label]
+        elif choice == 9:
+            out += [
+                (Op.SNAP, "mm_seq", label),
+                draw(costs),
+                (Op.CHECK, "mm_seq", label),
+                (Op.TOUCH, "mm.3", draw(st.integers(0, 1))),
+                label,
+            ]
+        elif choice == 10:
+            out.append((Op.FLUSH, 1))
+        elif sleep:
+            out.append((Op.SLEEP, "io"))
+    return out
+
+
+@st.composite
+def worlds(draw: Any) -> tuple[Any, ...]:
+    kinds = [PlanOp.FAULT, PlanOp.MMAP, PlanOp.MUNMAP]
+    tag = [0]
+    programs = {k: [*draw(bodies(3, (), True, tag)), (Op.DONE,)] for k in kinds}
+    fork = [
+        (Op.LOCK, "mmap_lock", W),
+        (Op.COST, "a"),
+        (Op.LOCK, "mmap_lock", W, Operand.CHILD),
+        (Op.COST, "b"),
+        (Op.UNLOCK, "mmap_lock", W, Operand.CHILD),
+        (Op.UNLOCK, "mmap_lock", W),
+        (Op.DONE,),
+    ]
+    programs[PlanOp.FORK] = fork
+    locks = {name: dict(spec) for name, spec in LOCKS.items()}
+    locks["mmap_lock"].update(
+        steal=draw(st.integers(0, 1)),
+        osq=draw(st.integers(0, 1)),
+        reader_spin=draw(st.integers(0, 1)),
+        bump_acquire=draw(st.integers(0, 1)),
+        batch=draw(st.sampled_from([1, 2, 256])),
+        spin_us=draw(st.sampled_from([0, 1, 3])),
+        handoff_ns=draw(st.sampled_from([0, 2000, 4_000_000])),
+    )
+    locks["vma"]["form"] = draw(st.sampled_from(list(Form)))
+    if draw(st.booleans()):
+        locks["mm_seq"]["line"] = "mm.2"
+    n_threads = draw(st.integers(1, 6))
+    traits = st.sampled_from([0, int(Trait.WRITE), int(Trait.ANON), int(Trait.WRITE | Trait.ANON)])
+    times = st.sampled_from([0, 0, 100, 1000, 7000])
+    mms = draw(st.integers(1, 2))
+    threads: list[list[dict[str, Any]]] = []
+    rows = 0
+    for t in range(n_threads):
+        mm = t % mms
+        mine: list[dict[str, Any]] = []
+        for _ in range(draw(st.integers(0 if t else 1, 6))):
+            kind = draw(st.sampled_from([*kinds, *kinds, PlanOp.FORK, PlanOp.NONE]))
+            obj = draw(st.integers(0, 2)) * mms + mm
+            marks = [
+                (s, draw(st.integers(0, 2)) * mms + mm)
+                for s in draw(st.lists(st.sampled_from([1, 2]), max_size=2))
+            ]
+            deps = [draw(st.integers(0, rows - 1))] if rows and draw(st.integers(0, 5)) == 0 else []
+            own = 10 * mms + 2 * t * mms + mm
+            mine.append(
+                op(
+                    kind,
+                    mm=mm,
+                    child_mm=mms if kind == PlanOp.FORK else -1,
+                    traits=draw(traits),
+                    think_cpu_ns=draw(times),
+                    think_blocked_ns=draw(times),
+                    vma=draw(st.sampled_from([obj, obj, own, -1])),
+                    table=draw(st.sampled_from([obj, own, -1])),
+                    anon_slot=draw(st.sampled_from([obj, own, -1])),
+                    pages=draw(st.integers(0, 3)),
+                    sleep_ns=draw(st.sampled_from([-1, 500])),
+                    marks=marks,
+                    deps=deps,
+                    scale=draw(st.sampled_from([512, 1024, 1500])),
+                )
+            )
+        # a dependency on an operation of the same or an earlier thread cannot form a cycle
+        rows += len(mine)
+        threads.append(mine)
+    lengths = np.cumsum([0] + [len(x) for x in threads])
+    groups = [draw(st.integers(0, 1)) if t else 0 for t in range(n_threads)]
+    loops = [
+        int(lengths[t]) if threads[t] and draw(st.booleans()) else -1 for t in range(n_threads)
+    ]
+    the_plan = plan(
+        threads,
+        offsets=[draw(times) for _ in threads],
+        groups=groups,
+        loops=loops,
+        tails=[(draw(times), draw(times)) for _ in threads],
+    )
+    the_machine = machine(
+        8,
+        {"a": 120, "b": 900, "c": 33},
+        spread=draw(st.sampled_from([0.0, 0.4])),
+        slice_ns=draw(st.sampled_from([1500, 9000, 3_000_000])),
+        waker_ns=draw(st.sampled_from([0, 800])),
+        woken_ns=draw(st.sampled_from([0, 3000])),
+        sleep_ns=draw(st.sampled_from([0, 300, 2500])),
+    )
+    options = Options(
+        cores=draw(st.sampled_from([1, 2, 3, 8])),
+        wrap=draw(st.booleans()),
+        placement=draw(st.sampled_from(["compact", "scatter"])),
+        seed=draw(st.integers(0, 3)),
+        load=draw(st.sampled_from(["recorded", "saturated"])),
+        group=draw(st.sampled_from([-1, 0])),
+    )
+    return the_plan, model(programs, locks, lines=["mm.3"]), the_machine, options
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(worlds())
+def test_compiled_equals_oracle(world: tuple[Any, ...]) -> None:
+    the_plan, the_model, the_machine, options = world
+    expected = simulate_oracle(the_plan, the_model, the_machine, options)
+    result = simulate(the_plan, the_model, the_machine, options)
+    assert_equal(result, expected)
+    if not options.wrap:
+        check_accounts(result)
+    again = simulate(the_plan, the_model, the_machine, options)
+    assert_equal(result, again)
+    if not options.wrap:
+        assert result.ops == the_plan.n_ops

@@ -1,0 +1,310 @@
+"""Quantiles, drift, cost calibration and gains, on plans small enough to check by hand."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp, Trait
+from mmreplay.engine import Options, Result, simulate
+from mmreplay.engine.result import DELAY_BUCKETS
+from mmreplay.engine.summary import delay_bucket
+from mmreplay.locking.isa import Count, Mode, Op
+from mmreplay.predict import gains
+from mmreplay.predict.calibration import alone, calibrate, class_keys
+from mmreplay.predict.delays import quantile_ns
+from mmreplay.predict.drift import DRIFT_HIGH, baseline_drift
+from mmreplay.predict.gains import Cell
+from mmreplay.predict.prediction import Row
+from mmreplay.predict.recorded import Recorded
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
+import small
+
+MODEL = small.model(
+    {
+        PlanOp.FAULT: [
+            (Op.COST, "entry"),
+            (Op.LOCK, "mmap_lock", Mode.READ),
+            (Op.COST, "fill", Count.PAGES),
+            (Op.UNLOCK, "mmap_lock", Mode.READ),
+            (Op.DONE,),
+        ],
+        PlanOp.MMAP: [
+            (Op.COST, "entry"),
+            (Op.LOCK, "mmap_lock", Mode.WRITE),
+            (Op.COST, "tree"),
+            (Op.UNLOCK, "mmap_lock", Mode.WRITE),
+            (Op.DONE,),
+        ],
+    }
+)
+COSTS = {"entry": 300.0, "fill": 700.0, "tree": 2_000.0}
+
+
+def loop(threads: int, each: int, think_ns: int = 500) -> Plan:
+    """Threads that fault twice and map once, over and over; row i is operation i."""
+    kinds = (PlanOp.FAULT, PlanOp.FAULT, PlanOp.MMAP)
+    return small.plan(
+        [
+            [
+                small.op(kinds[i % 3], vma=t, table=t, think_cpu_ns=think_ns, row=t * each + i)
+                for i in range(each)
+            ]
+            for t in range(threads)
+        ],
+        loops=[t * each for t in range(threads)],
+    )
+
+
+def perfect(plan: Plan, result: Result) -> Recorded:
+    """What a recording of exactly this simulation would hold, per operation of a kind."""
+    service = result.op_busy_ns[plan.op] / result.op_count[plan.op]
+    wait = result.op_wait_ns[plan.op] / result.op_count[plan.op]
+    return Recorded(service, wait)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=200), st.floats(0, 1))
+def test_quantile_is_within_a_bucket(delays: list[int], q: float) -> None:
+    histogram = np.zeros(DELAY_BUCKETS, np.int64)
+    for delay in delays:
+        histogram[delay_bucket(delay)] += 1
+    exact = float(np.quantile(delays, q, method="inverted_cdf"))
+    found = quantile_ns(histogram, q)
+    assert found is not None
+    assert abs(found - exact) <= max(1.0, exact / 15)
+
+
+def test_quantile_of_nothing() -> None:
+    assert quantile_ns(np.zeros(DELAY_BUCKETS, np.int64), 0.5) is None
+
+
+class TestDrift:
+    plan = loop(3, 60)
+    machine = small.machine(2, COSTS)
+    result = simulate(plan, MODEL, machine, Options(cores=2))
+
+    def drift(self, recorded: Recorded) -> object:
+        return baseline_drift([(self.plan, self.result)], recorded, "linux-6.1", 2, "perf record")
+
+    def test_a_recording_of_the_simulation_itself_does_not_drift(self) -> None:
+        drift = self.drift(perfect(self.plan, self.result))
+        assert drift.ratio == pytest.approx(1.0)  # type: ignore[attr-defined]
+        assert drift.trusted  # type: ignore[attr-defined]
+        for kind in drift.kinds:  # type: ignore[attr-defined]
+            assert kind.service_ratio == pytest.approx(1.0, rel=1e-3)
+
+    def test_slower_recording_is_not_trusted_and_names_the_fix(self) -> None:
+        exact = perfect(self.plan, self.result)
+        drift = self.drift(Recorded(exact.service_ns * 3, exact.wait_ns * 3))
+        busy = float(self.result.op_busy_ns.sum() + self.result.op_wait_ns.sum())
+        think = float(self.plan.think_cpu_ns.sum())
+        assert drift.ratio == pytest.approx((busy + think) / (3 * busy + think))  # type: ignore[attr-defined]
+        assert not drift.trusted  # type: ignore[attr-defined]
+        assert drift.fix == "perf record"  # type: ignore[attr-defined]
+
+    def test_without_durations_there_is_no_ratio_but_a_reason(self) -> None:
+        nothing = np.full(self.plan.n_ops, np.nan)
+        drift = self.drift(Recorded(nothing, nothing))
+        assert drift.ratio is None  # type: ignore[attr-defined]
+        assert "no durations" in drift.note  # type: ignore[attr-defined]
+        assert not drift.trusted  # type: ignore[attr-defined]
+
+    def test_a_kind_without_durations_is_left_out_on_both_sides(self) -> None:
+        exact = perfect(self.plan, self.result)
+        maps = self.plan.op == PlanOp.MMAP
+        service, wait = exact.service_ns.copy(), exact.wait_ns.copy()
+        service[maps] = wait[maps] = np.nan
+        drift = self.drift(Recorded(service, wait))
+        assert drift.ratio == pytest.approx(1.0)  # type: ignore[attr-defined]
+        assert "mmap" in drift.note  # type: ignore[attr-defined]
+
+    def test_known_operations_stand_for_the_unknown_of_their_kind(self) -> None:
+        exact = perfect(self.plan, self.result)
+        service, wait = exact.service_ns.copy(), exact.wait_ns.copy()
+        service[::2] = wait[::2] = np.nan
+        assert self.drift(Recorded(service, wait)).ratio == pytest.approx(1.0)  # type: ignore[attr-defined]
+
+    def test_limit_is_symmetric(self) -> None:
+        from mmreplay.predict.drift import DRIFT_LOW
+
+        assert pytest.approx(1.0) == DRIFT_LOW * DRIFT_HIGH
+
+
+class TestCalibration:
+    machine = small.machine(2, COSTS, spread=0.2)
+
+    def run(self, plan: Plan) -> Result:
+        return simulate(plan, MODEL, self.machine, Options(cores=1))
+
+    def alone_ns(self, plan: Plan, op: PlanOp) -> float:
+        result = self.run(alone(plan, np.flatnonzero(plan.op == op)))
+        return float(result.op_busy_ns[op] / result.op_count[op])
+
+    def test_costs_become_those_of_the_recording(self) -> None:
+        plan = loop(3, 300)
+        service = np.where(plan.op == PlanOp.FAULT, 2_500.0, 900.0)
+        found = calibrate(plan, Recorded(service, np.zeros(plan.n_ops)), self.run)
+        scaled = found.apply(plan)
+        for op, wanted in ((PlanOp.FAULT, 2_500), (PlanOp.MMAP, 900)):
+            rows = np.flatnonzero(scaled.op == op)
+            once = alone(scaled, rows)._replace(scale=scaled.scale[rows])
+            result = self.run(once)
+            # Median recorded service; the simulated distribution is skewed by its spread.
+            assert quantile_ns(result.op_delay[op], 0.5) == pytest.approx(wanted, rel=0.05)
+        assert found.clipped == 0
+        assert found.covered_share == 1.0
+
+    def test_recorded_waits_change_nothing(self) -> None:
+        plan = loop(3, 300)
+        service = np.where(plan.op == PlanOp.FAULT, 2_500.0, 900.0)
+        calm = calibrate(plan, Recorded(service, np.zeros(plan.n_ops)), self.run)
+        busy = calibrate(plan, Recorded(service, np.full(plan.n_ops, 1e6)), self.run)
+        assert np.array_equal(calm.apply(plan).scale, busy.apply(plan).scale)
+
+    def test_factors_are_clipped_and_counted(self) -> None:
+        plan = loop(3, 300)
+        found = calibrate(plan, Recorded(np.full(plan.n_ops, 1e6), np.zeros(plan.n_ops)), self.run)
+        assert found.clipped == found.classes == 2
+        assert set(found.apply(plan).scale) == {8 * SCALE_ONE}
+
+    def test_rare_and_unknown_operations_keep_the_machine_or_their_kind(self) -> None:
+        plan = loop(3, 300)
+        service = np.where(plan.op == PlanOp.FAULT, 2_500.0, np.nan)
+        found = calibrate(plan, Recorded(service, np.zeros(plan.n_ops)), self.run)
+        assert set(found.apply(plan).scale[plan.op == PlanOp.MMAP]) == {SCALE_ONE}
+        # A fault of a class that was never recorded takes the factor of faults.
+        other = plan._replace(traits=plan.traits | np.uint64(Trait.COW))
+        fault = plan.op == PlanOp.FAULT
+        assert found.apply(other).scale[fault] == pytest.approx(found.apply(plan).scale[fault])
+
+    def test_class_tells_pages_apart(self) -> None:
+        plan = loop(1, 3)
+        more = plan._replace(pages=plan.pages * 64)
+        assert not np.any(class_keys(plan) == class_keys(more))
+
+    def test_alone_keeps_marks_with_their_operations(self) -> None:
+        plan = small.plan(
+            [
+                [
+                    small.op(PlanOp.MMAP, marks=[(1, 4), (2, 5)]),
+                    small.op(PlanOp.FAULT, vma=7),
+                    small.op(PlanOp.MMAP, marks=[(2, 6)], deps=[1]),
+                ]
+            ]
+        )
+        part = alone(plan, np.array([0, 2]))
+        assert part.mark_first.tolist() == [0, 2, 3]
+        assert part.mark_vma.tolist() == [4, 5, 6]
+        assert part.dep_first.tolist() == [0, 0, 0]
+
+
+def cell(threads: int, cores: int, seeds: int = 2, wrap: bool = True) -> Cell:
+    plan = loop(threads, 90)
+    machine = small.machine(8, COSTS, spread=0.3)
+    options = [Options(cores=cores, wrap=wrap, seed=seed) for seed in range(1, seeds + 1)]
+    results = {(0, o.seed): simulate(plan, MODEL, machine, o) for o in options}
+    return Cell({0: plan}, results)
+
+
+class TestGains:
+    def test_shares_and_blame_agree_with_the_simulation(self) -> None:
+        found = cell(4, 4, wrap=False)
+        results = list(found.results.values())
+        charges = gains.blame(results, MODEL.locks)
+        assert sum(c.wait_ns for c in charges) == sum(int(r.op_wait_ns.sum()) for r in results)
+        shares = gains.lock_shares(found, MODEL.locks, 0)
+        assert 0 < shares["mmap_lock"] < 1
+        lock, op = gains.limiting(shares, charges)
+        assert lock == "mmap_lock"
+        held = sum(r.blame_ns[0].sum(axis=1) for r in results)[:-1]
+        assert op == PlanOp(int(np.argmax(held))).name.lower()
+
+    def test_no_contention_limits_nothing(self) -> None:
+        found = cell(1, 1)
+        shares = gains.lock_shares(found, MODEL.locks, 0)
+        charges = gains.blame(found.results.values(), MODEL.locks)
+        assert gains.limiting(shares, charges) == (None, None)
+
+    def test_speedup_is_one_against_itself(self) -> None:
+        found = cell(4, 4)
+        assert gains.speedup(found, found) == pytest.approx(1.0)
+
+    def test_speedup_is_paired_and_inside_its_range(self) -> None:
+        old, new = cell(4, 2), cell(4, 4)
+        value = gains.speedup(old, new)
+        low, high = gains.speedup_range(old, new)
+        assert value is not None
+        assert low is not None
+        assert high is not None
+        assert low <= value <= high
+        assert value > 1
+
+    def test_one_simulation_has_no_range(self) -> None:
+        found = cell(4, 4, seeds=1)
+        assert gains.throughput_range(found) == (None, None)
+        assert gains.speedup_range(found, found) == (None, None)
+
+    def test_kernel_factor_widens_the_range_of_the_varied_kernel(self) -> None:
+        old, new = cell(4, 4), cell(4, 4)
+        pair = (0, 1)
+        plan = new.plans[0]
+        for slot, factor in ((new.cheaper, 0.85), (new.dearer, 1.15)):
+            slot[pair] = simulate(
+                plan,
+                MODEL,
+                small.machine(8, COSTS, spread=0.3),
+                Options(cores=4, wrap=True, seed=1, kernel_factor=factor),
+            )
+        low, high = gains.speedup_range(old, new)
+        assert low is not None
+        assert high is not None
+        assert low < 0.95 < 1.05 < high
+        # The same uncertainty on the other side of the ratio.
+        back_low, back_high = gains.speedup_range(new, old)
+        assert back_low == pytest.approx(1 / high, rel=0.1)
+        assert back_high == pytest.approx(1 / low, rel=0.1)
+
+    def test_without_recorded_computing_a_speedup_counts_operations(self) -> None:
+        plan = loop(2, 90, think_ns=0)
+        machine = small.machine(8, COSTS)
+        cells = [
+            Cell({0: plan}, {(0, 1): simulate(plan, MODEL, machine, Options(cores=c, wrap=True))})
+            for c in (1, 2)
+        ]
+        expected = gains.throughput(cells[1]) / gains.throughput(cells[0])
+        assert gains.speedup(cells[0], cells[1]) == pytest.approx(expected)
+
+
+def series(values: list[float], threads: int = 64, **columns: object) -> list[Row]:
+    blank = dict.fromkeys(Row.__dataclass_fields__)
+    blank |= {"kernel": "k", "load": "saturated", "threads": threads, "limiting_lock": "mmap_lock"}
+    blank |= columns
+    return [
+        replace(Row(**blank), cores=2**i, throughput_ops_per_s=value)  # type: ignore[arg-type]
+        for i, value in enumerate(values)
+    ]
+
+
+class TestSaturation:
+    def test_knee(self) -> None:
+        point = gains.saturation(series([10, 20, 31, 32, 30]))
+        assert (point.cores, point.reason) == (4, "mmap_lock")
+
+    def test_still_growing(self) -> None:
+        assert gains.saturation(series([10, 20, 40])).cores is None
+
+    def test_out_of_threads(self) -> None:
+        point = gains.saturation(series([10, 20, 20], threads=2, limiting_lock=None))
+        assert (point.cores, point.reason) == (2, "threads")
+
+    def test_no_more_demand(self) -> None:
+        rows = series([10, 20, 20], limiting_lock=None, load="recorded")
+        assert gains.saturation(rows).reason == "demand"
