@@ -851,11 +851,13 @@ def _move_fixed(
     source = find(state, space, old)
     end = old + old_len
     many = end > state.vma[source, V_END]
-    if many and (old_len != new_len or keep or rules[_MANY] == 0):
+    if many and (old_len != new_len or rules[_MANY] == 0):
         if old_len > new_len and old + new_len <= state.vma[source, V_END]:
             many = False
         else:
-            unmap(state, space, new, new + new_len)
+            # Since 6.17 the source is checked before the target is cleared.
+            if rules[_MANY] == 0:
+                unmap(state, space, new, new + new_len)
             return EFAULT
     if not many:
         removed = unmap(state, space, new, new + new_len)
@@ -881,7 +883,7 @@ def _move_fixed(
         if removed < 0:
             return EPERM
         state.info[_OVERLAPPED] += removed
-        _move(state, rules, space, begin, top - begin, target, top - begin, False)
+        _move(state, rules, space, begin, top - begin, target, top - begin, keep)
         at = top
         slot = find(state, space, at)
     state.info[_ADDRESS] = new
