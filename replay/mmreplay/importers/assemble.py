@@ -27,7 +27,7 @@ from mmreplay.trace.store import (
     to_arrow,
 )
 
-#: Operations per window and windows held back (IMPORT §3.2: memory stays bounded).
+#: Operations per window and windows held back so that memory stays bounded.
 WINDOW_ROWS: Final = 1 << 14
 HELD_WINDOWS: Final = 8
 _IN_FLIGHT: Final = 6
@@ -42,7 +42,7 @@ _LCB_SPIN, _LCB_READ, _LCB_WRITE, _LCB_RT, _LCB_PERCPU, _LCB_MUTEX = 1, 2, 4, 8,
 
 
 def estimate_probe(histogram: NDArray[np.int64]) -> tuple[int, str]:
-    """(ns, method): what one event costs, from gaps between events (IMPORT §6.3).
+    """(ns, method): what one event costs, from gaps between events.
 
     An uncontended mmap_lock acquisition takes some 20 ns, so the first percentile of the
     recorded gaps is one event's cost; without those the documented default is taken, but
