@@ -1,8 +1,8 @@
 """From attrs and event formats to the tables that the compiled scanner reads.
 
 For every recorded event: its role, where the fixed parts of its samples lie,
-where the parts of a non-sample's trailer lie , and which fields of
-RAW go to which argument (by the format text, §1.2).
+where the parts of a non-sample's trailer lie, and which fields of
+RAW go to which argument (by the format text).
 """
 
 from __future__ import annotations
