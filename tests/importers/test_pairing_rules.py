@@ -237,7 +237,7 @@ def test_switches_split_think_and_inside(tmp_path: Path) -> None:
     assert first["preempted_ns"] == 2000
     assert second["think_blocked_ns"] == 40_000
     assert second["preempted_ns"] == 5000
-    # 30 us on CPU less one event's cost for each of the three gaps (IMPORT 6.3).
+    # 30 us on CPU less one event's cost for each of the three gaps.
     assert second["think_cpu_ns"] == 30_000 - 3 * 900
     rows = trace.schedule.collect()
     assert rows["reason"].to_list() == [0, 1, 0, 1]

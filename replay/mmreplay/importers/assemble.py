@@ -27,7 +27,7 @@ from mmreplay.trace.store import (
     to_arrow,
 )
 
-#: Operations per window and windows held back (IMPORT §3.2: memory stays bounded).
+#: Operations per window and windows held back so that memory stays bounded.
 WINDOW_ROWS: Final = 1 << 14
 HELD_WINDOWS: Final = 8
 _IN_FLIGHT: Final = 6
@@ -42,7 +42,7 @@ _LCB_SPIN, _LCB_READ, _LCB_WRITE, _LCB_RT, _LCB_PERCPU, _LCB_MUTEX = 1, 2, 4, 8,
 
 
 def estimate_probe(histogram: NDArray[np.int64]) -> tuple[int, str]:
-    """(ns, method): what one event costs, from gaps between events (IMPORT §6.3).
+    """(ns, method): what one event costs, from gaps between events.
 
     An uncontended mmap_lock acquisition takes some 20 ns, so the first percentile of the
     recorded gaps is one event's cost; without those the documented default is taken, but
@@ -225,71 +225,73 @@ class Assembler:
         self, rows: NDArray[np.int64], seq: NDArray[np.uint32], probe_ns: int
     ) -> pl.DataFrame:
         """The window's operations as the schema wants them."""
-        known = rows[:, ps.O_KNOWN]
+        # Column after column from here on: turn the rows once.
+        col = np.ascontiguousarray(rows.T)
+        known = col[ps.O_KNOWN]
         has_duration = (known & ps.K_DURATION) != 0
         has_think = (known & ps.K_THINK) != 0
         inside = (known & ps.K_INSIDE) != 0
         has_result = (known & ps.K_RESULT) != 0
-        duration = rows[:, ps.O_DURATION]
-        events = rows[:, ps.O_EVENTS]
+        duration = col[ps.O_DURATION]
+        events = col[ps.O_EVENTS]
         corrected = np.maximum(0, duration - (events + 1) * probe_ns)
-        think = np.maximum(0, rows[:, ps.O_THINK] - (rows[:, ps.O_PRE_EVENTS] + 1) * probe_ns)
-        before = rows[:, ps.O_THINK] + rows[:, ps.O_PRE_BLOCKED] + rows[:, ps.O_PRE_PREEMPTED]
-        result = rows[:, ps.O_RESULT]
+        think = np.maximum(0, col[ps.O_THINK] - (col[ps.O_PRE_EVENTS] + 1) * probe_ns)
+        before = col[ps.O_THINK] + col[ps.O_PRE_BLOCKED] + col[ps.O_PRE_PREEMPTED]
+        result = col[ps.O_RESULT]
         failed = has_result & (result < 0) & (result >= -4095)
-        address = rows[:, ps.O_ADDRESS].astype(np.uint64)
-        length = rows[:, ps.O_LENGTH].astype(np.uint64)
+        address = col[ps.O_ADDRESS].astype(np.uint64)
+        length = col[ps.O_LENGTH].astype(np.uint64)
         has_length = (known & 1 << sc.LENGTH) != 0
         has_length &= address + length >= address  # else it wraps: the call's nonsense
         off = np.full(len(rows), self.switches)
-        preempted = rows[:, ps.O_PREEMPTED] + np.where(has_think, rows[:, ps.O_PRE_PREEMPTED], 0)
-        ip = rows[:, ps.O_IP].astype(np.uint64)
+        preempted = col[ps.O_PREEMPTED] + np.where(has_think, col[ps.O_PRE_PREEMPTED], 0)
+        ip = col[ps.O_IP].astype(np.uint64)
 
         def slot(k: int) -> NDArray[np.bool_]:
             return np.asarray((known & (1 << k)) != 0)
 
         none = np.zeros(len(rows), np.bool_)
         columns: dict[str, tuple[Any, Any, NDArray[np.bool_] | None]] = {
-            "begin_ns": (rows[:, ps.O_BEGIN], np.int64, None),
+            "begin_ns": (col[ps.O_BEGIN], np.int64, None),
             "seq": (seq, np.uint32, None),
             "duration_ns": (duration, np.int64, has_duration),
-            "duration_kind": (rows[:, ps.O_DURATION_KIND], np.uint8, None),
+            "duration_kind": (col[ps.O_DURATION_KIND], np.uint8, None),
             "duration_corrected_ns": (corrected, np.int64, has_duration),
             "think_cpu_ns": (think, np.int64, has_think),
-            "think_blocked_ns": (rows[:, ps.O_PRE_BLOCKED], np.int64, has_think & off),
+            "think_blocked_ns": (col[ps.O_PRE_BLOCKED], np.int64, has_think & off),
             "preempted_ns": (preempted, np.int64, off),
-            "service_ns": (duration, np.int64, none),
-            "wait_ns": (duration, np.int64, none),
-            "io_ns": (duration, np.int64, none),
+            "service_ns": (len(rows), None, None),
+            "wait_ns": (len(rows), None, None),
+            "io_ns": (len(rows), None, None),
             "unattributed_ns": (np.where(has_think, 0, before), np.int64, None),
             "contention_ns": (
-                rows[:, ps.O_CONTENTION],
+                col[ps.O_CONTENTION],
                 np.int64,
                 inside if self.contention else none,
             ),
-            "blocked_inside_ns": (rows[:, ps.O_BLOCKED], np.int64, inside & off),
+            "blocked_inside_ns": (col[ps.O_BLOCKED], np.int64, inside & off),
             "inner_events": (np.minimum(events, 65_535), np.uint16, None),
-            "pid": (rows[:, ps.O_PID], np.int32, None),
-            "tid": (rows[:, ps.O_TID], np.int32, None),
-            "address_space": (rows[:, ps.O_SPACE], np.uint32, None),
-            "cpu": (rows[:, ps.O_CPU], np.int16, None),
-            "kind": (rows[:, ps.O_KIND], np.uint8, None),
+            "pid": (col[ps.O_PID], np.int32, None),
+            "tid": (col[ps.O_TID], np.int32, None),
+            "address_space": (col[ps.O_SPACE], np.uint32, None),
+            "cpu": (col[ps.O_CPU], np.int16, None),
+            "kind": (col[ps.O_KIND], np.uint8, None),
             "address": (address, np.uint64, slot(sc.ADDRESS)),
             "length": (length, np.uint64, has_length),
-            "address2": (rows[:, ps.O_ADDRESS2], np.uint64, slot(sc.ADDRESS2)),
-            "length2": (rows[:, ps.O_LENGTH2], np.uint64, slot(sc.LENGTH2)),
-            "prot": (rows[:, ps.O_PROT], np.uint8, slot(sc.PROT)),
-            "flags": (rows[:, ps.O_FLAGS], np.uint64, slot(sc.FLAGS)),
-            "file_offset": (rows[:, ps.O_OFFSET], np.int64, slot(sc.OFFSET)),
-            "fd": (rows[:, ps.O_FD], np.int32, slot(sc.FD)),
+            "address2": (col[ps.O_ADDRESS2], np.uint64, slot(sc.ADDRESS2)),
+            "length2": (col[ps.O_LENGTH2], np.uint64, slot(sc.LENGTH2)),
+            "prot": (col[ps.O_PROT], np.uint8, slot(sc.PROT)),
+            "flags": (col[ps.O_FLAGS], np.uint64, slot(sc.FLAGS)),
+            "file_offset": (col[ps.O_OFFSET], np.int64, slot(sc.OFFSET)),
+            "fd": (col[ps.O_FD], np.int32, slot(sc.FD)),
             "result": (result, np.int64, has_result),
             "errno": (np.where(failed, -result, 0), np.int16, failed),
-            "fault_bits": (rows[:, ps.O_BITS], np.uint8, (known & ps.K_BITS) != 0),
-            "fault_class": (rows[:, ps.O_CLASS], np.uint8, None),
-            "child": (rows[:, ps.O_CHILD], np.int32, (known & ps.K_CHILD) != 0),
+            "fault_bits": (col[ps.O_BITS], np.uint8, (known & ps.K_BITS) != 0),
+            "fault_class": (col[ps.O_CLASS], np.uint8, None),
+            "child": (col[ps.O_CHILD], np.int32, (known & ps.K_CHILD) != 0),
             "ip": (ip, np.uint64, ip != 0),
-            "weight": (rows[:, ps.O_WEIGHT], np.uint32, None),
-            "quality": (rows[:, ps.O_QUALITY], np.uint16, None),
+            "weight": (col[ps.O_WEIGHT], np.uint32, None),
+            "quality": (col[ps.O_QUALITY], np.uint16, None),
         }
         return _frame(columns)
 
@@ -479,8 +481,12 @@ def _frame(columns: dict[str, tuple[Any, Any, NDArray[np.bool_] | None]]) -> pl.
         if dtype is str:
             arrays[name] = pa.array(values, type=pa.large_string())
             continue
+        if dtype is None:  # all null, to be filled by the time split
+            arrays[name] = pa.nulls(values, pa.int64())
+            continue
         plain = np.ascontiguousarray(values.astype(dtype, copy=False))
-        arrays[name] = pa.array(plain, mask=None if known is None else ~known)
+        mask = None if known is None or known.all() else ~known
+        arrays[name] = pa.array(plain, mask=mask)
     return pl.from_arrow(pa.table(arrays))  # type: ignore[return-value]
 
 

@@ -1,6 +1,6 @@
 """Unaligned little-endian loads for compiled scanners.
 
-perf records need not be aligned (IMPORT §1.3: user records of odd size, RAW data
+perf records need not be aligned (user records of odd size, RAW data
 starting at 4 mod 8), so the loads are unaligned.  They do **not** check bounds: every
 caller proves its bounds first.  With ``NUMBA_BOUNDSCHECK=1`` in the environment each
 load checks too, which is how the tests run the fuzzed files.

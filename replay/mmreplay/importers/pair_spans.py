@@ -99,7 +99,7 @@ def _drop_hold(a: Any, t: Any, holds: Any, at: Any) -> None:
 
 @helper
 def mmap_lock(a: Any, ops: Any, slot: Any, role: Any, arg: Any, now: Any) -> None:
-    """mmap_lock:*, by (thread, mm): IMPORT §4.1."""
+    """mmap_lock:*, by (thread, mm)."""
     t = ps.threads_at(a, slot)
     holds = a[ps.B_HOLDS] + slot * ps.STACK * ps.HOLD_SIZE
     mm = np.int64(arg[0])

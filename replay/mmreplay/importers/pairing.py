@@ -1,6 +1,6 @@
 """Compiled, streaming pairing: event batches -> operations, waits, schedule, VMAs.
 
-The rules are IMPORT §4.1 to §4.4, told in ``docs/import.md``; state is kept per live
+The rules are told in ``docs/import.md``; state is kept per live
 thread, process and address space only (:mod:`mmreplay.importers.pair_state`).
 """
 

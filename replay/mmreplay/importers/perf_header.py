@@ -1,4 +1,4 @@
-"""The head of a seekable perf.data file: header, attrs, ids, features (IMPORT §1.1).
+"""The head of a seekable perf.data file: header, attrs, ids, features.
 
 Pure Python over a mapped file: a few kilobytes whatever the size of the recording.
 Every count and offset is checked against the file before it is used.

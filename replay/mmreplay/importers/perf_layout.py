@@ -1,8 +1,8 @@
 """From attrs and event formats to the tables that the compiled scanner reads.
 
-For every recorded event: its role, where the fixed parts of its samples lie
-(IMPORT §1.4), where the parts of a non-sample's trailer lie (§1.5), and which fields of
-RAW go to which argument (by the format text, §1.2).
+For every recorded event: its role, where the fixed parts of its samples lie,
+where the parts of a non-sample's trailer lie, and which fields of
+RAW go to which argument (by the format text).
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _trailer(attr: ph.Attr) -> list[int]:
         return [-1, -1, -1, -1, 0]
     at = 0
     found = [-1, -1, -1, -1, 0]
-    for bit, column in (  # from the record's end backwards (IMPORT §1.5)
+    for bit, column in (  # from the record's end backwards
         (ph.SAMPLE_IDENTIFIER, T_ID),
         (ph.SAMPLE_CPU, T_CPU),
         (ph.SAMPLE_STREAM_ID, -1),
@@ -176,7 +176,7 @@ def _trailer(attr: ph.Attr) -> list[int]:
 
 
 def _period(attr: ph.Attr, role: int) -> tuple[bool, int]:
-    """(sampled, weight of a sample without PERIOD): the rule of IMPORT §1.4 and §4.4."""
+    """(sampled, weight of a sample without PERIOD), as docs/import.md says."""
     if attr.freq:
         return True, 1
     has_period = bool(attr.sample_type & ph.SAMPLE_PERIOD)

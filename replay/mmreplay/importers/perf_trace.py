@@ -31,7 +31,7 @@ from mmreplay.trace.store import (
     plain_release,
 )
 
-#: Above this share of lost events the trace says so (IMPORT §4.4).
+#: Above this share of lost events the trace says so.
 _WARN_LOST: Final = 0.001
 _CLOCKS: Final = {0: "realtime", 1: "monotonic", 4: "monotonic_raw", 7: "boottime", 11: "tai"}
 _DEFAULT_FIX: Final = (
@@ -150,7 +150,7 @@ def _header(rec: source.Recording, state: ps.State, tables: Assembler, config: p
         if head.wall_and_clock_ns is not None:
             wall, at_wall = head.wall_and_clock_ns
             clock.wall_ns_at_t0 = wall + t0 - at_wall
-    # The same losses are told twice (IMPORT §4.4): once is the larger of the two sums.
+    # The same losses are told twice: once is the larger of the two sums.
     lost = int(max(walk[pw.W_LOST], walk[pw.W_LOST_SAMPLES]))
     probe = tables.probe or (DEFAULT_PROBE_NS, "default")
     header = Header(

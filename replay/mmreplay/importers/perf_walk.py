@@ -1,6 +1,6 @@
 """Compiled walk over a perf.data record stream: (time, position, code) of what matters.
 
-It reads headers, ids and times only; decoding comes after sorting (IMPORT §3.1).
+It reads headers, ids and times only; decoding comes after sorting.
 Every record is proved to lie inside the stream before it is read.
 """
 
@@ -235,7 +235,7 @@ def walk(
                 result = COMPRESSED
                 break
             elif kind in (R_AUXTRACE, R_TRACING_DATA):
-                # A payload follows that header.size does not count (IMPORT §1.3).
+                # A payload follows that header.size does not count.
                 need = 16 if kind == R_AUXTRACE else 12
                 if size < need:
                     state[W_MALFORMED] += 1

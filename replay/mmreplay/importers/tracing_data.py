@@ -1,6 +1,6 @@
 """The TRACING_DATA blob of perf.data (and the head of trace.dat): event format texts.
 
-Layout: IMPORT §1.2.  Events are always decoded by this text, since field offsets are
+Events are always decoded by this text, since field offsets are
 not stable between kernels.
 """
 
