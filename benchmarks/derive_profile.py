@@ -278,8 +278,7 @@ def main() -> None:
         f'title = "{title}"\nassumed = false\n',
         f'cpu_model = "{machine["cpu_model"]}"\ncpu_ids = ["{machine["cpu_id"]}"]\n',
         f'notes = ["measured on Linux {machine["kernel"]}, THP {machine["thp"]}, hypervisor '
-        f"{machine['hypervisor']}, with other work on the machine: costs are some 1.3 times "
-        'those of a quiet one"]\n',
+        f'{machine["hypervisor"]}; {run["rounds"]} interleaved rounds"]\n',
         "\n[topology]\n",
         line(("sockets", 1, "measured", "lscpu, as the guest sees it", 0)),
         line(("caches_per_socket", 1, "measured", "lscpu: one L3 for all CPUs", 0)),

@@ -7,7 +7,8 @@ alone, two of each, and mixed, by the per-VMA path and by the mmap_lock path) th
 engine with the profile models/machines/NAME.toml, searches ``waker_ns``, ``woken_ns`` and
 ``sleep_ns`` on a grid for the smallest worst ratio to the measured medians, and prints both
 tables.  The search stays within what futex wake-ups of the same run allow: between the lowest
-decile after 20 us of sleep and the high quartile after 200 us.  ``--write`` puts the found values into the profile, basis *fitted*.
+decile after 20 us of sleep and the high quartile after 200 us.  ``--write`` puts the
+found values into the profile, basis *fitted*.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
 from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait
 from mmreplay.engine import Options, simulate
 from mmreplay.locking import load_model
@@ -176,11 +178,16 @@ def with_wake(machine: Machine, **values: float) -> Machine:
     """The machine with other wake-up costs."""
     return replace(
         machine,
-        **{key: Number(value, "fitted", "benchmarks/fit_wakeup.py") for key, value in values.items()},
+        **{
+            key: Number(value, "fitted", "benchmarks/fit_wakeup.py")
+            for key, value in values.items()
+        },
     )
 
 
-def ratios(machine: Machine, target: dict[str, dict[str, tuple[float, float, float]]]) -> dict[str, float]:
+def ratios(
+    machine: Machine, target: dict[str, dict[str, tuple[float, float, float]]]
+) -> dict[str, float]:
     """Simulated over measured median of every cell."""
     out = {}
     for case, cells in target.items():
@@ -195,7 +202,9 @@ def worst(found: dict[str, float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("name")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
@@ -231,7 +240,9 @@ def main() -> None:
     for cell, ratio in ratios(fitted, target).items():
         case, role = cell.split()
         q1, median, q3 = target[case][role]
-        print(f"{cell:20} measured {median:9.0f} ({q1:.0f}-{q3:.0f}) simulated/measured {ratio:.2f}")
+        print(
+            f"{cell:20} measured {median:9.0f} ({q1:.0f}-{q3:.0f}) simulated/measured {ratio:.2f}"
+        )
     if options.write:
         path = machine.path
         text = path.read_text()

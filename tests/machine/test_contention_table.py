@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
 from mmreplay.machine import load_machine
 from mmreplay.resources import content_root
 

@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mmreplay.cli.machines import command
 from mmreplay.errors import UserError
-from mmreplay.locking import list_models, load_model
+from mmreplay.locking import list_models
 from mmreplay.locking.vocabulary import COSTS, SLEEPS
 from mmreplay.machine import extrapolated, list_machines, load_machine, match_machine
 from mmreplay.machine.profile import Topology
@@ -43,7 +44,7 @@ def with_zap(tmp_path: Path, number: str) -> Path:
     return edited(tmp_path, zap_line(), f"zap = {number}")
 
 
-# -- what is shipped ------------------------------------------------------------------------
+# -- what is shipped ---------------------------------------------------------------------
 
 
 def test_both_profiles_are_listed() -> None:
@@ -61,8 +62,7 @@ def test_every_cost_of_the_vocabulary_has_a_number(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_cost_of_every_shipped_model_has_a_number(name: str) -> None:
     machine = load_machine(name)
-    for model_name in list_models():
-        model = load_model(model_name)
+    for model in list_models():
         assert set(model.costs) - set(machine.costs) - set(model.default_costs) == set()
         assert set(model.sleeps) <= set(machine.sleeps)
 
@@ -91,7 +91,7 @@ def test_distances_do_not_shrink_with_distance(name: str) -> None:
     assert values == sorted(values)
 
 
-# -- the loader ---------------------------------------------------------------------------------
+# -- the loader --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "nan", "inf", "-inf", "true", '"12"'])
@@ -180,7 +180,7 @@ def test_a_damaged_profile_is_a_user_error_or_loads(
         assert all(n.value > 0 for n in machine.costs.values())
 
 
-# -- matching --------------------------------------------------------------------------------------
+# -- matching ----------------------------------------------------------------------------
 
 
 def test_match_by_cpu_id_ignores_the_stepping() -> None:
@@ -208,7 +208,7 @@ def test_no_match_gives_the_generic_profile_and_says_assumed(cpu_model: str | No
     assert "--machine" in note
 
 
-# -- topology ------------------------------------------------------------------------------------------
+# -- topology ----------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -262,7 +262,7 @@ def test_impossible_core_counts_are_refused(cores: int) -> None:
         extrapolated(load_machine("epyc-guest-2cpu"), cores)
 
 
-# -- the command ------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------
 
 
 def test_list_and_show_agree_with_the_library() -> None:

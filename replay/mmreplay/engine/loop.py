@@ -15,7 +15,7 @@ from mmreplay.engine.kinds.rwsem_jit import *
 from mmreplay.engine.kinds.spin_jit import *
 from mmreplay.engine.layout import *
 from mmreplay.engine.setup import COST_BITS, DRAW_BITS, DRAWS, GOLDEN, MIX1, MIX2
-from mmreplay.jit import helper, njit
+from mmreplay.jit import borrowing_helper, njit
 from mmreplay.locking.isa import Kind, Op, Operand, RuntimeBit, Scope
 
 # Enumerations as plain integers, which the compiler folds.
@@ -35,19 +35,19 @@ WRITE_MODE = 1
 LOW = (1 << 32) - 1
 
 
-@helper
+@borrowing_helper
 def mix(x):
     x = (x ^ (x >> U30)) * U1
     x = (x ^ (x >> U27)) * U2
     return x ^ (x >> U31)
 
 
-@helper
+@borrowing_helper
 def low(x):
     return (x << 32) >> 32
 
 
-@helper
+@borrowing_helper
 def object_of(m, ops, mark_vma, b, row, scope, operand):
     """Simulation._object."""
     if scope == S_MM:
@@ -69,7 +69,7 @@ def object_of(m, ops, mark_vma, b, row, scope, operand):
     return np.int64(0)
 
 
-@helper
+@borrowing_helper
 def line_of(m, ops, mark_vma, sid, b, row, d, operand):
     """The shared cache line of a lock, -1 where it is private."""
     o = object_of(m, ops, mark_vma, b, row, m[d + D_LINE_SCOPE], operand)
@@ -79,7 +79,7 @@ def line_of(m, ops, mark_vma, sid, b, row, d, operand):
     return s if s < 0 else m[d + D_LINE] + s
 
 
-@helper
+@borrowing_helper
 def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):
     """Is an instance of the lock, or its line, shared?"""
     d = m[H_LOCK] + lock * DF
@@ -89,7 +89,7 @@ def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):
     return line_of(m, ops, mark_vma, sid, b, row, d, operand) >= 0
 
 
-@helper
+@borrowing_helper
 def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):
     """Simulation._bump, once it is known to move."""
     s = m[H_LOCK] + m[d + D_BUMPS] * DF
@@ -101,7 +101,7 @@ def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):
     return line_write(m, line, m[b + T_CPU], at_ns, 0)
 
 
-@helper
+@borrowing_helper
 def record(m, ops, b):
     """Simulation._record."""
     row = m[b + T_FIN_ROW]
@@ -148,7 +148,7 @@ def record(m, ops, b):
         m[H_WIN_BEGIN] = m[H_NOW]
 
 
-@helper
+@borrowing_helper
 def enter_gap(m, ops, tails, b, t):
     """Simulation._enter_gap."""
     row = m[b + T_ROW]
@@ -163,7 +163,7 @@ def enter_gap(m, ops, tails, b, t):
     return np.int64(0) if m[H_SATURATED] and m[b + T_GROUP] else blocked
 
 
-@helper
+@borrowing_helper
 def flush_others(m, cpu, mm):
     """Simulation._flush."""
     targets = 0
@@ -178,7 +178,7 @@ def flush_others(m, cpu, mm):
     return m[H_FLUSH_BASE] + m[H_FLUSH_FIRST] + m[H_FLUSH_NEXT] * (targets - 1)
 
 
-@helper
+@borrowing_helper
 def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):
     """Have all operations that this one depends on completed?  If not, wait for the first."""
     for k in range(dep_first[row], dep_first[row + 1]):

@@ -212,7 +212,7 @@ def decode(
             tid = load_i32(buffer, at + fixed[code, L_TID] + 4)
             if fixed[code, L_CPU] >= 0:
                 value = load_u32(buffer, at + fixed[code, L_CPU])
-                cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1  # type: ignore[assignment]
+                cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1
             weight = np.uint64(flags[code, G_WEIGHT])
             if fixed[code, L_PERIOD] >= 0:
                 weight = load_u64(buffer, at + fixed[code, L_PERIOD])
@@ -291,7 +291,7 @@ def decode(
                 tid = load_i32(buffer, at + size - trailer[T_TID] + 4)
             if trailer[T_CPU] > 0:
                 value = load_u32(buffer, at + size - trailer[T_CPU])
-                cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1  # type: ignore[assignment]
+                cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1
             if role == ev.SWITCH:
                 arg[n, 0] = misc >> 13 & 1
                 arg[n, 1] = misc >> 14 & 1

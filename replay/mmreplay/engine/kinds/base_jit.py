@@ -8,10 +8,10 @@ State lives in one flat array ``m`` (see ``layout.py``).  Event keys are
 from __future__ import annotations
 
 from mmreplay.engine.layout import *
-from mmreplay.jit import helper
+from mmreplay.jit import borrowing_helper
 
 
-@helper
+@borrowing_helper
 def set_time(m, t, time):  # type: ignore[no-untyped-def]
     """Set the thread's next event; ``NEVER``: somebody else will."""
     tree = m[H_TREE]
@@ -30,19 +30,19 @@ def set_time(m, t, time):  # type: ignore[no-untyped-def]
         m[tree + node] = key
 
 
-@helper
+@borrowing_helper
 def sooner(m, t, time):  # type: ignore[no-untyped-def]
     if m[m[H_TREE] + m[H_LEAVES] + t] > ((time << m[H_SHIFT]) | t):
         set_time(m, t, time)
 
 
-@helper
+@borrowing_helper
 def at(m, t, state, time):  # type: ignore[no-untyped-def]
     m[m[H_TH] + t * TF + T_STATE] = state
     set_time(m, t, time)
 
 
-@helper
+@borrowing_helper
 def line_write(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
     """Line._write; a negative line is private."""
     if line < 0:
@@ -66,12 +66,12 @@ def line_write(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
     return begin + cost
 
 
-@helper
+@borrowing_helper
 def line_rmw(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
     return line_write(m, line, cpu, at_ns, m[H_ATOMIC])
 
 
-@helper
+@borrowing_helper
 def line_read(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
     if line < 0:
         return at_ns
@@ -88,12 +88,12 @@ def line_read(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
     return max(at_ns, m[r + L_FREE]) + m[m[H_DIST] + owner * m[H_CORES] + cpu]
 
 
-@helper
+@borrowing_helper
 def stat(m, lock, field, by):  # type: ignore[no-untyped-def]
     m[m[H_STAT] + lock * SF + field] += by
 
 
-@helper
+@borrowing_helper
 def _charge(m, r):  # type: ignore[no-untyped-def]
     """Lock.shares of the time since the last change, added to the cumulated sums."""
     now = m[H_NOW]
@@ -122,7 +122,7 @@ def _charge(m, r):  # type: ignore[no-untyped-def]
         m[total + first] += left
 
 
-@helper
+@borrowing_helper
 def advance(m, r):  # type: ignore[no-untyped-def]
     if m[r + I_WAITING] == 0:
         m[r + I_LAST] = m[H_NOW]
@@ -130,21 +130,21 @@ def advance(m, r):  # type: ignore[no-untyped-def]
         _charge(m, r)
 
 
-@helper
+@borrowing_helper
 def add_reader(m, r, kind):  # type: ignore[no-untyped-def]
     advance(m, r)
     m[r + I_READERS] += 1
     m[r + I_BY_KIND + kind] += 1
 
 
-@helper
+@borrowing_helper
 def drop_reader(m, r, kind):  # type: ignore[no-untyped-def]
     advance(m, r)
     m[r + I_READERS] -= 1
     m[r + I_BY_KIND + kind] -= 1
 
 
-@helper
+@borrowing_helper
 def set_writer(m, r, t):  # type: ignore[no-untyped-def]
     advance(m, r)
     m[r + I_WRITER] = t
@@ -152,7 +152,7 @@ def set_writer(m, r, t):  # type: ignore[no-untyped-def]
         m[r + I_WKIND] = m[m[H_TH] + t * TF + T_KIND]
 
 
-@helper
+@borrowing_helper
 def enter(m, r, t):  # type: ignore[no-untyped-def]
     _charge(m, r)
     m[r + I_WAITING] += 1
@@ -166,7 +166,7 @@ def enter(m, r, t):  # type: ignore[no-untyped-def]
     m[b + T_GRANTED] = m[H_NOW]
 
 
-@helper
+@borrowing_helper
 def leave(m, r, t):  # type: ignore[no-untyped-def]
     _charge(m, r)
     m[r + I_WAITING] -= 1
@@ -180,7 +180,7 @@ def leave(m, r, t):  # type: ignore[no-untyped-def]
     m[b + T_GRANTED] = m[H_NOW]
 
 
-@helper
+@borrowing_helper
 def end_wait(m, r, t, write):  # type: ignore[no-untyped-def]
     kinds = m[H_KINDS]
     now = m[H_NOW]
@@ -193,12 +193,12 @@ def end_wait(m, r, t, write):  # type: ignore[no-untyped-def]
     stat(m, lock, S_WRITE_WAIT if write else S_READ_WAIT, wait)
 
 
-@helper
+@borrowing_helper
 def need_resched(m, t):  # type: ignore[no-untyped-def]
     return m[H_RQ_HEAD] >= 0 and m[H_NOW] >= m[m[H_TH] + t * TF + T_SLICE_END]
 
 
-@helper
+@borrowing_helper
 def rq_push(m, t):  # type: ignore[no-untyped-def]
     m[m[H_TH] + t * TF + T_RQ_NEXT] = -1
     if m[H_RQ_HEAD] < 0:
@@ -208,7 +208,7 @@ def rq_push(m, t):  # type: ignore[no-untyped-def]
     m[H_RQ_TAIL] = t
 
 
-@helper
+@borrowing_helper
 def dispatch(m, t, cpu, at_ns):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     m[m[H_CORE] + cpu * CF + C_RUNNING] = t
@@ -218,7 +218,7 @@ def dispatch(m, t, cpu, at_ns):  # type: ignore[no-untyped-def]
     at(m, t, m[b + T_AFTER], at_ns)
 
 
-@helper
+@borrowing_helper
 def runnable(m, t):  # type: ignore[no-untyped-def]
     core = m[H_CORE]
     cpu = m[m[H_TH] + t * TF + T_LAST_CPU]
@@ -235,20 +235,20 @@ def runnable(m, t):  # type: ignore[no-untyped-def]
     dispatch(m, t, cpu, m[H_NOW])
 
 
-@helper
+@borrowing_helper
 def notify_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
     if m[r + I_OSQ_HEAD] >= 0:
         sooner(m, m[r + I_OSQ_HEAD], at_ns + m[H_POLL])
 
 
-@helper
+@borrowing_helper
 def notify_handoff_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
     head = m[r + I_Q_HEAD]
     if head >= 0 and m[m[H_TH] + head * TF + T_STATE] == HANDOFF_SPIN:
         sooner(m, head, at_ns + m[H_POLL])
 
 
-@helper
+@borrowing_helper
 def release_cpu(m, t):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     cpu = m[b + T_CPU]
@@ -270,7 +270,7 @@ def release_cpu(m, t):  # type: ignore[no-untyped-def]
         notify_handoff_spinner(m, r, m[H_NOW])
 
 
-@helper
+@borrowing_helper
 def wake_up(m, t, state, at_ns):  # type: ignore[no-untyped-def]
     """Rwsem._wake_up."""
     b = m[H_TH] + t * TF

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from mmreplay.engine.kinds.base_jit import *
 from mmreplay.engine.layout import *
-from mmreplay.jit import helper
+from mmreplay.jit import borrowing_helper
 
 
-@helper
+@borrowing_helper
 def pin_unlock(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     done = line_rmw(m, line, m[b + T_CPU], at_ns)
@@ -22,7 +22,7 @@ def pin_unlock(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     return done
 
 
-@helper
+@borrowing_helper
 def pin_drain(m, r, t, done):  # type: ignore[no-untyped-def]
     """The second half of a MARK that found readers in flight."""
     b = m[H_TH] + t * TF

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from mmreplay.engine.kinds.base_jit import *
 from mmreplay.engine.layout import *
-from mmreplay.jit import helper
+from mmreplay.jit import borrowing_helper
 
 READ, WRITE = 0, 1
 SAW_NOTHING, SAW_READER, SAW_WRITER = 0, 1, 2
 
 
-@helper
+@borrowing_helper
 def take_read(m, r, kind, at_ns):  # type: ignore[no-untyped-def]
     add_reader(m, r, kind)
     if not m[r + I_ROWNED]:
@@ -23,7 +23,7 @@ def take_read(m, r, kind, at_ns):  # type: ignore[no-untyped-def]
         notify_spinner(m, r, at_ns)
 
 
-@helper
+@borrowing_helper
 def take_write(m, r, t):  # type: ignore[no-untyped-def]
     set_writer(m, r, t)
     m[r + I_ROWNED] = 0
@@ -33,7 +33,7 @@ def take_write(m, r, t):  # type: ignore[no-untyped-def]
     m[b + T_OWNED] += 1
 
 
-@helper
+@borrowing_helper
 def disown(m, r, t):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     n = m[b + T_OWNED]
@@ -46,13 +46,13 @@ def disown(m, r, t):  # type: ignore[no-untyped-def]
     m[b + T_OWNED] = n - 1
 
 
-@helper
+@borrowing_helper
 def is_open(m, r, mode):  # type: ignore[no-untyped-def]
     """The fast paths' test."""
     return m[r + I_WRITER] < 0 and m[r + I_Q_HEAD] < 0 and (mode == READ or m[r + I_READERS] == 0)
 
 
-@helper
+@borrowing_helper
 def q_remove(m, r, t):  # type: ignore[no-untyped-def]
     th = m[H_TH]
     nxt = m[th + t * TF + T_Q_NEXT]
@@ -69,7 +69,7 @@ def q_remove(m, r, t):  # type: ignore[no-untyped-def]
         m[r + I_Q_TAIL] = u
 
 
-@helper
+@borrowing_helper
 def mark_wake(m, r, waker, at_ns, read_owned, any_):  # type: ignore[no-untyped-def]
     th = m[H_TH]
     head = m[r + I_Q_HEAD]
@@ -128,7 +128,7 @@ def mark_wake(m, r, waker, at_ns, read_owned, any_):  # type: ignore[no-untyped-
     return at_ns
 
 
-@helper
+@borrowing_helper
 def fall_asleep(m, r, t, at_ns):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     m[b + T_AWAKE] = at_ns
@@ -136,7 +136,7 @@ def fall_asleep(m, r, t, at_ns):  # type: ignore[no-untyped-def]
     at(m, t, FALL, at_ns + m[H_FALL])
 
 
-@helper
+@borrowing_helper
 def try_write_lock(m, r, t, at_ns):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     lock = m[r + I_LOCK]
@@ -165,7 +165,7 @@ def try_write_lock(m, r, t, at_ns):  # type: ignore[no-untyped-def]
         fall_asleep(m, r, t, at_ns)
 
 
-@helper
+@borrowing_helper
 def queue(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     th = m[H_TH]
     b = th + t * TF
@@ -194,7 +194,7 @@ def queue(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
         fall_asleep(m, r, t, at_ns)
 
 
-@helper
+@borrowing_helper
 def can_spin(m, r, t):  # type: ignore[no-untyped-def]
     if m[r + I_NONSPIN] or need_resched(m, t):
         return False
@@ -202,7 +202,7 @@ def can_spin(m, r, t):  # type: ignore[no-untyped-def]
     return owner < 0 or m[m[H_TH] + owner * TF + T_CPU] >= 0
 
 
-@helper
+@borrowing_helper
 def join_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     m[b + T_WAIT_INST] = r
@@ -219,7 +219,7 @@ def join_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
         at(m, t, OSQ, max(at_ns, m[b + T_SLICE_END]))
 
 
-@helper
+@borrowing_helper
 def leave_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
     th = m[H_TH]
     nxt = m[th + t * TF + T_OSQ_NEXT]
@@ -238,7 +238,7 @@ def leave_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
         m[r + I_OSQ_TAIL] = u
 
 
-@helper
+@borrowing_helper
 def rwsem_lock_slow(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
     """What follows when the fast path of down_read or down_write failed at ``at_ns``."""
     b = m[H_TH] + t * TF
@@ -269,7 +269,7 @@ def rwsem_lock_slow(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
     return -1
 
 
-@helper
+@borrowing_helper
 def rwsem_unlock(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
     """-1: the wake-up comes as a step of its own, at ``m[H_RET]``."""
     b = m[H_TH] + t * TF
@@ -294,7 +294,7 @@ def rwsem_unlock(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
     return -1
 
 
-@helper
+@borrowing_helper
 def rwsem_downgrade(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     done = line_rmw(m, line, m[b + T_CPU], at_ns)
@@ -309,7 +309,7 @@ def rwsem_downgrade(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     return done
 
 
-@helper
+@borrowing_helper
 def reader_takes(m, r, line, t):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     done = line_rmw(m, line, m[b + T_CPU], m[H_NOW])
@@ -321,7 +321,7 @@ def reader_takes(m, r, line, t):  # type: ignore[no-untyped-def]
     return done
 
 
-@helper
+@borrowing_helper
 def osq_event(m, r, line, t):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     if need_resched(m, t):
@@ -332,7 +332,7 @@ def osq_event(m, r, line, t):  # type: ignore[no-untyped-def]
         at(m, t, OSQ, m[b + T_SLICE_END])
 
 
-@helper
+@borrowing_helper
 def spin_event(m, r, line, t):  # type: ignore[no-untyped-def]
     """One look of the first spinner; returns when it holds the lock, or -1."""
     b = m[H_TH] + t * TF

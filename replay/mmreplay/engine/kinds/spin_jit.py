@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from mmreplay.engine.kinds.base_jit import *
 from mmreplay.engine.layout import *
-from mmreplay.jit import helper
+from mmreplay.jit import borrowing_helper
 
 
-@helper
+@borrowing_helper
 def spin_wait(m, r, t):  # type: ignore[no-untyped-def]
     b = m[H_TH] + t * TF
     m[b + T_MODE] = 1
@@ -23,7 +23,7 @@ def spin_wait(m, r, t):  # type: ignore[no-untyped-def]
     at(m, t, GRANTED, NEVER)
 
 
-@helper
+@borrowing_helper
 def spin_unlock(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     done = line_rmw(m, line, m[m[H_TH] + t * TF + T_CPU], at_ns)
     set_writer(m, r, -1)
