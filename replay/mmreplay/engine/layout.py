@@ -74,3 +74,14 @@ F_NO_PROGRAM: Final = 4
 # -- states, as states.State (an enum is no constant for the compiler) ----------------------------
 OFF, RUN, FALL, GRANTED, RETRY, SPIN, OSQ, HANDOFF_SPIN, WAKE, DRAINED, END = range(11)
 PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
+
+# -- specialised code: its last column, and instructions that the model's code does not have -------
+FL_ORDERED: Final = 1  # touches what another thread can see
+FL_DYNAMIC: Final = 2  # whether it does depends on the VMA that EACH is at
+LOCK_PRIVATE: Final = 18  # LOCK or TRY of what one thread uses: A, B as LOCK, C slot of held
+UNLOCK_PRIVATE: Final = 19
+# What an operation has of each scope, two bits each from CLASS_SHIFT on, in the class key.
+NONE, PRIVATE, SHARED_OBJECT = range(3)
+CLASS_OP_SHIFT: Final = 42
+CLASS_SHIFT: Final = 48
+(CLASS_MM, CLASS_VMA, CLASS_TABLE, CLASS_FILE, CLASS_ANON, CLASS_CHILD) = range(6)
