@@ -265,6 +265,7 @@ def _threads(plan: Plan, setup: Setup, options: Options, th: I64) -> None:
     rows = np.minimum(first, max(plan.n_ops - 1, 0))
     th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
     th[:, T_DEP_FROM] = -1
+    th[:, T_MM] = plan.mm[th[:, T_ROW]]
 
 
 def _totals(

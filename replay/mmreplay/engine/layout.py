@@ -30,10 +30,10 @@ HEADER: Final = 64
     T_FIN_ROW, T_FIN_KIND, T_FIN_END, T_FIN_BUSY, T_FIN_WAIT, T_FIN_DELAY, T_NTH, T_END_ROW,
     T_FIRST_LAP, T_TAIL, T_EACH, T_EACH_END, T_DEP_FROM, T_GROUP, T_DEP_NEXT, T_RQ_NEXT,
     T_WAIT_INST, T_MODE, T_WAIT_FROM, T_GRANTED, T_AWAKE, T_PENDING, T_SAW, T_SPIN_UNTIL,
-    T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_OWNED, T_OWNED_0,
-) = range(45)  # fmt: skip
-MAX_OWNED: Final = 12
-TF: Final = 56
+    T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_OWNED, T_QUEUED, T_MM, T_OWNED_0,
+) = range(47)  # fmt: skip
+MAX_OWNED: Final = 16
+TF: Final = 64
 
 # -- shared lock instance -----------------------------------------------------------
 (

@@ -160,6 +160,7 @@ def enter_gap(m, ops, tails, b, t):
     else:
         m[b + T_THINK] = ops[(row << 3) + O_THINK]
         blocked = ops[(row << 3) + O_BLOCKED]
+    m[b + T_MM] = low(ops[(m[b + T_ROW] << 3) + O_MM])
     return np.int64(0) if m[H_SATURATED] and m[b + T_GROUP] else blocked
 
 

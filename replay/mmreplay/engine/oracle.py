@@ -98,6 +98,7 @@ class Thread:
     wait_mode: int = 0
     wait_from_ns: int = 0
     granted_ns: int = 0
+    queued_ns: int = 0
     awake_ns: int = 0
     wake_pending: bool = False
     saw: int = 0
@@ -220,6 +221,7 @@ class Simulation:
         self.running[cpu] = thread
         thread.cpu = thread.last_cpu = cpu
         thread.slice_end_ns = at_ns + self.setup.slice
+        self.cpu_mm[cpu] = int(self.plan.mm[thread.row])
         self.at(thread, thread.after, at_ns)
 
     def _release_cpu(self, thread: Thread) -> None:
