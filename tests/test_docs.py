@@ -37,13 +37,17 @@ def commands(page: Path) -> list[str]:
 
 def demo_commands() -> list[str]:
     """The recipe lines of ``make demo``, as make prints them."""
-    lines = subprocess.run(
-        ["make", "--dry-run", "--always-make", "demo"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.replace("\\\n", " ").splitlines()
+    lines = (
+        subprocess.run(
+            ["make", "--dry-run", "--always-make", "demo"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        .stdout.replace("\\\n", " ")
+        .splitlines()
+    )
     return [line.split("/bin/", 1)[1] for line in lines if "/bin/mmreplay " in line]
 
 

@@ -247,6 +247,43 @@ def test_unknown_addresses_are_counted_and_holes_are_not_mapped() -> None:
     assert bundle.plan.vma[at(bundle, hole)] == -1
 
 
+@pytest.mark.parametrize(
+    ("kind", "prot", "hole", "op", "traits_expected"),
+    [
+        # write(2) from an untouched page: the copy runs under pagefault_disable()
+        (OpKind.FAULT_KERNEL, RW, False, PlanOp.NONE, Trait.FAILED | Trait.KERNEL_MODE),
+        (OpKind.FAULT_KERNEL, RW, True, PlanOp.FAULT, Trait.HOLE | Trait.KERNEL_MODE),
+        (OpKind.FAULT_KERNEL, 0, False, PlanOp.FAULT, Trait.ACCESS_ERROR | Trait.KERNEL_MODE),
+        (OpKind.FAULT_USER, RW, False, PlanOp.FAULT, Trait.FAILED),  # SIGBUS
+        (OpKind.FAULT_USER, RW, True, PlanOp.FAULT, Trait.HOLE),
+        (OpKind.FAULT_USER, 0, False, PlanOp.FAULT, Trait.ACCESS_ERROR),
+    ],
+)
+@pytest.mark.parametrize("bits", [READ, WRITE])
+def test_failed_faults_lock_unless_page_faults_were_disabled(
+    kind: OpKind, prot: int, hole: bool, op: PlanOp, traits_expected: Trait, bits: int
+) -> None:
+    tape = Tape()
+    tape.mmap(A, 4, prot=prot)
+    failed = tape.op(
+        kind,
+        address=A + (1 << 30) if hole else A,
+        fault_bits=bits if kind is OpKind.FAULT_USER else bits & ~4,
+        fault_class=FaultClass.FAILED,
+        duration_kind=DurationKind.END_UNSEEN,
+    )
+    retried = tape.op(kind, address=A, fault_bits=bits, fault_class=FaultClass.MINOR)
+    bundle = tape.plan()
+    assert bundle.plan.op[at(bundle, failed)] == op
+    assert traits(bundle, failed) & traits_expected == traits_expected
+    assert bundle.plan.pages[at(bundle, failed)] == 0
+    # a failed fault maps no page, makes no table and gives the VMA no anon_vma
+    assert bundle.plan.op[at(bundle, retried)] == PlanOp.FAULT
+    assert not traits(bundle, retried) & Trait.PRESENT
+    assert traits(bundle, retried) & Trait.TABLE_MISSING
+    assert not bundle.plan.anon_initial.any()
+
+
 def test_clones_map_and_fault_in_ranges_of_their_own() -> None:
     tape = Tape(threads=1)
     tape.mmap(A, 4)

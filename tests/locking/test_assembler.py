@@ -1,4 +1,4 @@
-# ruff: noqa: E501, PT017
+# ruff: noqa: E501
 """The assembler: what it refuses, where it points, and that what it accepts is sound."""
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from mmreplay.address_space import segments as segments_
 from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep
 from mmreplay.address_space.segments import Segments
+from mmreplay.address_space.vma_abi import search_core
 from mmreplay.address_space.vma_apply import insert_core
 from mmreplay.address_space.vma_index import find
-from mmreplay.address_space.vma_ops import search_core
 from mmreplay.address_space.vma_state import (
     NEED_SPACE,
     S_MMAP_BASE,

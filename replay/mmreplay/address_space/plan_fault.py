@@ -22,7 +22,7 @@ from mmreplay.address_space.page_state import (
     REGION_SHIFT,
     ZERO,
 )
-from mmreplay.address_space.plan import Trait
+from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep
 from mmreplay.address_space.rows import HINT_SHMEM, HINT_SPECIAL
 from mmreplay.address_space.vma_apply import cover_core, fault_core
@@ -92,6 +92,7 @@ _MAJOR = int(FaultClass.MAJOR)
 _FAILED = int(FaultClass.FAILED)
 _MINOR = int(FaultClass.MINOR)
 _FAULT_KERNEL = int(OpKind.FAULT_KERNEL)
+_OP_NONE = int(PlanOp.NONE)
 
 _I_FIRST = int(Info.FIRST_SLOT)
 _I_STACK = int(Info.STACK_GROWTH)
@@ -269,6 +270,18 @@ def copy_marks(m, w, out):
 
 
 @borrowing_helper
+def _allowed(flags, write, execute):
+    """Whether a VMA with these flags allows the access (an unknown one allows all)."""
+    if flags & _V_UNKNOWN:
+        return True
+    if write:
+        return flags & _V_WRITE != 0
+    if execute:
+        return flags & _V_EXEC != 0
+    return flags & (_V_READ | _V_WRITE | _V_EXEC) != 0
+
+
+@borrowing_helper
 def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     """Plan the fault in row ``i`` into row ``o`` of ``out``; returns a Status."""
     kind = rows[i].kind
@@ -322,6 +335,26 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
             private_anon or state in (ZERO, CACHE, COW)
         )
     private = m.vma[above, V_FLAGS] & _V_SHARED == 0
+    if fault_class == _FAILED and _allowed(m.vma[above, V_FLAGS], write, execute):
+        w.counters[_C_FAILED] += 1
+        out.ops[o].pages = 0
+        traits |= _T_FAILED | (_T_WRITE if write else 0)
+        if kind == _FAULT_KERNEL:
+            # Under pagefault_disable() the kernel looks the access up in its exception
+            # table and takes no lock (arch/x86/mm/fault.c:do_user_addr_fault@6.18,
+            # faulthandler_disabled); the caller faults the page in by itself.
+            out.ops[o].op = _OP_NONE
+            out.ops[o].vmas = 0
+            out.ops[o].traits |= np.uint64(traits)
+            return 0
+        out.ops[o].vma = m.vma[above, V_UID]
+        out.ops[o].file = m.vma[above, V_FILE]
+        if private:
+            out.ops[o].anon_slot = anon_slot_of(m, w, above)
+        traits |= vma_traits(w, m.vma[above, V_FLAGS], m.vma[above, V_FILE])
+        out.ops[o].traits |= np.uint64(traits)
+        add_dep(w, out, thread, segments_.get(s, space, page))
+        return 0
     # before the map learns of a first write: the bit belongs to the VMA as it was
     bit = anon_slot_of(m, w, above) if private else np.int32(-1)
     if fault_core(m, rules, space, address, write, execute) == NEED_SPACE:
@@ -348,11 +381,6 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
             return 0
     maker = segments_.get(s, space, page)
     add_dep(w, out, thread, maker)
-    if fault_class == _FAILED:
-        w.counters[_C_FAILED] += 1
-        out.ops[o].traits |= np.uint64(traits | _T_FAILED)
-        out.ops[o].pages = 0
-        return 0
     if write and private:
         traits |= _T_NEEDS_ANON
         if not w.bits[bit].set:

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from mmreplay.address_space.plan import MarkSet
 from mmreplay.address_space.rules import Rule
-from mmreplay.address_space.vma_core import (
-    TARGETS,
-    make,
-    mark,
-    prepare_anon,
-    unmap,
-)
-from mmreplay.address_space.vma_index import find, has_room, reserve_directory, set_end, set_start
-from mmreplay.address_space.vma_ops import (
+from mmreplay.address_space.vma_abi import (
     ACCESS,
     DROPPABLE,
     ENOMEM,
@@ -29,19 +21,31 @@ from mmreplay.address_space.vma_ops import (
     SPECIAL,
     UFFD,
     WRITE,
+    page_up,
+)
+from mmreplay.address_space.vma_core import (
+    TARGETS,
+    make,
+    mark,
+    prepare_anon,
+    unmap,
+)
+from mmreplay.address_space.vma_index import find, has_room, reserve_directory, set_end, set_start
+from mmreplay.address_space.vma_move import (
     do_brk,
     do_clear,
     do_fork,
+    do_mremap,
+)
+from mmreplay.address_space.vma_ops import (
     do_madvise,
     do_mlock,
     do_mlockall,
     do_mmap,
     do_mprotect,
-    do_mremap,
     do_munmap,
     do_set_flag,
     do_touch_vmas,
-    page_up,
 )
 from mmreplay.address_space.vma_state import (
     I64,

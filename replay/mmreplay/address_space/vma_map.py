@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mmreplay.address_space.vma_abi import search_core
 from mmreplay.address_space.vma_apply import (
     apply_core,
     cover_core,
@@ -17,7 +18,6 @@ from mmreplay.address_space.vma_apply import (
     insert_core,
     lookup_core,
 )
-from mmreplay.address_space.vma_ops import search_core
 from mmreplay.address_space.vma_state import I64, MapState, Vm
 from mmreplay.jit import njit
 

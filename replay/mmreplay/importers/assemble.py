@@ -7,6 +7,7 @@ arrive later are written over the finished file once, at the end.
 from __future__ import annotations
 
 import re
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -27,9 +28,9 @@ from mmreplay.trace.store import (
 )
 
 #: Operations per window and windows held back (IMPORT §3.2: memory stays bounded).
-WINDOW_ROWS: Final = 1 << 16
-HELD_WINDOWS: Final = 6
-_IN_FLIGHT: Final = 3
+WINDOW_ROWS: Final = 1 << 14
+HELD_WINDOWS: Final = 8
+_IN_FLIGHT: Final = 6
 #: What one recorded event costs the recorded thread where the trace cannot say it:
 #: 0.86 to 0.94 us by switching recording on and off (2-vCPU EPYC guest, 6.18, perf 6.1).
 DEFAULT_PROBE_NS: Final = 900
@@ -111,8 +112,8 @@ class Assembler:
         self.operations = 0
         self.compat = 0
         self.late_patches: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        self._held: list[tuple[int, NDArray[np.int64]]] = []
-        self._free: list[NDArray[np.int64]] = []
+        self._held: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
+        self._free: deque[NDArray[np.int64]] = deque()
         self._last = (-1, -1)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mmreplay-import")
         self._pending: list[Future[None]] = []
@@ -130,9 +131,10 @@ class Assembler:
         self._patch(state)
         rows = int(count[ps.C_OPS] - count[ps.C_BASE])
         if rows and (last or rows + ps.MARGIN + ps.PATCH_ROWS > len(state.ops)):
-            self._held.append((int(count[ps.C_BASE]), state.ops[:rows]))
+            self._held.append((int(count[ps.C_BASE]), state.ops[:rows], state.ops))
             count[ps.C_BASE] += rows
-            state.ops = np.zeros_like(state.ops)
+            # Windows go round: a row is cleared when it begins, not before.
+            state.ops = self._free.popleft() if self._free else np.zeros_like(state.ops)
         while self._held and (last or len(self._held) > HELD_WINDOWS):
             self._release(state)
         for name, counter in (
@@ -178,7 +180,7 @@ class Assembler:
         patches = state.ops[-ps.PATCH_ROWS :][:count].copy()
         state.count[ps.C_PATCHES] = 0
         closing = list(ps.CLOSING)
-        for base, held in self._held:
+        for base, held, _ in self._held:
             here = (rows >= base) & (rows < base + len(held))
             if not here.any():
                 continue
@@ -192,25 +194,32 @@ class Assembler:
             self.late_patches.append((rows, patches))
 
     def _release(self, state: ps.State) -> None:
-        base, rows = self._held.pop(0)
+        _, rows, window = self._held.pop(0)
         if self.probe is None:
             self.probe = estimate_probe(state.table("histogram").reshape(2, ps.BINS))
-        spaces = state.table("spaces")[: state.count[ps.C_SPACES]]
-        alias = resolve_aliases(spaces)
+        spaces = state.table("spaces")[: state.count[ps.C_SPACES]].copy()
+        self.operations += len(rows)
+        self._submit(self._write_operations, rows, window, spaces, self.probe[0])
+
+    def _write_operations(
+        self,
+        rows: NDArray[np.int64],
+        window: NDArray[np.int64],
+        spaces: NDArray[np.int64],
+        probe_ns: int,
+    ) -> None:
         # All of a 64-bit task's addresses below 4 GiB does not happen: its stack is high.
         low = (spaces[:, ps.A_HIGHEST] < 1 << 32) & (spaces[:, ps.A_FAULTS] > 0)
         low &= spaces[:, ps.A_HIGHEST] > 0
-        compat = low[rows[:, ps.O_SPACE]]
-        self.compat += int(compat.sum())
-        rows[:, ps.O_QUALITY] |= np.where(compat, int(Quality.COMPAT32), 0)
-        rows[:, ps.O_SPACE] = alias[rows[:, ps.O_SPACE]]
+        own = rows[:, ps.O_SPACE].copy()
+        if low.any():
+            compat = low[own]
+            self.compat += int(compat.sum())
+            rows[compat, ps.O_QUALITY] |= int(Quality.COMPAT32)
+        rows[:, ps.O_SPACE] = resolve_aliases(spaces)[own]
         seq, self._last = sequence(rows[:, ps.O_BEGIN], self._last)
-        self.operations += len(rows)
-        self._submit(self._write_operations, rows, seq, self.probe[0])
-        assert base >= 0
-
-    def _write_operations(self, rows: NDArray[np.int64], seq: NDArray[np.uint32], c: int) -> None:
-        self.writer.write("operations", self.operations_frame(rows, seq, c))
+        self.writer.write("operations", self.operations_frame(rows, seq, probe_ns))
+        self._free.append(window)
 
     def operations_frame(
         self, rows: NDArray[np.int64], seq: NDArray[np.uint32], probe_ns: int
@@ -407,57 +416,61 @@ class Assembler:
         )
 
     def _rewrite(self) -> None:
-        """Write the ends that came after their rows were written into the finished table."""
-        file = self.writer.finish("operations")
-        if file is None:
-            return
-        beside = file.with_suffix(".patched")
+        """Put the ends that came after their rows were written into the table."""
         rows = np.concatenate([r for r, _ in self.late_patches])
         patches = np.concatenate([p for _, p in self.late_patches])
         c = self.probe[0] if self.probe else DEFAULT_PROBE_NS
         fixed = self.operations_frame(patches, np.zeros(len(rows), np.uint32), c)
         fixed = fixed.with_columns(pl.Series("row", rows)).unique("row", keep="last")
-        closing = [
-            "duration_ns",
-            "duration_corrected_ns",
-            "contention_ns",
-            "blocked_inside_ns",
-            "address",
-            "length",
-            "result",
-            "errno",
-            "child",
-        ]
-        always = ["duration_kind", "kind", "fault_class", "inner_events"]
+        held = self.writer.held("operations")
+        if held is not None:
+            self.writer.replace_held("operations", _patched(held, fixed, 0))
+            return
+        file = self.writer.finish("operations")
+        assert file is not None
+        beside = file.with_suffix(".patched")
         base = 0
         out = None
         for batch in read_batches(file, list(polars_schema("operations")), WINDOW_ROWS):
-            number = pl.Series("row", np.arange(base, base + batch.height))
+            arrow = to_arrow(_patched(batch, fixed, base))
             base += batch.height
-            joined = batch.with_columns(number).join(
-                fixed, on="row", how="left", suffix="_new", maintain_order="left"
-            )
-            hit = pl.col("duration_kind_new").is_not_null()
-            new = [
-                pl.when(hit & pl.col(f"{n}_new").is_not_null())
-                .then(pl.col(f"{n}_new"))
-                .otherwise(pl.col(n))
-                .alias(n)
-                for n in closing + always
-            ]
-            new.append(
-                (pl.col("preempted_ns") + pl.col("preempted_ns_new").fill_null(0)).alias(
-                    "preempted_ns"
-                )
-            )
-            new.append((pl.col("quality") | pl.col("quality_new").fill_null(0)).alias("quality"))
-            arrow = to_arrow(joined.with_columns(new).select(batch.columns))
             if out is None:
                 out = parquet_writer(beside, arrow.schema)
             out.write_table(arrow)
         if out is not None:
             out.close()
             beside.replace(file)
+
+
+#: What the end of an operation decides; where the patch knows nothing the begin's stays.
+_CLOSED: Final = (
+    "duration_ns",
+    "duration_corrected_ns",
+    "contention_ns",
+    "blocked_inside_ns",
+    "address",
+    "length",
+    "result",
+    "errno",
+    "child",
+    "duration_kind",
+    "kind",
+    "fault_class",
+    "inner_events",
+)
+
+
+def _patched(batch: pl.DataFrame, fixed: pl.DataFrame, base: int) -> pl.DataFrame:
+    """``batch``, whose first row is number ``base``, with the ends in ``fixed`` (by ``row``)."""
+    number = pl.Series("row", np.arange(base, base + batch.height))
+    joined = batch.with_columns(number).join(
+        fixed, on="row", how="left", suffix="_new", maintain_order="left"
+    )
+    new = [pl.coalesce(pl.col(f"{name}_new"), pl.col(name)).alias(name) for name in _CLOSED]
+    preempted = pl.col("preempted_ns") + pl.col("preempted_ns_new").fill_null(0)
+    quality = pl.col("quality") | pl.col("quality_new").fill_null(0)
+    new += [preempted.alias("preempted_ns"), quality.alias("quality")]
+    return joined.with_columns(new).select(batch.columns)
 
 
 def _frame(columns: dict[str, tuple[Any, Any, NDArray[np.bool_] | None]]) -> pl.DataFrame:

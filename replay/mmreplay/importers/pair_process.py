@@ -42,13 +42,13 @@ _CHILD_RETURN = np.int64(int(Quality.CHILD_RETURN))
 
 
 @helper
-def _cloning(a: Any, t: int) -> bool:
+def _cloning(a: Any, t: Any) -> Any:
     call = a[t + ps.S_CALL] - 1
     return call == sc.C_CLONE or call == sc.C_CLONE3 or call == sc.C_FORK or call == sc.C_VFORK
 
 
 @helper
-def on_fork(a: Any, ops: Any, arg: Any, now: int, mark: int) -> None:
+def on_fork(a: Any, ops: Any, arg: Any, now: Any, mark: Any) -> None:
     """A FORK record: a new thread (pid == parent pid) or a new process."""
     pid = np.int64(arg[0])
     parent_pid = np.int64(arg[1])
@@ -111,7 +111,7 @@ def on_fork(a: Any, ops: Any, arg: Any, now: int, mark: int) -> None:
 
 
 @helper
-def _resolve_guess(a: Any, ops: Any, proc: int) -> bool:
+def _resolve_guess(a: Any, ops: Any, proc: Any) -> Any:
     """Whether a clone3 child was vfork-like: its parent waits in clone3 until it is gone."""
     parent = a[ps.procs_at(a, proc) + ps.P_GUESS_PARENT] - 1
     a[ps.procs_at(a, proc) + ps.P_GUESS_PARENT] = 0
@@ -130,7 +130,7 @@ def _resolve_guess(a: Any, ops: Any, proc: int) -> bool:
 
 
 @helper
-def on_comm(a: Any, ops: Any, slot: int, arg: Any, now: int, mark: int) -> None:
+def on_comm(a: Any, ops: Any, slot: Any, arg: Any, now: Any, mark: Any) -> None:
     """A COMM record: the name, and with an exec a new address space."""
     t = ps.threads_at(a, slot)
     a[t + ps.S_COMM0] = np.int64(arg[1])
@@ -151,7 +151,7 @@ def on_comm(a: Any, ops: Any, slot: int, arg: Any, now: int, mark: int) -> None:
 
 
 @helper
-def start_thread(a: Any, ops: Any, t: int, now: int, cpu: int, quality: int, returns: int) -> None:
+def start_thread(a: Any, ops: Any, t: Any, now: Any, cpu: Any, quality: Any, returns: Any) -> None:
     """The first event of a thread whose creation was recorded: its THREAD_START."""
     a[t + ps.S_STARTED] = 1
     if returns:
@@ -160,7 +160,7 @@ def start_thread(a: Any, ops: Any, t: int, now: int, cpu: int, quality: int, ret
 
 
 @helper
-def finish_clone(a: Any, ops: Any, t: int, call: int, result: int) -> int:
+def finish_clone(a: Any, ops: Any, t: Any, call: Any, result: Any) -> Any:
     """The kind of a clone, clone3, fork or vfork that returns; notes its child."""
     if result > 0 and a[t + ps.S_CALL_CHILD] == 0 and result < ps.MAX_TID:
         a[t + ps.S_CALL_CHILD] = result
@@ -179,7 +179,7 @@ def finish_clone(a: Any, ops: Any, t: int, call: int, result: int) -> int:
 
 
 @helper
-def result_of(a: Any, ops: Any, out: int, t: int, call: int, result: int) -> None:
+def result_of(a: Any, ops: Any, out: Any, t: Any, call: Any, result: Any) -> None:
     """Fill what the return value says: result, and the range it decides."""
     ops[out, ps.O_RESULT] = result
     ops[out, ps.O_KNOWN] |= ps.K_RESULT
@@ -204,13 +204,13 @@ def result_of(a: Any, ops: Any, out: int, t: int, call: int, result: int) -> Non
 def orphan_exit(
     a: Any,
     ops: Any,
-    slot: int,
-    call: int,
-    result: int,
-    weight: int,
-    now: int,
-    quality: int,
-    cpu: int,
+    slot: Any,
+    call: Any,
+    result: Any,
+    weight: Any,
+    now: Any,
+    quality: Any,
+    cpu: Any,
 ) -> None:
     """A system call's return whose entry this thread did not make, or did not show."""
     t = ps.threads_at(a, slot)
@@ -241,7 +241,7 @@ def orphan_exit(
 
 
 @helper
-def end_of_thread(a: Any, ops: Any, slot: int, now: int, cpu: int, quality: int) -> None:
+def end_of_thread(a: Any, ops: Any, slot: Any, now: Any, cpu: Any, quality: Any) -> None:
     """An EXIT record: close what is open, THREAD_EXIT, and PROCESS_EXIT after the last."""
     t = ps.threads_at(a, slot)
     account(a, t, now)

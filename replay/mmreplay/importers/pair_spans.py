@@ -15,13 +15,13 @@ from mmreplay.jit import helper
 def _lock_row(
     a: Any,
     ops: Any,
-    slot: int,
+    slot: Any,
     address: np.uint64,
-    flags: int,
-    mode: int,
-    begin: int,
-    wait: int,
-    hold: int,
+    flags: Any,
+    mode: Any,
+    begin: Any,
+    wait: Any,
+    hold: Any,
 ) -> None:
     row = a[ps.C_LOCKS]
     a[ps.C_LOCKS] += 1
@@ -38,7 +38,7 @@ def _lock_row(
 
 @helper
 def contention_begin(
-    a: Any, ops: Any, slot: int, address: np.uint64, flags: np.uint64, now: int
+    a: Any, ops: Any, slot: Any, address: np.uint64, flags: np.uint64, now: Any
 ) -> None:
     """lock:contention_begin; a mutex says it twice (spinning, then sleeping) and ends once."""
     t = ps.threads_at(a, slot)
@@ -58,7 +58,7 @@ def contention_begin(
 
 
 @helper
-def contention_end(a: Any, ops: Any, slot: int, address: np.uint64, now: int) -> None:
+def contention_end(a: Any, ops: Any, slot: Any, address: np.uint64, now: Any) -> None:
     """lock:contention_end: the span's row, and its share in the open operations."""
     t = ps.threads_at(a, slot)
     waits = a[ps.B_WAITS] + slot * ps.STACK * ps.WAIT_SIZE
@@ -90,7 +90,7 @@ def contention_end(a: Any, ops: Any, slot: int, address: np.uint64, now: int) ->
 
 
 @helper
-def _drop_hold(a: Any, t: int, holds: int, at: int) -> None:
+def _drop_hold(a: Any, t: Any, holds: Any, at: Any) -> None:
     for k in range(at, a[t + ps.S_HOLDS] - 1):
         for j in range(ps.HOLD_SIZE):
             a[holds + (k) * ps.HOLD_SIZE + j] = a[holds + (k + 1) * ps.HOLD_SIZE + j]
@@ -98,7 +98,7 @@ def _drop_hold(a: Any, t: int, holds: int, at: int) -> None:
 
 
 @helper
-def mmap_lock(a: Any, ops: Any, slot: int, role: int, arg: Any, now: int) -> None:
+def mmap_lock(a: Any, ops: Any, slot: Any, role: Any, arg: Any, now: Any) -> None:
     """mmap_lock:*, by (thread, mm): IMPORT §4.1."""
     t = ps.threads_at(a, slot)
     holds = a[ps.B_HOLDS] + slot * ps.STACK * ps.HOLD_SIZE
@@ -159,7 +159,7 @@ def mmap_lock(a: Any, ops: Any, slot: int, role: int, arg: Any, now: int) -> Non
 
 
 @helper
-def mapping(a: Any, ops: Any, t: int, arg: Any, now: int, mark: int) -> None:
+def mapping(a: Any, ops: Any, t: Any, arg: Any, now: Any, mark: Any) -> None:
     """A MMAP or MMAP2 record: one known VMA."""
     start, length = arg[0], arg[1]
     if length == 0 or start + length < start or start >= np.uint64(1 << 63):

@@ -342,31 +342,31 @@ MARGIN: Final = 8
 
 
 @helper
-def threads_at(a: Any, slot: int) -> int:
+def threads_at(a: Any, slot: int) -> Any:
     """Where the thread's columns begin in the arena."""
     return a[B_THREADS] + slot * S_SIZE
 
 
 @helper
-def procs_at(a: Any, proc: int) -> int:
+def procs_at(a: Any, proc: int) -> Any:
     """Where the process's columns begin in the arena."""
     return a[B_PROCS] + proc * P_SIZE
 
 
 @helper
-def spaces_at(a: Any, space: int) -> int:
+def spaces_at(a: Any, space: int) -> Any:
     """Where the address space's columns begin in the arena."""
     return a[B_SPACES] + space * A_SIZE
 
 
 @helper
-def rows_of(a: Any, base: int) -> int:
+def rows_of(a: Any, base: int) -> Any:
     """Rows of the table whose place is in ``a[base]``."""
     return a[base - C_SIZE + N_FIRST]
 
 
 @helper
-def _place(a: Any, base: int, key: int) -> int:
+def _place(a: Any, base: int, key: int) -> Any:
     """Where the key is, or where it would go, in an open-addressing table of (key, value)."""
     mask = rows_of(a, base) - 1
     row = np.int64(mix(np.uint64(key)) & np.uint64(mask))
@@ -378,7 +378,7 @@ def _place(a: Any, base: int, key: int) -> int:
 
 
 @helper
-def tid_find(a: Any, tid: int) -> int:
+def tid_find(a: Any, tid: int) -> Any:
     """Slot of the thread, or -1."""
     at = _place(a, B_TIDS, tid)
     return a[at + 1] if a[at] else -1
@@ -393,7 +393,7 @@ def tid_put(a: Any, tid: int, slot: int) -> None:
 
 
 @helper
-def pid_find(a: Any, pid: int) -> int:
+def pid_find(a: Any, pid: int) -> Any:
     """Slot of the process, or -1."""
     at = _place(a, B_PIDS, pid)
     return a[at + 1] if a[at] else -1

@@ -78,7 +78,7 @@ _AFTER_GAP = np.int64(int(Quality.AFTER_GAP))
 
 
 @helper
-def new_space(a: Any, ops: Any) -> int:
+def new_space(a: Any, ops: Any) -> Any:
     """A fresh address space with one user."""
     space = a[C_SPACES]
     a[C_SPACES] += 1
@@ -88,7 +88,7 @@ def new_space(a: Any, ops: Any) -> int:
 
 
 @helper
-def process_of(a: Any, ops: Any, pid: int) -> int:
+def process_of(a: Any, ops: Any, pid: Any) -> Any:
     """Slot of the process, made with an address space of its own where it is new."""
     found = ps.pid_find(a, pid)
     if found >= 0:
@@ -97,7 +97,7 @@ def process_of(a: Any, ops: Any, pid: int) -> int:
 
 
 @helper
-def new_process(a: Any, ops: Any, pid: int, space: int) -> int:
+def new_process(a: Any, ops: Any, pid: Any, space: Any) -> Any:
     """A fresh process (the slot of an earlier one of that pid is reused)."""
     proc = ps.pid_find(a, pid)
     if proc < 0:
@@ -114,7 +114,7 @@ def new_process(a: Any, ops: Any, pid: int, space: int) -> int:
 
 
 @helper
-def emit_thread(a: Any, ops: Any, slot: int) -> None:
+def emit_thread(a: Any, ops: Any, slot: Any) -> None:
     """The thread's row of the table of threads."""
     row = a[C_THREAD_ROWS]
     a[C_THREAD_ROWS] += 1
@@ -138,7 +138,7 @@ def emit_thread(a: Any, ops: Any, slot: int) -> None:
 
 
 @helper
-def new_thread(a: Any, ops: Any, tid: int, proc: int, kind: int, now: int) -> int:
+def new_thread(a: Any, ops: Any, tid: Any, proc: Any, kind: Any, now: Any) -> Any:
     """A fresh thread; the row of an earlier thread of that tid is given out fir"""
     slot = ps.tid_find(a, tid)
     if slot < 0:
@@ -169,7 +169,7 @@ def new_thread(a: Any, ops: Any, tid: int, proc: int, kind: int, now: int) -> in
 
 
 @helper
-def account(a: Any, t: int, now: int) -> None:
+def account(a: Any, t: Any, now: Any) -> None:
     """Book the time since the last booking to what the thread was doing."""
     spent = now - a[t + S_ACCOUNTED_NS]
     a[t + S_ACCOUNTED_NS] = now
@@ -198,7 +198,7 @@ def account(a: Any, t: int, now: int) -> None:
 
 
 @helper
-def inner_event(a: Any, t: int) -> None:
+def inner_event(a: Any, t: Any) -> None:
     """Count one event inside the open operations, or before the next one."""
     if a[t + S_FAULT]:
         a[t + S_FAULT_EVENTS] += 1
@@ -209,7 +209,7 @@ def inner_event(a: Any, t: int) -> None:
 
 
 @helper
-def forget_before(a: Any, t: int, known: int) -> None:
+def forget_before(a: Any, t: Any, known: Any) -> None:
     """Start the time before the next operation anew."""
     a[t + S_PRE_CPU] = 0
     a[t + S_PRE_BLOCKED] = 0
@@ -219,7 +219,7 @@ def forget_before(a: Any, t: int, known: int) -> None:
 
 
 @helper
-def leave_cpu(a: Any, t: int, now: int, cpu: int, run: int) -> None:
+def leave_cpu(a: Any, t: Any, now: Any, cpu: Any, run: Any) -> None:
     """The thread goes off its CPU."""
     a[t + S_RUN] = run
     a[t + S_OFF_NS] = now
@@ -227,7 +227,7 @@ def leave_cpu(a: Any, t: int, now: int, cpu: int, run: int) -> None:
 
 
 @helper
-def come_back(a: Any, ops: Any, t: int, now: int) -> None:
+def come_back(a: Any, ops: Any, t: Any, now: Any) -> None:
     """The thread is seen on a CPU again (``now`` -1: never seen again)."""
     run = a[t + S_RUN]
     if run == ps.RUNNING:
@@ -246,7 +246,7 @@ def come_back(a: Any, ops: Any, t: int, now: int) -> None:
 
 
 @helper
-def closing_row(a: Any, ops: Any, row: int) -> Any:
+def closing_row(a: Any, ops: Any, row: Any) -> Any:
     """Where to write the end of operation ``row``: in the window, or as a patch to it."""
     local = row - a[C_BASE]
     if local >= 0:
@@ -261,7 +261,7 @@ def closing_row(a: Any, ops: Any, row: int) -> Any:
 
 
 @helper
-def close_call(a: Any, ops: Any, t: int, now: int, how: int, cpu: int) -> Any:
+def close_call(a: Any, ops: Any, t: Any, now: Any, how: Any, cpu: Any) -> Any:
     """Close the open system call with duration kind ``how``; returns its row."""
     out = closing_row(a, ops, a[t + S_CALL_ROW])
     # A patch replaces the closing columns as a whole: repeat what the begin knew.
@@ -291,7 +291,7 @@ def close_call(a: Any, ops: Any, t: int, now: int, how: int, cpu: int) -> Any:
 
 
 @helper
-def close_fault(a: Any, ops: Any, t: int, now: int, how: int, outcome: int, cpu: int) -> None:
+def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu: Any) -> None:
     """Close the open fault with duration kind ``how`` and fault class ``outcome``."""
     out = closing_row(a, ops, a[t + S_FAULT_ROW])
     ops[out, ps.O_KIND] = a[t + S_FAULT]
@@ -321,8 +321,8 @@ def close_fault(a: Any, ops: Any, t: int, now: int, how: int, outcome: int, cpu:
 
 @helper
 def begin_row(
-    a: Any, ops: Any, t: int, now: int, kind: int, cpu: int, weight: int, quality: int
-) -> int:
+    a: Any, ops: Any, t: Any, now: Any, kind: Any, cpu: Any, weight: Any, quality: Any
+) -> Any:
     """A new operation's row with what is known at its begin; returns its number."""
     row = a[C_OPS]
     a[C_OPS] += 1

@@ -55,7 +55,7 @@ _KERNEL_HALF = np.uint64(1 << 63)
 
 
 @helper
-def full(a: Any, ops: Any) -> bool:
+def full(a: Any, ops: Any) -> Any:
     """Whether one more event might not fit: the caller drains or grows, then goes on."""
     m = ps.MARGIN
     return (
@@ -76,16 +76,16 @@ def full(a: Any, ops: Any) -> bool:
 def _begin_fault(
     a: Any,
     ops: Any,
-    t: int,
-    role: int,
-    now: int,
+    t: Any,
+    role: Any,
+    now: Any,
     address: np.uint64,
-    bits: int,
-    ip: int,
-    weight: int,
-    user: int,
-    quality: int,
-    cpu: int,
+    bits: Any,
+    ip: Any,
+    weight: Any,
+    user: Any,
+    quality: Any,
+    cpu: Any,
 ) -> None:
     kind = _FAULT_USER
     if role == ev.FAULT_KERNEL or (role >= ev.FAULT_SOFTWARE and not user):
@@ -115,7 +115,7 @@ def _begin_fault(
 
 
 @helper
-def _point_row(a: Any, ops: Any, t: int, row: int, how: int) -> Any:
+def _point_row(a: Any, ops: Any, t: Any, row: Any, how: Any) -> Any:
     """Turn a row just begun into one without duration."""
     out = row - a[ps.C_BASE]
     ops[out, ps.O_DURATION_KIND] = how
@@ -128,16 +128,16 @@ def _point_row(a: Any, ops: Any, t: int, row: int, how: int) -> Any:
 def _on_fault(
     a: Any,
     ops: Any,
-    t: int,
-    role: int,
-    now: int,
+    t: Any,
+    role: Any,
+    now: Any,
     address: np.uint64,
-    bits: int,
-    ip: int,
-    weight: int,
-    user: int,
-    q: int,
-    cpu: int,
+    bits: Any,
+    ip: Any,
+    weight: Any,
+    user: Any,
+    q: Any,
+    cpu: Any,
 ) -> None:
     shift = np.uint64(_PAGE_SHIFT)
     open_page = np.uint64(a[t + ps.S_FAULT_ADDRESS]) >> shift
@@ -180,15 +180,15 @@ def _on_fault(
 def _on_enter(
     a: Any,
     ops: Any,
-    t: int,
-    call: int,
-    now: int,
+    t: Any,
+    call: Any,
+    now: Any,
     arg: Any,
-    i: int,
-    ip: int,
-    weight: int,
-    q: int,
-    cpu: int,
+    i: Any,
+    ip: Any,
+    weight: Any,
+    q: Any,
+    cpu: Any,
 ) -> None:
     if a[t + ps.S_CALL]:
         close_call(a, ops, t, now, _END_UNSEEN, cpu)
@@ -229,13 +229,13 @@ def _on_enter(
 def _on_exit(
     a: Any,
     ops: Any,
-    slot: int,
-    call: int,
-    now: int,
-    result: int,
-    weight: int,
-    q: int,
-    cpu: int,
+    slot: Any,
+    call: Any,
+    now: Any,
+    result: Any,
+    weight: Any,
+    q: Any,
+    cpu: Any,
 ) -> None:
     t = ps.threads_at(a, slot)
     if a[t + ps.S_CALL] == call + 1:
@@ -258,7 +258,7 @@ def _on_exit(
 
 
 @helper
-def _gap_check(a: Any, ops: Any, t: int, now: int, cpu: int) -> None:
+def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any) -> None:
     """Whether events of this thread may have been lost since its last one."""
     gap = a[a[ps.B_GAP_NS]]
     old = a[t + ps.S_LAST_CPU]
@@ -280,7 +280,7 @@ def _gap_check(a: Any, ops: Any, t: int, now: int, cpu: int) -> None:
 
 
 @helper
-def _loss(a: Any, now: int, cpu: int, lost: int, role: int) -> None:
+def _loss(a: Any, now: Any, cpu: Any, lost: Any, role: Any) -> None:
     row = a[ps.C_GAPS]
     a[ps.C_GAPS] += 1
     out = a[ps.B_GAPS] + row * ps.Z_SIZE
@@ -295,7 +295,7 @@ def _loss(a: Any, now: int, cpu: int, lost: int, role: int) -> None:
 
 @helper
 def _sched_switch(
-    a: Any, ops: Any, t: int, now: int, state: np.uint64, following: int, cpu: int
+    a: Any, ops: Any, t: Any, now: Any, state: np.uint64, following: Any, cpu: Any
 ) -> None:
     """Out for the thread itself, in for the next one where that is known (``-a``)."""
     account(a, t, now)
@@ -313,7 +313,7 @@ def _sched_switch(
 
 
 @njit
-def pair(a: Any, ops: Any, batch: Any, first: int, last: int) -> int:
+def pair(a: Any, ops: Any, batch: Any, first: Any, last: Any) -> Any:
     """Pair the events ``first`` to ``last`` of a batch; returns the first one not taken.
 
     Fewer than all are taken when an output is full: drain the outputs, grow the state
@@ -465,7 +465,7 @@ def pair(a: Any, ops: Any, batch: Any, first: int, last: int) -> int:
 
 
 @njit
-def finish(a: Any, ops: Any, first: int) -> int:
+def finish(a: Any, ops: Any, first: Any) -> Any:
     """Close what is open and give out the threads from ``first`` on; returns how far it got."""
     now = a[ps.C_LAST_NS]
     for slot in range(first, a[ps.C_THREADS]):

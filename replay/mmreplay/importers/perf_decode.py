@@ -82,7 +82,7 @@ def new_state() -> NDArray[np.int64]:
 
 
 @helper
-def _raw_at(buffer: Any, at: int, size: int, start: int, sample_type: int, read_format: int) -> int:
+def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_format: Any) -> Any:
     """Byte of the RAW size word behind READ and CALLCHAIN, or -1 where they do not fit."""
     where = at + start
     end = at + size
@@ -109,7 +109,7 @@ def _raw_at(buffer: Any, at: int, size: int, start: int, sample_type: int, read_
 
 
 @helper
-def _text_word(buffer: Any, at: int, end: int) -> np.uint64:
+def _text_word(buffer: Any, at: Any, end: Any) -> Any:
     """Up to eight bytes of a NUL-terminated text, padded with zeros."""
     word = np.uint64(0)
     for k in range(8):
@@ -120,7 +120,7 @@ def _text_word(buffer: Any, at: int, end: int) -> np.uint64:
 
 
 @helper
-def _field(buffer: Any, at: int, size: int, signed: int) -> np.uint64:
+def _field(buffer: Any, at: Any, size: Any, signed: Any) -> Any:
     if size == 8:
         return load_u64(buffer, at)
     if size == 4:
@@ -139,8 +139,8 @@ def decode(
     times: Any,
     positions: Any,
     codes: Any,
-    first: int,
-    last: int,
+    first: Any,
+    last: Any,
     state: Any,
     by_number: Any,
     number_slots: Any,
@@ -148,7 +148,7 @@ def decode(
     name_values: Any,
     name_places: Any,
     batch: Any,
-) -> int:
+) -> Any:
     """Decode the sorted entries ``first`` to ``last`` into ``batch`` from row 0 on.
 
     Parameters

@@ -29,6 +29,8 @@ from mmreplay.importers.tracing_data import Format, TracingData
 #: Entries of :attr:`Layout.trailer`: distance from the record's end, -1 absent; then its size.
 (T_TID, T_TIME, T_ID, T_CPU, T_SIZE) = range(5)
 MAX_FIELDS: Final = 8
+#: A record is at most 64 KiB.
+_MAX_OFFSET: Final = 65_535
 
 TYPE_SOFTWARE: Final = 1
 TYPE_TRACEPOINT: Final = 2
@@ -241,8 +243,8 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
         flags[index] = (
             info.role,
             info.call,
-            attr.sample_type,
-            attr.read_format,
+            attr.sample_type & 0xFFFF_FFFF,
+            attr.read_format & 0xFF,
             weight,
             len(steps or ()),
             need,
@@ -342,6 +344,8 @@ def _program(info: EventInfo) -> list[tuple[int, int, int, int]] | None:
     steps = []
     for slot, source in wanted:
         if source is None or source.size not in (1, 2, 4, 8) or source.dynamic:
+            return None
+        if source.offset > _MAX_OFFSET:
             return None
         steps.append((slot, source.offset, source.size, int(source.signed)))
     return steps

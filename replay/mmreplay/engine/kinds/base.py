@@ -6,7 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation, Thread
+    from mmreplay.engine.oracle import Simulation
+    from mmreplay.engine.world import Thread
 
 #: Row of the blame matrix for time in which a waiter waits and nobody holds the lock.
 HAND_OVER = -1

@@ -17,7 +17,8 @@ from mmreplay.engine.states import State
 from mmreplay.locking.isa import Form
 
 if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation, Thread
+    from mmreplay.engine.oracle import Simulation
+    from mmreplay.engine.world import Thread
 
 
 class Pin(Lock):

@@ -16,7 +16,8 @@ from mmreplay.engine.states import State
 from mmreplay.locking.isa import Mode
 
 if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation, Thread
+    from mmreplay.engine.oracle import Simulation
+    from mmreplay.engine.world import Thread
 
 #: How a spinner saw the owner last.
 SAW_NOTHING, SAW_READER, SAW_WRITER = 0, 1, 2

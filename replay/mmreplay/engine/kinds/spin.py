@@ -8,7 +8,8 @@ from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
 from mmreplay.engine.states import State
 
 if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation, Thread
+    from mmreplay.engine.oracle import Simulation
+    from mmreplay.engine.world import Thread
 
 
 class Spin(Lock):

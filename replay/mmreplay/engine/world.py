@@ -1,0 +1,249 @@
+"""What a replay acts on: threads, and the objects their operations mean (the oracle's half).
+
+An object is one instance of a scope: an address space, a VMA, a page-table page, a file, an
+anon_vma slot.  Locks, cache lines and runtime bits belong to objects.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from mmreplay.address_space.plan import Plan
+from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.kinds.pin import Pin
+from mmreplay.engine.kinds.rwsem import Rwsem
+from mmreplay.engine.kinds.seq import Seq
+from mmreplay.engine.kinds.spin import Spin
+from mmreplay.engine.result import Options
+from mmreplay.engine.setup import (
+    COST_BITS,
+    DRAW_BITS,
+    MASK64,
+    MIX1,
+    P,
+    Setup,
+    object_scope,
+    prepare,
+)
+from mmreplay.engine.states import State
+from mmreplay.locking.isa import Count, Kind, Operand, RuntimeBit, Scope
+from mmreplay.locking.model import LockingModel
+from mmreplay.machine.profile import Machine
+
+if TYPE_CHECKING:
+    from mmreplay.engine.oracle import Simulation
+
+#: Program counters that are no instruction: between two operations.
+PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
+
+
+@dataclass
+class Finished:
+    """An operation that is over but not yet recorded (see the module docstring)."""
+
+    row: int
+    kind: int
+    end_ns: int
+    busy_ns: int
+    wait_ns: int
+    delay_ns: int
+
+
+@dataclass
+class Thread:
+    """One thread.  ``cpu`` is an index into the chosen CPUs, -1 off."""
+
+    index: int
+    cpu: int = -1
+    last_cpu: int = 0
+    time_ns: int | None = None
+    state: State = State.OFF
+    after: State = State.RUN
+    slice_end_ns: int = 0
+    spin_depth: int = 0
+    # position
+    row: int = 0
+    nth: int = 0  # operations begun, over all laps
+    first_lap: bool = True
+    in_tail: bool = False
+    pc: int = PC_THINK
+    think_left_ns: int = 0
+    # the running operation
+    kind: int = 0
+    begin_ns: int = 0
+    draw: int = 0
+    was_ordered: bool = False
+    tried: bool = False
+    busy_ns: int = 0
+    wait_ns: int = 0
+    each: tuple[int, int] = (0, 0)  # position in, and end of, the list that EACH walks
+    snaps: dict[int, int] = field(default_factory=dict)
+    held_since: dict[tuple[int, bool], int] = field(default_factory=dict)
+    owned: list[Rwsem] = field(default_factory=list)
+    finished: Finished | None = None
+    dep_from_ns: int = -1
+    # waiting
+    wait_lock: Any = None
+    wait_mode: int = 0
+    wait_from_ns: int = 0
+    granted_ns: int = 0
+    queued_ns: int = 0
+    awake_ns: int = 0
+    wake_pending: bool = False
+    saw: int = 0
+    spin_until_ns: int = 0
+    reader_entry: bool = False
+
+
+class World:
+    """The inputs of a replay and its objects, made when they are first meant."""
+
+    def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:
+        self.plan, self.model, self.options = plan, model, options
+        self.setup: Setup = prepare(plan, model, machine, options)
+        self.params = model.lock_params
+        self.locks: dict[tuple[int, int], Any] = {}
+        self.lines: dict[tuple[int, int], Line | PrivateLine] = {}
+        self.bits = {
+            Scope.ANON_ROOT: plan.anon_initial.astype(bool).tolist(),
+            Scope.TABLE: plan.table_initial.astype(bool).tolist(),
+            Scope.VMA: [False] * len(plan.vma_mm),
+        }
+        self.every: Counter[tuple[int, int]] = Counter()
+
+    def _marks(self, row: int, which: int) -> tuple[int, int]:
+        """Where the operation's list for one MarkSet begins and ends."""
+        plan = self.plan
+        rows = range(int(plan.mark_first[row]), int(plan.mark_first[row + 1]))
+        found = [k for k in rows if plan.mark_set[k] == which]
+        return (found[0], found[-1] + 1) if found else (0, 0)
+
+    def _object(self, thread: Thread, scope: int, operand: int) -> int:
+        """Number of the object of ``scope`` that the running operation means; -1 none."""
+        plan, row = self.plan, thread.row
+        match object_scope(scope):
+            case Scope.MM:
+                child = int(plan.child_mm[row])
+                other = operand in (Operand.CHILD, Operand.TARGET)
+                return child if other and child >= 0 else int(plan.mm[row])
+            case Scope.VMA:
+                inside = thread.each[0] < thread.each[1]
+                return int(plan.mark_vma[thread.each[0]] if inside else plan.vma[row])
+            case Scope.TABLE:
+                return int(plan.table[row])
+            case Scope.FILE:
+                return int(plan.file[row])
+            case Scope.ANON_ROOT:
+                return int(plan.anon_slot[row])
+        return 0
+
+    def _shared(self, thread: Thread, scope: int, operand: int) -> bool:
+        obj = self._object(thread, scope, operand)
+        return obj >= 0 and bool(self.setup.shared[object_scope(scope)][obj])
+
+    def _line_shared(self, thread: Thread, line: int, operand: int) -> bool:
+        return self._shared(thread, self.setup.line_scope[line], operand)
+
+    def _line(self, thread: Thread, line: int, operand: int) -> Line | PrivateLine:
+        obj = self._object(thread, self.setup.line_scope[line], operand)
+        if not self._line_shared(thread, line, operand):
+            return PrivateLine(cast("Simulation", self))
+        if (line, obj) not in self.lines:
+            self.lines[(line, obj)] = Line(cast("Simulation", self))
+        return self.lines[(line, obj)]
+
+    def _instance(self, thread: Thread, a: int, operand: int) -> Any:
+        """The lock instance; None where the operation has no such object.
+
+        A lock object that one thread uses is never contended, so an instance of
+        kind rwsem or spin that is private is None too.
+        """
+        scope, kind = int(self.model.lock_scope[a]), int(self.model.lock_kind[a])
+        obj = self._object(thread, scope, operand)
+        if obj < 0:
+            return None
+        key = (a, obj)
+        if key not in self.locks:
+            line = self._line(thread, int(self.model.lock_line[a]), operand)
+            if kind == Kind.SEQ:
+                self.locks[key] = Seq(line)
+            else:
+                factory = {Kind.RWSEM: Rwsem, Kind.PIN: Pin, Kind.SPIN: Spin}[Kind(kind)]
+                made: Lock = factory(cast("Simulation", self), a, line)
+                self.locks[key] = made
+        return self.locks[key]
+
+    def _seq_of(self, thread: Thread, a: int) -> Seq | None:
+        """The sequence that a pin lock's marks compare with."""
+        index = int(self.params[a][P["marks_by"]])
+        found = None if index < 0 else self._instance(thread, index, Operand.NONE)
+        assert found is None or isinstance(found, Seq)
+        return found
+
+    def _bit_place(self, thread: Thread, bit: int) -> tuple[Scope, int]:
+        scope = {
+            RuntimeBit.VMA_ANON_VMA: Scope.ANON_ROOT,
+            RuntimeBit.VMA_DEAD: Scope.VMA,
+            RuntimeBit.TABLE_PRESENT: Scope.TABLE,
+        }[RuntimeBit(bit)]
+        return scope, self._object(thread, scope, Operand.NONE)
+
+    def _bits_shared(self, thread: Thread, bits: int) -> bool:
+        for bit in RuntimeBit:
+            if bits & bit and bit != RuntimeBit.OP_TRIED:
+                scope, _ = self._bit_place(thread, bit)
+                if self._shared(thread, scope, Operand.NONE):
+                    return True
+        return False
+
+    def _bit(self, thread: Thread, bit: int) -> bool:
+        if bit == RuntimeBit.OP_TRIED:
+            return thread.tried
+        scope, obj = self._bit_place(thread, bit)
+        return obj >= 0 and self.bits[scope][obj]
+
+    def _set_bit(self, thread: Thread, bit: int) -> None:
+        if bit == RuntimeBit.OP_TRIED:
+            thread.tried = True
+            return
+        scope, obj = self._bit_place(thread, bit)
+        if obj >= 0:
+            self.bits[scope][obj] = True
+
+    def _cost(self, thread: Thread, cost: int, count: int) -> int:
+        plan, setup, row = self.plan, self.setup, thread.row
+        times = {Count.PAGES: plan.pages, Count.VMAS: plan.vmas, Count.TABLES: plan.tables}
+        units = 1 if count == Count.ONE else int(times[Count(count)][row])
+        x = ((thread.draw ^ int(setup.cost_key[cost])) * MIX1) & MASK64
+        draw = int(setup.cost_draw[cost, x >> 56])
+        value = int(setup.cost_q[cost]) * units * int(plan.scale[row]) >> 10
+        return (value * draw >> DRAW_BITS) >> COST_BITS
+
+    def _holds(self, thread: Thread, cond: int) -> bool:
+        model = self.model
+        traits = int(self.plan.traits[thread.row])
+        if traits & int(model.cond_traits_set[cond]) != int(model.cond_traits_set[cond]):
+            return False
+        if traits & int(model.cond_traits_clear[cond]):
+            return False
+        for bit in RuntimeBit:
+            if int(model.cond_bits_set[cond]) & bit and not self._bit(thread, bit):
+                return False
+            if int(model.cond_bits_clear[cond]) & bit and self._bit(thread, bit):
+                return False
+        every = int(model.cond_every[cond])
+        if every:
+            self.every[(thread.cpu, cond)] += 1
+            return self.every[(thread.cpu, cond)] % every == 0
+        return True
+
+    def _bump(self, thread: Thread, a: int, c: int, at_ns: int, *, release: bool) -> int:
+        """Move the sequence that a write section of lock ``a`` moves; returns when done."""
+        index = int(self.params[a][P["bumps"]])
+        at_acquire = bool(self.params[a][P["bump_acquire"]])
+        if index < 0 or not (release or at_acquire):
+            return at_ns
+        seq = self._instance(thread, index, c)
+        return at_ns if seq is None else int(seq.bump(thread.cpu, 1 if at_acquire else 2, at_ns))

@@ -1,0 +1,284 @@
+"""Event by event against ``perf script --ns`` on recordings made here and now.
+
+Skipped, with the reason, where perf, its tracepoints or the permission are missing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmreplay.importers import events as ev
+from mmreplay.importers import perf_data
+from mmreplay.importers.perf_layout import EventInfo
+from mmreplay.importers.registry import import_trace
+from mmreplay.importers.syscalls import CALLS
+
+pytestmark = pytest.mark.perf
+TRACEFS = Path("/sys/kernel/tracing/events")
+
+WORKLOAD = """
+import mmap, subprocess, sys, threading
+def work():
+    for _ in range(int(sys.argv[1])):
+        area = mmap.mmap(-1, 16 * 4096)
+        for page in range(0, 16 * 4096, 4096):
+            area[page] = 1
+        area.close()
+threads = [threading.Thread(target=work) for _ in range(3)]
+[t.start() for t in threads]
+subprocess.run(["true"])
+[t.join() for t in threads]
+"""
+CALL_NAMES = [
+    "mmap",
+    "munmap",
+    "mprotect",
+    "madvise",
+    "brk",
+    "mremap",
+    "clone",
+    "clone3",
+    "fork",
+    "vfork",
+    "execve",
+    "mlock",
+    "mlock2",
+]
+
+
+def available(system: str, name: str) -> bool:
+    return (TRACEFS / system / name).is_dir()
+
+
+def syscalls() -> list[str]:
+    return [
+        f"syscalls:sys_{side}_{name}"
+        for name in CALL_NAMES
+        for side in ("enter", "exit")
+        if available("syscalls", f"sys_{side}_{name}")
+    ]
+
+
+FAULTS = ["exceptions:page_fault_user", "exceptions:page_fault_kernel"]
+LOCKS = ["lock:contention_begin", "lock:contention_end"]
+SETS = {
+    "default": (
+        ["-d", "-k", "CLOCK_MONOTONIC", "--switch-events"],
+        [*FAULTS, "minor-faults", "major-faults", *syscalls(), *LOCKS],
+    ),
+    "light": (["--switch-events"], [*FAULTS, *syscalls()]),
+    "software": (["-d"], ["faults", "minor-faults", "major-faults"]),
+    "mmap_lock": (
+        ["-d"],
+        [
+            *FAULTS,
+            *(
+                f"mmap_lock:mmap_lock_{n}"
+                for n in ("start_locking", "acquire_returned", "released")
+            ),
+            "sched:sched_switch",
+        ],
+    ),
+    "callchains": (["-g"], [FAULTS[0], "syscalls:sys_enter_mmap", "syscalls:sys_exit_mmap"]),
+}
+
+#: perf refuses a field that no event has.
+FIELDS = {"light": "trace", "callchains": "trace", "software": "addr"}
+
+
+def record(folder: Path, options: list[str], events: list[str], tail: list[str]) -> Path:
+    if shutil.which("perf") is None:
+        pytest.skip("perf is not installed")
+    file = folder / "perf.data"
+    words = ["perf", "record", "-q", "-o", str(file), "-c", "1", "-m", "2048", *options]
+    for event in events:
+        words += ["-e", event]
+    done = subprocess.run([*words, *tail], capture_output=True, text=True, check=False)
+    if not file.exists():
+        pytest.skip(f"perf cannot record here: {done.stderr.strip()[:200]}")
+    return file
+
+
+_LINE = re.compile(
+    r"^\s*(?P<comm>.{1,16}?)\s+(?P<pid>-?\d+)/(?P<tid>-?\d+)\s+(?:\[(?P<cpu>\d+)\]\s+)?"
+    r"(?P<s>\d+)\.(?P<ns>\d{9}):\s+(?P<event>\S+):(?P<rest>(?:\s.*)?)$"
+)
+
+
+def printed(file: Path, fields: str) -> list[tuple[int, int, int, str, str]]:
+    """(time, pid, tid, event, rest) as perf script prints them."""
+    done = subprocess.run(
+        [
+            "perf",
+            "script",
+            "-i",
+            str(file),
+            "--ns",
+            "-G",
+            "-F",
+            f"comm,pid,tid,time,event,{fields}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        errors="replace",
+    )
+    rows = []
+    for line in done.stdout.splitlines():
+        if not line.strip():
+            continue
+        match = _LINE.match(line)
+        assert match, line
+        stamp = int(match["s"]) * 10**9 + int(match["ns"])
+        rows.append((stamp, int(match["pid"]), int(match["tid"]), match["event"], match["rest"]))
+    return rows
+
+
+def decoded(file: Path) -> Iterator[tuple[int, int, int, EventInfo, Any]]:
+    """(time, pid, tid, event, arguments) as the importer decodes them."""
+    recording = perf_data.open_recording(file)
+    try:
+        for batch, rows in perf_data.batches(recording):
+            t0 = int(recording.decode_state[0])
+            for i in np.flatnonzero(batch.event[:rows] >= 0).tolist():
+                info = recording.plan.events[batch.event[i]]
+                yield (
+                    int(batch.time[i]) + t0,
+                    int(batch.pid[i]),
+                    int(batch.tid[i]),
+                    info,
+                    [int(value) for value in batch.arg[i]],
+                )
+    finally:
+        recording.close()
+
+
+def same_arguments(info: EventInfo, arg: list[int], rest: str) -> bool:
+    """Whether the printed arguments are the decoded ones, for the roles that pairing reads."""
+    if info.role in (ev.FAULT_USER, ev.FAULT_KERNEL):
+        # perf prints addresses inside known symbols by name
+        found = re.search(r"address=(\S+) .*error_code=0x([0-9a-f]+)", rest)
+        assert found, rest
+        named = not found[1].startswith("0x")
+        return arg[1] == int(found[2], 16) and (named or arg[0] == int(found[1], 16))
+    if info.role in (ev.FAULT_MINOR, ev.FAULT_MAJOR, ev.FAULT_SOFTWARE):
+        return arg[0] == int(rest.split()[0], 16)
+    if info.role == ev.EXIT:
+        return arg[0] == int(rest.split()[0], 16)
+    if info.role == ev.ENTER:
+        values = [int(word, 16) for word in re.findall(r": (0x[0-9a-f]+)", rest)]
+        call = CALLS[info.call]
+        for position, slot in enumerate(call.slots):
+            mask = 0xFFFF_FFFF if position in call.narrow else (1 << 64) - 1
+            if slot >= 0 and arg[slot] & mask != values[position] & mask:
+                return False
+        return True
+    if info.role == ev.CONTENTION_BEGIN:
+        words = {"SPIN": 1, "READ": 2, "WRITE": 4, "RT": 8, "PERCPU": 16, "MUTEX": 32}
+        found = re.search(r"flags=([A-Z|0-9x]*)", rest)
+        assert found, rest
+        wanted = sum(words.get(word, 0) for word in found[1].split("|"))
+        return arg[1] == wanted and f"{arg[0]:x}" in rest
+    if info.role in (ev.MMAP_LOCK_START, ev.MMAP_LOCK_ACQUIRED, ev.MMAP_LOCK_RELEASED):
+        good = ("write=true" in rest) == bool(arg[1]) and f"{arg[0]:x}" in rest
+        if info.role == ev.MMAP_LOCK_ACQUIRED:
+            good = good and ("success=true" in rest) == bool(arg[2])
+        return good
+    if info.role == ev.SCHED_SWITCH:
+        return f"next_pid={arg[1]} " in rest
+    return True
+
+
+def compare(file: Path, fields: str = "trace,addr") -> int:
+    """Number of events, all equal to those of perf script."""
+    theirs = printed(file, fields)
+    ours = list(decoded(file))
+    assert len(ours) == len(theirs)
+    # perf orders equal times by its own heap: compare as multisets, arguments included.
+    by_key: dict[tuple[Any, ...], list[str]] = {}
+    for stamp, pid, tid, name, rest in theirs:
+        by_key.setdefault((stamp, pid, tid, name), []).append(rest)
+    for stamp, pid, tid, info, arg in ours:
+        rests = by_key[(stamp, pid, tid, info.name)]
+        at = next((k for k, rest in enumerate(rests) if same_arguments(info, arg, rest)), None)
+        assert at is not None, (stamp, tid, info.name, arg, rests)
+        rests.pop(at)
+    assert not any(by_key.values())
+    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    return len(ours)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_event_is_perf_scripts(tmp_path: Path, name: str) -> None:
+    options, events = SETS[name]
+    file = record(tmp_path, options, events, ["--", sys.executable, "-c", WORKLOAD, "20"])
+    assert compare(file, FIELDS.get(name, "trace,addr")) > 1000
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.header.target == "command"
+    if name == "default":
+        rows = trace.operations.collect()
+        faults = rows.filter(rows["kind"].is_in([1, 2]))
+        measured = faults.filter(faults["duration_kind"] == 1).height
+        assert measured >= 0.99 * (
+            faults.height - trace.header.counters.get("faults_without_end", 0)
+        )
+        # Each event of a pair is used once.
+        count = {event.name: event.samples for event in trace.header.events}
+        ends = count["minor-faults"] + count["major-faults"]
+        assert abs(measured - ends) <= trace.header.counters.get("begin_unseen", 0)
+        maps = rows.filter(rows["kind"] == 3)
+        assert maps.height == count["syscalls:sys_enter_mmap"]
+
+
+def test_attached(tmp_path: Path) -> None:
+    program = subprocess.Popen([sys.executable, "-c", WORKLOAD, "1000000"])
+    try:
+        time.sleep(0.5)
+        options = ["-d", "-p", str(program.pid)]
+        events = [*FAULTS, "minor-faults", "syscalls:sys_enter_mmap", "syscalls:sys_exit_mmap"]
+        file = record(tmp_path, options, events, ["--", "sleep", "0.2"])
+    finally:
+        program.kill()
+        program.wait()
+    assert compare(file) > 100
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.header.target == "pids"
+    assert "snapshot" in set(trace.vmas.collect()["source"])
+
+
+def test_whole_machine(tmp_path: Path) -> None:
+    options = ["-a", "-d", "-k", "CLOCK_MONOTONIC", "--switch-events"]
+    tail = ["--", sys.executable, "-c", WORKLOAD, "10"]
+    file = record(tmp_path, options, [*FAULTS, "minor-faults", *syscalls()], tail)
+    assert compare(file) > 1000
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.header.target == "all"
+
+
+@pytest.mark.parametrize("program", [["sort", "--parallel=2"], ["xz", "-T2", "-0"], ["java"]])
+def test_real_programs(tmp_path: Path, program: list[str]) -> None:
+    if shutil.which(program[0]) is None:
+        pytest.skip(f"{program[0]} is not installed")
+    data = tmp_path / "input"
+    data.write_bytes(b"".join(b"%d\n" % (k * 7919 % 100_003) for k in range(200_000)))
+    tail = ["java", "-version"] if program == ["java"] else [*program, "-k", str(data)]
+    if program[0] == "sort":
+        tail = [*program, "-o", str(tmp_path / "out"), str(data)]
+    options, events = SETS["default"]
+    file = record(tmp_path, options, events, ["--", *tail])
+    assert compare(file) > 200
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
