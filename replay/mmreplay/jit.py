@@ -92,6 +92,13 @@ def njit(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
 
 
+def borrowing_njit(function: Callable[..., Any]) -> Any:
+    """As ``njit``, for a function that makes, keeps and returns no arrays (see below)."""
+    words = function.__module__.split(".")
+    numba.config.CACHE_DIR = _cache_dir(words[1])
+    return numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+
+
 def borrowing_helper(function: Callable[..., Any]) -> Any:
     """A ``helper`` that makes, keeps and returns no arrays: compiled without reference counts.
 

@@ -1,248 +1,265 @@
-"""The rules of the kernel's rwsem, one small scenario each, computed by hand.
+"""One scenario per rule of the kernel's rwsem, small enough to check by hand.
 
-Rules: kernel/locking/rwsem.c@6.2-6.18 (5.10 where it says so).  Cache lines and
-atomics are free here, so only these times remain: a waker pays 1 us for each thread
-it wakes, the woken runs 5 us later, a spinner polls after 1 ns.  An operation holds
-the lock for as many us as it has pages.  Times in the comments are in us.
+The machine: a read-modify-write on an owned line 10 ns, a line transfer 50, a
+wake-up 1000 for the waker and 5000 until the woken runs, 300 to fall asleep, one
+spinning round 20.  Every thread has a CPU of its own; thread 0 begins at 0 and owns
+the lock's line first, so its first access costs 10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 from small import LOCKS, R, W, machine, model, op, plan
+from test_twins import assert_equal, check_accounts
 
 from mmreplay.address_space.plan import PlanOp
-from mmreplay.engine import Options, Result, simulate
+from mmreplay.engine import LockStats, Options, Result, simulate
 from mmreplay.engine.oracle import simulate_oracle
-from mmreplay.locking.isa import Count, Op
+from mmreplay.locking.isa import Op
 
-Engine = Callable[..., Result]
-both = pytest.mark.parametrize("engine", [simulate, simulate_oracle])
+SHORT, LONG, MIDDLE = "short", "long", "middle"
+COSTS = {SHORT: 1000.0, MIDDLE: 5000.0, LONG: 50_000.0, "brief": 300.0, "tens": 10_000.0}
 
-HOLD = (Op.COST, "us", Count.PAGES)
-READ, WRITE, TRY, IO, DOWN = (
-    PlanOp.FAULT,
-    PlanOp.MMAP,
-    PlanOp.MADVISE_ZAP,
-    PlanOp.MPROTECT,
-    PlanOp.MUNMAP,
-)
-PROGRAMS: dict[PlanOp, Sequence[Any]] = {
-    READ: [(Op.LOCK, "mmap_lock", R), HOLD, (Op.UNLOCK, "mmap_lock", R), (Op.DONE,)],
-    WRITE: [(Op.LOCK, "mmap_lock", W), HOLD, (Op.UNLOCK, "mmap_lock", W), (Op.DONE,)],
-    TRY: [
-        (Op.TRY, "mmap_lock", R, "no"),
-        HOLD,
-        (Op.UNLOCK, "mmap_lock", R),
-        "no",
+
+def hold(mode: int, cost: str) -> list[Any]:
+    return [
+        (Op.LOCK, "mmap_lock", mode),
+        (Op.COST, cost),
+        (Op.UNLOCK, "mmap_lock", mode),
         (Op.DONE,),
-    ],
-    IO: [  # sleeps 20 us in the middle of a write section
-        (Op.LOCK, "mmap_lock", W),
-        (Op.SLEEP, "io"),
-        HOLD,
-        (Op.UNLOCK, "mmap_lock", W),
-        (Op.DONE,),
-    ],
-    DOWN: [
-        (Op.LOCK, "mmap_lock", W),
-        HOLD,
-        (Op.DOWNGRADE, "mmap_lock"),
-        HOLD,
-        (Op.UNLOCK, "mmap_lock", R),
-        (Op.DONE,),
-    ],
-}
+    ]
 
 
-def run(engine: Engine, *arrivals: tuple[PlanOp, float, int], **params: int) -> Result:
-    """One thread per (operation, arrival in us, pages), each on a CPU of its own."""
+def run(*threads: tuple[int, list[Any]], cores: int = 4, **params: Any) -> Result:
+    """Each thread: when it begins, and the program of its one operation."""
+    kinds = list(PlanOp)[1 : len(threads) + 1]
+    programs = {kind: program for kind, (_, program) in zip(kinds, threads, strict=True)}
     locks = {name: dict(spec) for name, spec in LOCKS.items()}
     locks["mmap_lock"].update(params)
-    n = len(arrivals)
-    free = {"line_smt_ns": 0, "line_llc_ns": 0, "line_socket_ns": 0, "line_cross_ns": 0}
-    return engine(
-        plan(
-            [[op(kind, pages=pages)] for kind, _, pages in arrivals],
-            offsets=[round(at * 1000) for _, at, _ in arrivals],
-        ),
-        model(PROGRAMS, locks),
-        machine(n, {"us": 1000}, atomic_ns=0, spin_poll_ns=1, **free),
-        Options(cores=n),
+    inputs = (
+        plan([[op(kind)] for kind in kinds], offsets=[begin for begin, _ in threads]),
+        model(programs, locks),
+        machine(4, COSTS),
+        Options(cores=cores),
     )
+    result = simulate(*inputs)
+    assert_equal(result, simulate_oracle(*inputs))
+    check_accounts(result)
+    return result
 
 
-def ends(result: Result) -> list[float]:
-    """When each thread ended, in us."""
-    return [int(t) / 1000 for t in result.thread_end_ns]
+def lock(result: Result) -> LockStats:
+    return result.locks[0]
 
 
-@both
-def test_readers_share(engine: Engine) -> None:
-    result = run(engine, (READ, 0, 5), (READ, 1, 5))
-    assert ends(result) == [5, 6]
-    assert result.locks[0].read == 2
-    assert result.locks[0].read_wait_ns == 0
+def ends(result: Result) -> list[int]:
+    return [int(x) for x in result.thread_end_ns]
 
 
-@both
-def test_trylock_fails_on_a_writer_and_on_a_waiter(engine: Engine) -> None:
-    # a writer holds it: the try at 1 gives up at once
-    result = run(engine, (WRITE, 0, 10), (TRY, 1, 5))
-    assert ends(result) == [10, 1]
-    assert result.locks[0].try_failed == 1
-    # readers hold it: fine at 1; but once a writer queues (at 2), not any more (at 3).
-    # The last reader leaves at 50, wakes the writer until 51; it runs 56-57.
-    result = run(engine, (READ, 0, 50), (TRY, 1, 5), (WRITE, 2, 1), (TRY, 3, 5), osq=0)
-    assert ends(result) == [51, 6, 57, 3]
-    assert result.locks[0].try_failed == 1
+def test_readers_share() -> None:
+    # T0: 10 + 1000, T1's transfer took the line: 50.  T1: 100 + 50 + 1000 + 50.
+    result = run((0, hold(R, SHORT)), (100, hold(R, SHORT)))
+    assert ends(result) == [1060, 1200]
+    assert lock(result).read_wait_ns == 0
+    assert lock(result).read_hold_ns == 2000
 
 
-@both
-def test_reader_of_a_reader_owned_lock_queues_behind_a_waiter(engine: Engine) -> None:
-    # W queues at 1, R at 2 (no steal: it would be the second reader).  Reader leaves at
-    # 50 -> W 56-57 -> R woken by W until 58, runs 63-64.
-    result = run(engine, (READ, 0, 50), (WRITE, 1, 1), (READ, 2, 1), osq=0)
-    assert ends(result) == [51, 58, 64]
-    assert result.locks[0].steals == 0
-    assert result.locks[0].sleeps == 2
+def test_writer_spins_through_a_short_reader_phase() -> None:
+    # T1 fails at 150, first look 170.  T0 releases 5010..5060, T1 looks at 5080 and
+    # moves the line until 5130; 1000 held, its own line on release.
+    result = run((0, hold(R, MIDDLE)), (100, hold(W, SHORT)))
+    assert ends(result) == [5060, 6140]
+    assert lock(result).write_wait_ns == 5080 - 100
+    assert lock(result).sleeps == 0
 
 
-@both
-def test_first_reader_steals_a_free_lock_from_a_woken_writer(engine: Engine) -> None:
-    # The lock is free from 10; the writer woken at 10 runs at 16.  A reader at 12
-    # steals it until 22; the writer fails at 16, is woken at 22, runs 28-29.
-    arrivals = (WRITE, 0, 10), (WRITE, 1, 1), (READ, 12, 10)
-    result = run(engine, *arrivals, osq=0)
-    assert ends(result) == [11, 29, 23]
-    assert result.locks[0].steals == 1
-    # Without stealing the reader queues; the writer has it 16-17, the reader 23-33.
-    result = run(engine, *arrivals, osq=0, steal=0)
-    assert ends(result) == [11, 18, 33]
-    assert result.locks[0].steals == 0
+def test_reader_owned_window_ends_in_sleep() -> None:
+    # First look at 170: window (20 + 1) / 2 us, so until 10670.  Queues until 10680,
+    # asleep 10980.  T0 releases 50010..50060, wait_lock 50070, waker 51070; T1 runs at
+    # 56070, takes it by 56120, releases 57120..57130.
+    result = run((0, hold(R, LONG)), (100, hold(W, SHORT)))
+    assert ends(result) == [51_070, 57_130]
+    assert lock(result).sleeps == 1
 
 
-@both
-def test_writer_spins_on_a_running_writer(engine: Engine) -> None:
-    result = run(engine, (WRITE, 0, 10), (WRITE, 1, 1))
-    assert ends(result) == [10, 11.001]
-    assert result.locks[0].sleeps == 0
-    assert result.locks[0].write_wait_ns == 9001
+def test_nonspinnable_stops_the_next_writer_from_spinning() -> None:
+    # T1 has set NONSPINNABLE at 10670; T2 at 20000 queues at once: RMW 20050, queue
+    # 20060, asleep 20360.  (A spinner would have set the window of 10.5 us.)
+    result = run((0, hold(R, LONG)), (100, hold(W, SHORT)), (20_000, hold(W, SHORT)))
+    assert lock(result).sleeps == 2
+    # T1 as before, but T2 moved the line: T0 50010..50060, 50070, 51070.
+    # T1: 56070..56120..57120, release 57130, T2 waits: wait_lock 57140, waker 58140.
+    # T2: 63140..63190..64190, the sequence's line 64240, 64250.
+    assert ends(result) == [51_070, 58_140, 64_250]
 
 
-@both
-def test_writer_does_not_spin_on_a_sleeping_writer(engine: Engine) -> None:
-    # The holder sleeps 0-20, holds until 21, wakes until 22; the waiter runs 27-28.
-    result = run(engine, (IO, 0, 1), (WRITE, 1, 1))
-    assert ends(result) == [22, 28]
-    assert result.locks[0].sleeps == 1
+def test_grant_while_falling_asleep_avoids_the_sleep() -> None:
+    # T0 holds 10..310.  T1 queues by 160 and would be asleep at 460.  T0 releases by 360,
+    # takes wait_lock by 370, grants: T1 goes on at 370, nobody pays for a wake-up.
+    result = run((0, hold(W, "brief")), (100, hold(R, SHORT)))
+    assert ends(result) == [370, 370 + 1000 + 50]
+    assert lock(result).sleeps == 0
+    assert lock(result).read_wait_ns == 270
 
 
-@both
-def test_spinners_take_it_in_the_order_of_arrival(engine: Engine) -> None:
-    # The second (at 1) has it 10.001-11.001, the third (at 2) from 11.002.
-    result = run(engine, (WRITE, 0, 10), (WRITE, 2, 1), (WRITE, 1, 1))
-    assert ends(result) == [10, 12.002, 11.001]
+def test_sleeping_reader_is_granted_by_the_waker() -> None:
+    # T0 holds 10..1010, releases by 1060, wait_lock 1070, waker 2070; T1 runs 7070..8070.
+    result = run((0, hold(W, SHORT)), (100, hold(R, SHORT)))
+    assert ends(result) == [2070, 8070 + 50]
+    assert lock(result).sleeps == 1
+    # Blame: T0's write until its release at 1010, then hand-over until 7070.
+    fault, mmap, nobody = int(PlanOp.FAULT), int(PlanOp.MMAP), len(PlanOp)
+    assert int(result.blame_ns[0, fault, mmap]) == 1010 - 100
+    assert int(result.blame_ns[0, nobody, mmap]) == 7070 - 1010
 
 
-@both
-def test_writer_survives_a_short_reader_phase_spinning(engine: Engine) -> None:
-    result = run(engine, (READ, 0, 5), (WRITE, 1, 1))
-    assert ends(result) == [5, 6.001]
-    assert result.locks[0].sleeps == 0
+def test_reader_steals_while_the_woken_writer_is_on_its_way() -> None:
+    # As in the window test; the lock is free from 50010.  T2 comes at 52000, takes it by
+    # 52050, releases 53050..53060; the writer is woken already: wait_lock 53070, no cost.
+    result = run((0, hold(R, LONG)), (100, hold(W, SHORT)), (52_000, hold(R, SHORT)))
+    assert ends(result) == [51_070, 57_130, 53_070]
+    assert lock(result).steals == 1
 
 
-@both
-def test_reader_owned_window_ends_in_nonspinnable(engine: Engine) -> None:
-    # W2 looks first at 1.001, window (20 + 1 reader) / 2 = 10.5: at 11.501 it gives up
-    # and forbids spinning.  W3 at 95 would spin for at most 10.5 and take it at 100;
-    # instead it queues.  Reader leaves at 100; W2 106-107; W3 113-114.
-    result = run(engine, (READ, 0, 100), (WRITE, 1, 1), (WRITE, 95, 1))
-    assert ends(result) == [101, 108, 114]
-    assert result.locks[0].sleeps == 2
-    assert result.locks[0].steals == 0
+def test_without_stealing_the_reader_queues_behind_the_writer() -> None:
+    result = run((0, hold(R, LONG)), (100, hold(W, SHORT)), (52_000, hold(R, SHORT)), steal=0)
+    assert lock(result).steals == 0
+    # T1 56070..56120..57120..57130; T2 sleeps: wait_lock 57140, waker 58140; T2 63140..
+    assert ends(result) == [51_070, 58_140, 64_190]
 
 
-@both
-def test_a_new_writer_allows_spinning_again(engine: Engine) -> None:
-    # As above; W4 comes at 106.5, while W2 owns it: it spins, and steals it from W3 at
-    # 107.001.  W3, woken at 107 by W2, runs at 113 as before.
-    result = run(engine, (READ, 0, 100), (WRITE, 1, 1), (WRITE, 95, 1), (WRITE, 106.5, 1))
-    assert ends(result) == [101, 108, 114, 108.001]
-    assert result.locks[0].steals == 1
+def test_readers_queue_while_readers_hold_it_and_a_writer_waits() -> None:
+    # T2 at 20000: RMW 20050, queue 20060; the head is a writer, so nobody is woken.
+    result = run((0, hold(R, LONG)), (100, hold(W, SHORT)), (20_000, hold(R, SHORT)))
+    assert lock(result).steals == 0
+    assert lock(result).sleeps == 2
+    assert ends(result) == [51_070, 58_140, 64_190]
 
 
-@both
-def test_waking_readers_skips_writers(engine: Engine) -> None:
-    # Queue at 50: R2 W3 R4.  Both readers are granted; they run at 56 and 57, W1 is
-    # through with waking at 52.  R4 leaves last, at 58, wakes W3 until 59: 64-65.
-    result = run(engine, (WRITE, 0, 50), (READ, 1, 1), (WRITE, 2, 1), (READ, 3, 1), osq=0)
-    assert ends(result) == [52, 57, 65, 59]
-
-
-@both
-def test_one_wake_grants_at_most_256_readers(engine: Engine) -> None:
-    # 257 readers queue.  At 1000 the writer grants 256: the k-th runs at 1000 + k + 5.
-    # The last of them leaves at 1262 and wakes the 257th: 1268-1269.
-    readers = [(READ, 1 + k, 1) for k in range(257)]
-    result = run(engine, (WRITE, 0, 1000), *readers)
-    assert ends(result)[:3] == [1256, 1007, 1008]
-    assert ends(result)[-2:] == [1263, 1269]
-
-
-@both
-def test_a_queueing_reader_wakes_readers_at_the_head(engine: Engine) -> None:
-    # Batches of one: at 50 only R2 is granted (56-66); R3 stays at the head.  R4 comes
-    # at 58, queues and wakes R3: 64-65.  R2 leaves at 66 and wakes R4: 72-73.
-    arrivals = (WRITE, 0, 50), (READ, 1, 10), (READ, 2, 1), (READ, 58, 1)
-    result = run(engine, *arrivals, batch=1)
-    assert ends(result) == [51, 67, 65, 73]
-
-
-@both
-def test_hand_off_after_4_ms(engine: Engine) -> None:
-    # W2 queues at 1 (W1 sleeps).  W3 spins and takes it at 1020.001; W2, woken to run at
-    # 1026, fails.  W4 takes it at 6020.002; W2 runs at 6026.001, has waited more than
-    # 4 ms and asks for the hand-off.  W4 releases at 11020.002: W2 gets it at once, then
-    # W5, which spins since 7000, at 11021.003.
-    arrivals = (
-        (IO, 0, 1000),
-        (WRITE, 1, 1),
-        (WRITE, 500, 5000),
-        (WRITE, 2000, 5000),
-        (WRITE, 7000, 1000),
+def test_writer_that_waited_long_sets_handoff_and_ends_stealing() -> None:
+    # T2 steals 52050..62050.  T1 runs at 56070, fails at 56120, has waited: HANDOFF; asleep
+    # 56420.  T2 releases 62050..62100, wait_lock 62110, waker 63110; T1 runs at 68110.
+    # T3 at 64000 finds a free lock and may not take it.
+    threads = (
+        (0, hold(R, LONG)),
+        (100, hold(W, SHORT)),
+        (52_000, hold(R, "tens")),
+        (64_000, hold(R, SHORT)),
     )
-    result = run(engine, *arrivals)
-    assert result.locks[0].handoffs == 1
-    assert result.thread_end_ns[1] < result.thread_end_ns[4]
-    assert ends(result)[1] == pytest.approx(11021.002, abs=0.002)
-    # Where the hand-off takes 1 s, W5 steals it too, and W2 waits 1 ms longer.
-    result = run(engine, *arrivals, handoff_ns=10**9)
-    assert result.locks[0].handoffs == 0
-    assert result.thread_end_ns[1] > result.thread_end_ns[4]
+    result = run(*threads, handoff_ns=1000)
+    assert lock(result).handoffs == 1
+    assert lock(result).steals == 1
+    # T1: 68110, the line came from T3: 68160..69160..69170, wait_lock 69180, waker 70180.
+    assert ends(result)[1:] == [70_180, 63_110, 70_180 + 5000 + 1000 + 50]
+    assert lock(run(*threads)).handoffs == 0  # 4 ms have not passed
 
 
-@both
-def test_downgrade_lets_readers_in_only_if_one_is_first(engine: Engine) -> None:
-    # R2 is first: woken by the downgrade at 10 (done at 11), runs 16-17; W1 holds to 21.
-    result = run(engine, (DOWN, 0, 10), (READ, 1, 1))
-    assert ends(result) == [21, 17]
-    assert result.locks[0].downgrade == 1
-    # W2 is first: nobody wakes at 10.  W1 leaves at 20, W2 26-27, R3 33-34.
-    result = run(engine, (DOWN, 0, 10), (WRITE, 1, 1), (READ, 2, 1), osq=0)
-    assert ends(result) == [21, 28, 34]
+def test_batch_limits_the_readers_of_one_wake() -> None:
+    readers = [(100 + 10 * i, hold(R, SHORT)) for i in range(3)]
+    all_at_once = run((0, hold(W, MIDDLE)), *readers)
+    two = run((0, hold(W, MIDDLE)), *readers, batch=2)
+    # One wake-up after the other by one waker: 1000 ns apart.
+    woken = sorted(ends(all_at_once)[1:])
+    assert [b - a for a, b in zip(woken, woken[1:], strict=False)] == [1000, 1000]
+    assert ends(two)[0] == ends(all_at_once)[0] - 1000  # it woke one reader less
+    # The third waits for both, a wake-up by the last of them, and its own way.
+    assert max(ends(two)) > woken[-1] + 5000
 
 
-@both
-def test_readers_of_5_10_spin(engine: Engine) -> None:
-    arrivals = (WRITE, 0, 10), (READ, 1, 1)
-    result = run(engine, *arrivals, reader_spin=1)
-    assert ends(result) == [10, 11.001]
-    assert result.locks[0].sleeps == 0
-    # Later readers sleep: woken at 10 until 11, runs 16-17.
-    result = run(engine, *arrivals)
-    assert ends(result) == [11, 17]
-    assert result.locks[0].sleeps == 1
+def test_downgrade_lets_a_queued_reader_in() -> None:
+    program = [
+        (Op.LOCK, "mmap_lock", W),
+        (Op.COST, SHORT),
+        (Op.DOWNGRADE, "mmap_lock"),
+        (Op.COST, SHORT),
+        (Op.UNLOCK, "mmap_lock", R),
+        (Op.DONE,),
+    ]
+    # T0: 10..1010, downgrade 1060, wakes T1: 2060; reads until 3060..3070.
+    # T1 runs at 7060..8060, the line is at CPU 0: 8110.
+    result = run((0, program), (100, hold(R, SHORT)))
+    assert ends(result) == [3070, 8110]
+    assert lock(result).downgrade == 1
+    assert lock(result).write_hold_ns == 1000
+
+
+def test_downgrade_does_not_wake_a_writer_at_the_head() -> None:
+    program = [
+        (Op.LOCK, "mmap_lock", W),
+        (Op.COST, SHORT),
+        (Op.DOWNGRADE, "mmap_lock"),
+        (Op.COST, MIDDLE),
+        (Op.UNLOCK, "mmap_lock", R),
+        (Op.DONE,),
+    ]
+    # osq = 0: T1 queues at once, is asleep from 460; T0 downgrades 1010..1060, reads until
+    # 6060, releases 6070, wait_lock 6080, wakes T1 only now: 7080; T1 12080..12130..13130, the
+    # line of the sequence that T0 moved 13180, 13190.
+    result = run((0, program), (100, hold(W, SHORT)), osq=0)
+    assert ends(result) == [7080, 13_190]
+
+
+def test_trylock_gives_up_without_an_rmw() -> None:
+    program = [
+        (Op.TRY, "mmap_lock", R, "no"),
+        (Op.UNLOCK, "mmap_lock", R),
+        "no",
+        (Op.COST, SHORT),
+        (Op.DONE,),
+    ]
+    # T1 loads the line at 100: 150, and goes on.  T0's line is shared then: release 50.
+    result = run((0, hold(W, SHORT)), (100, program))
+    assert ends(result) == [1060, 1150]
+    assert lock(result).try_failed == 1
+
+
+def test_writer_stops_spinning_when_the_owner_sleeps() -> None:
+    program = [
+        (Op.LOCK, "mmap_lock", W),
+        (Op.COST, SHORT),
+        (Op.SLEEP, "io"),
+        (Op.UNLOCK, "mmap_lock", W),
+        (Op.DONE,),
+    ]
+    # T0 sleeps at 1010 for 20000; T1 looks at 1030, queues by 1040, asleep 1340.
+    # T0 is back at 21010: release 21060, wait_lock 21070, waker 22070; T1 27070..27120..
+    # 28120, the sequence's line 28170, 28180.
+    result = run((0, program), (100, hold(W, SHORT)))
+    assert ends(result) == [22_070, 28_180]
+    assert lock(result).sleeps == 1
+
+
+def test_spinners_take_turns_in_the_order_they_came() -> None:
+    # T1 spins, T2 waits behind it in the osq.  T0 releases 1010..1060; T1 looks at 1080,
+    # takes it by 1130 and leaves the osq: T2 looks at 1150.  At 2130 T1 moves the
+    # sequence: its line 2180, release 2230 (T2 has read the lock's line); T2 looks at 2250,
+    # has it by 2300, works until 3300, sequence 3350, release 3360.
+    result = run((0, hold(W, SHORT)), (100, hold(W, SHORT)), (200, hold(W, SHORT)))
+    assert ends(result) == [1060, 2230, 3360]
+    assert lock(result).sleeps == 0
+
+
+def test_without_osq_writers_sleep() -> None:
+    # T1: RMW 150, queue 160, asleep 460.  T0 1010..1060, 1070, 2070.  T1 7070..7120..8120,
+    # the sequence's line 8170, 8180.
+    result = run((0, hold(W, SHORT)), (100, hold(W, SHORT)), osq=0)
+    assert ends(result) == [2070, 8180]
+
+
+def test_5_10_readers_spin() -> None:
+    # As the spinning writer: T1 looks at 5080 and has it by 5130.
+    result = run((0, hold(W, MIDDLE)), (100, hold(R, SHORT)), reader_spin=1)
+    assert ends(result) == [5060, 6140]
+    assert lock(result).sleeps == 0
+
+
+def test_a_spinner_steals_from_a_queued_writer() -> None:
+    # osq, T1 asleep in the queue after the window (10980).  T0 reads until 50010; T2 comes
+    # at 50000, may not spin (NONSPINNABLE) and queues too: no steal.
+    result = run((0, hold(R, LONG)), (100, hold(W, SHORT)), (50_000, hold(W, SHORT)))
+    assert lock(result).steals == 0
+    # At 52000 the lock is free, NONSPINNABLE is cleared: T2 spins, looks at 52070, takes it.
+    result = run((0, hold(R, LONG)), (100, hold(W, SHORT)), (52_000, hold(W, SHORT)))
+    assert lock(result).steals == 1
+    assert ends(result)[2] < ends(result)[1]

@@ -1,202 +1,285 @@
-"""The rules of per-VMA locks and of TLB flushes, one small scenario each.
-
-Rules: include/linux/mmap_lock.h@6.4-7.x.  Times as in ``test_rwsem_rules``: atomics
-and cache lines are free, waking costs the waker 1 us, the woken runs 5 us later; an
-operation takes 1 us per page.  Times in the comments are in us.
-"""
+"""The per-VMA lock, spin locks, shootdowns, CPUs and accounting: scenarios checked by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
-from small import LOCKS, FlushScope, R, W, machine, model, op, plan
+from small import LOCKS, R, W, machine, model, op, plan
+from test_rwsem_rules import COSTS, LONG, MIDDLE, SHORT, ends
+from test_twins import assert_equal, check_accounts
 
-from mmreplay.address_space.plan import PlanOp
+from mmreplay.address_space.plan import MarkSet, PlanOp
 from mmreplay.engine import Options, Result, simulate
 from mmreplay.engine.oracle import simulate_oracle
-from mmreplay.locking.isa import Count, Form, Op
+from mmreplay.errors import UserError
+from mmreplay.locking.isa import Form, FlushScope, Op, RuntimeBit
 
-Engine = Callable[..., Result]
-both = pytest.mark.parametrize("engine", [simulate, simulate_oracle])
-forms = pytest.mark.parametrize("bump_acquire", [0, 1])
-
-US = (Op.COST, "us", Count.PAGES)
-FAULT, CHANGE, TWICE, UNMAP = PlanOp.FAULT, PlanOp.MPROTECT, PlanOp.MMAP, PlanOp.MUNMAP
-BODY: dict[PlanOp, Sequence[Any]] = {
-    FAULT: [
-        (Op.TRY, "vma", R, "fall"),
-        US,
-        (Op.UNLOCK, "vma", R),
-        (Op.JUMP, "end"),
-        "fall",
-        (Op.COUNT, "fallback"),
-        (Op.LOCK, "mmap_lock", R),
-        US,
-        (Op.UNLOCK, "mmap_lock", R),
-        "end",
-        (Op.DONE,),
-    ],
-    CHANGE: [
-        (Op.LOCK, "mmap_lock", W),
-        (Op.MARK, "vma"),
-        US,
-        (Op.UNLOCK, "mmap_lock", W),
-        (Op.DONE,),
-    ],
-    TWICE: [
-        (Op.LOCK, "mmap_lock", W),
-        (Op.MARK, "vma"),
-        (Op.MARK, "vma"),
-        US,
-        (Op.UNLOCK, "mmap_lock", W),
-        (Op.DONE,),
-    ],
-    UNMAP: [
-        (Op.LOCK, "mmap_lock", W),
-        (Op.MARK, "vma"),
-        US,
-        (Op.DOWNGRADE, "mmap_lock"),
-        US,
-        (Op.UNLOCK, "mmap_lock", R),
-        (Op.DONE,),
-    ],
-}
-FLUSH = (Op.FLUSH, int(FlushScope.MM))
-INSIDE: Sequence[Any] = [
-    (Op.LOCK, "mmap_lock", W),
-    FLUSH,
-    (Op.UNLOCK, "mmap_lock", W),
+FAULT = [
+    (Op.TRY, "vma", R, "busy"),
+    (Op.COST, SHORT),
+    (Op.UNLOCK, "vma", R),
+    (Op.DONE,),
+    "busy",
+    (Op.COUNT, "fallback"),
+    (Op.LOCK, "mmap_lock", R),
+    (Op.COST, SHORT),
+    (Op.UNLOCK, "mmap_lock", R),
     (Op.DONE,),
 ]
-OUTSIDE: Sequence[Any] = [
-    (Op.LOCK, "mmap_lock", W),
-    (Op.UNLOCK, "mmap_lock", W),
-    FLUSH,
-    (Op.DONE,),
-]
+
+
+def protect(*after: Any, cost: str = MIDDLE) -> list[Any]:
+    return [
+        (Op.LOCK, "mmap_lock", W),
+        (Op.EACH, MarkSet.TARGETS, "marked"),
+        "next",
+        (Op.MARK, "vma"),
+        (Op.END, "next"),
+        "marked",
+        (Op.COST, cost),
+        *(after or [(Op.UNLOCK, "mmap_lock", W)]),
+        (Op.DONE,),
+    ]
 
 
 def run(
-    engine: Engine,
-    *arrivals: tuple[PlanOp, float, int, int],
-    bump_acquire: int = 0,
+    programs: dict[PlanOp, list[Any]],
+    threads: list[list[dict[str, Any]]],
+    offsets: list[int] | None = None,
+    cores: int = 4,
     form: Form = Form.REFCOUNT,
-    programs: dict[PlanOp, Sequence[Any]] | None = None,
+    costs: dict[str, float] | None = None,
+    **numbers: Any,
 ) -> Result:
-    """One thread per (operation, arrival in us, pages, VMA), each on a CPU of its own."""
     locks = {name: dict(spec) for name, spec in LOCKS.items()}
-    locks["mmap_lock"]["bump_acquire"] = bump_acquire
     locks["vma"]["form"] = form
-    n = len(arrivals)
-    free = {"line_smt_ns": 0, "line_llc_ns": 0, "line_socket_ns": 0, "line_cross_ns": 0}
-    return engine(
-        plan(
-            [[op(kind, pages=pages, vma=vma)] for kind, _, pages, vma in arrivals],
-            offsets=[round(at * 1000) for _, at, _, _ in arrivals],
-        ),
-        model(programs or BODY, locks),
-        machine(n, {"us": 1000}, atomic_ns=0, spin_poll_ns=1, **free),
-        Options(cores=n),
+    inputs = (
+        plan(threads, offsets=offsets),
+        model(programs, locks),
+        machine(4, costs or COSTS, **numbers),
+        Options(cores=cores),
     )
+    result = simulate(*inputs)
+    assert_equal(result, simulate_oracle(*inputs))
+    check_accounts(result)
+    return result
 
 
-def ends(result: Result) -> list[float]:
-    return [int(t) / 1000 for t in result.thread_end_ns]
+def writer(vmas: list[int]) -> dict[str, Any]:
+    return op(PlanOp.MPROTECT, vma=vmas[0], marks=[(MarkSet.TARGETS, v) for v in vmas])
 
 
 def lock(result: Result, name: str) -> Any:
     return next(x for x in result.locks if x.name == name)
 
 
-@both
-@forms
-def test_a_mark_excludes_faults_in_its_vma_only(engine: Engine, bump_acquire: int) -> None:
-    # VMA 0 is marked 0-10.  The fault in it (at 1) falls back and queues behind the
-    # writer: woken at 10, runs 16-17; the writer is through with waking at 11.  The
-    # fault in VMA 1 runs 2-3.
+PROGRAMS = {PlanOp.FAULT: FAULT, PlanOp.MPROTECT: protect()}
+
+
+def test_fault_in_another_vma_does_not_see_the_writer() -> None:
+    alone = run(PROGRAMS, [[op(vma=1)], [op(vma=0)]], [100, 0])
+    beside = run(PROGRAMS, [[op(vma=1)], [writer([0])]], [100, 0])
+    # The sequence's line is unmodified so far: the same time, no lock of the address space.
+    assert ends(beside)[0] == ends(alone)[0] == 100 + 10 + 1000 + 10
+    assert beside.reasons["fallback"] == 0
+    assert lock(beside, "mmap_lock").read == 0
+
+
+def test_fault_in_a_marked_vma_falls_back_and_queues_behind_the_writer() -> None:
+    # T1 marks: lock 10, mark 20..30, works until 5030.  T0's try at 1000 sees the mark for
+    # nothing (the sequence's line is unowned), its RMW on mmap_lock: 1050, queue 1060.
+    # T1 bumps the sequence (0), releases 5080, wait_lock 5090, waker 6090; T0 11090..12090,
+    # and its release moves the line: 12140.
+    result = run(PROGRAMS, [[op(vma=0)], [writer([0])]], [1000, 0])
+    assert ends(result) == [12_140, 6090]
+    assert result.reasons["fallback"] == 1
+    assert lock(result, "vma").try_failed == 1
+    assert lock(result, "vma").mark == 1
+
+
+def test_marks_fall_together_with_the_write_section() -> None:
+    for after in ((), ((Op.DOWNGRADE, "mmap_lock"), (Op.COST, LONG), (Op.UNLOCK, "mmap_lock", R))):
+        programs = {PlanOp.FAULT: FAULT, PlanOp.MPROTECT: protect(*after)}
+        faults = [[op(vma=v)] for v in (0, 1)]
+        result = run(programs, [*faults, [writer([0, 1])]], [7000, 7000, 0])
+        assert lock(result, "vma").mark == 2
+        assert result.reasons["fallback"] == 0  # at 7000 the W part is over
+        assert max(ends(result)[:2]) < 10_000
+
+
+def test_mark_waits_for_the_faults_in_flight() -> None:
+    # T0 pins 0..10 and works until 1010.  T1 has mmap_lock by 110, its mark takes the line:
+    # 160, and waits; asleep 460.  T0 unpins: line 1060, wakes: 2060.  T1 runs at 7060, the
+    # second RMW moves the line: 7110; works until 12110, release 10.
+    result = run(PROGRAMS, [[op(vma=0)], [writer([0])]], [0, 100])
+    assert ends(result) == [2060, 12_120]
+    assert lock(result, "vma").write_wait_ns == 7060 - 110
+    # The rwsem form spins for 10.5 us first, so the release comes in time: T1 goes on at
+    # 1060, moves the line: 1110, works until 6110.
+    result = run(PROGRAMS, [[op(vma=0)], [writer([0])]], [0, 100], form=Form.RWSEM)
+    assert ends(result) == [1060, 6120]
+
+
+def test_no_new_reader_gets_in_while_a_writer_drains() -> None:
+    result = run(PROGRAMS, [[op(vma=0)], [writer([0])], [op(vma=0)]], [0, 100, 500])
+    assert result.reasons["fallback"] == 1
+    assert lock(result, "vma").read == 1
+
+
+def test_marking_again_costs_a_read_only() -> None:
+    once = run(PROGRAMS, [[writer([0])], [op(vma=0)]], [0, 50_000])
+    twice = run(PROGRAMS, [[writer([0, 0])], [op(vma=0)]], [0, 50_000])
+    assert ends(once)[0] == ends(twice)[0] == 10 + 20 + 5000 + 10
+    assert lock(twice, "vma").mark == 1
+
+
+def test_without_a_vma_the_fault_falls_back() -> None:
+    result = run(PROGRAMS, [[op(vma=-1)]])
+    assert result.reasons["fallback"] == 1
+
+
+def test_spin_lock_is_first_in_first_out() -> None:
+    body = [(Op.LOCK, "zone", W), (Op.COST, SHORT), (Op.UNLOCK, "zone", W), (Op.DONE,)]
+    # T0 10..1010; T1's and T2's failed RMWs took the line: release 1060; T1 has it with the
+    # line: 1110..2110.  The line is its own, but T0... nobody touched it: 2120, T2 2170.
+    result = run({PlanOp.FAULT: body}, [[op()], [op()], [op()]], [0, 100, 200])
+    assert ends(result) == [1060, 2120, 3180]
+    assert lock(result, "zone").write_wait_ns == (1110 - 100) + (2170 - 200)
+
+
+def test_accidental_sharing_of_a_line_costs() -> None:
+    touch = [(Op.TOUCH, "mm.3", 1), (Op.COST, SHORT), (Op.DONE,)]
+    programs = {PlanOp.FAULT: FAULT, PlanOp.MMAP: touch}
+    quiet = run(programs, [[op(vma=0)], [op(PlanOp.MMAP)]], [1000, 5000])
+    noisy = run(programs, [[op(vma=0)], [op(PlanOp.MMAP)]], [1000, 0])
+    # A store to the line of mm_lock_seq makes the fault's load a transfer.
+    assert ends(noisy)[0] - ends(quiet)[0] == 50
+
+
+def test_shootdown_waits_and_steals_from_its_targets() -> None:
+    body = [(Op.FLUSH, FlushScope.MM), (Op.DONE,)]
+    long = [(Op.COST, LONG), (Op.DONE,)]
+    # Two targets: 100 + 1000 + 200; each pays 400 at its next ordered step, its end.
     result = run(
-        engine, (CHANGE, 0, 10, 0), (FAULT, 1, 1, 0), (FAULT, 2, 1, 1), (FAULT, 90, 1, 1),
-        bump_acquire=bump_acquire,
-    )  # fmt: skip
-    assert ends(result) == [11, 17, 3, 91]
-    assert result.reasons == {"fallback": 1}
-    assert lock(result, "vma").try_failed == 1
-    assert lock(result, "mmap_lock").read == 1
-    assert lock(result, "mmap_lock").read_wait_ns == 15_000
+        {PlanOp.MUNMAP: body, PlanOp.FAULT: long},
+        [[op(PlanOp.MUNMAP)], [op()], [op()]],
+        [30_000, 0, 10_000],
+    )
+    assert ends(result) == [31_300, 50_400, 60_400]
+    assert int(result.op_busy_ns[PlanOp.FAULT]) == 2 * 50_400
 
 
-@both
-@forms
-def test_release_drops_all_marks(engine: Engine, bump_acquire: int) -> None:
-    # The section ends at 10; the fault at 10.5 takes the VMA lock: 10.5-11.5.
-    result = run(engine, (CHANGE, 0, 10, 0), (FAULT, 10.5, 1, 0), bump_acquire=bump_acquire)
-    assert ends(result) == [10, 11.5]
-    assert result.reasons.get("fallback", 0) == 0
+def test_more_threads_than_cpus_take_turns_by_slices() -> None:
+    body = [(Op.COST, SHORT)] * 10 + [(Op.DONE,)]
+    # One CPU, slice 4000: T0 runs four steps, then T1 after a switch of 500, and so on.
+    result = run({PlanOp.FAULT: body}, [[op()], [op()]], cores=1, slice_ns=4000)
+    # T0 0-4000, T1 4500-8500, T0 9000-13000, T1 13500-17500, T0 18000-20000, T1 20500-22500.
+    assert ends(result) == [20_000, 22_500]
+    assert result.idle_ns == 0
 
 
-@both
-@forms
-def test_downgrade_drops_all_marks(engine: Engine, bump_acquire: int) -> None:
-    # Downgraded at 10, released at 20.  The fault at 12 runs 12-13 under the VMA lock.
-    result = run(engine, (UNMAP, 0, 10, 0), (FAULT, 12, 1, 0), bump_acquire=bump_acquire)
-    assert ends(result) == [20, 13]
-    assert result.reasons.get("fallback", 0) == 0
+def test_sleep_gives_the_cpu_to_another() -> None:
+    body = [(Op.SLEEP, "io"), (Op.DONE,)]
+    work = [(Op.COST, SHORT), (Op.DONE,)]
+    result = run({PlanOp.FAULT: body, PlanOp.MMAP: work}, [[op()], [op(PlanOp.MMAP)]], cores=1)
+    # T0 sleeps at once until 20000; T1 runs on the idle CPU.
+    assert ends(result) == [20_000, 1000]
+    assert result.sleep_ns == 20_000
 
 
-@both
-def test_a_mark_waits_for_faults_in_flight_and_stops_new_ones(engine: Engine) -> None:
-    # Faults hold VMA 0 until 20.  The writer comes at 1 and drains; the fault at 5
-    # falls back to the mmap_lock.  The last fault leaves at 20, wakes until 21; the
-    # writer runs 26-27, wakes the fallen-back fault until 28: 33-34.
-    result = run(engine, (FAULT, 0, 20, 0), (FAULT, 0, 10, 0), (CHANGE, 1, 1, 0), (FAULT, 5, 1, 0))
-    assert ends(result) == [21, 10, 28, 34]
-    assert lock(result, "vma").write_wait_ns == 25_000
-    assert lock(result, "vma").try_failed == 1
+def test_dependency_delays_and_is_no_lock_wait() -> None:
+    body = [(Op.COST, SHORT), (Op.DONE,)]
+    result = run({PlanOp.FAULT: body}, [[op()], [op(deps=[0])]])
+    # T0 is done at 1000; T1 is woken for free and runs 5000 later.
+    assert ends(result) == [1000, 7000]
+    assert result.detail["dep_wait_ns"] == 6000
+    assert int(result.op_wait_ns.sum()) == 0
 
 
-@both
-def test_an_rwsem_vma_lock_spins_for_short_faults(engine: Engine) -> None:
-    # The fault leaves at 8; the writer, which came at 1, still spins (10.5 long).
-    result = run(engine, (FAULT, 0, 8, 0), (CHANGE, 1, 1, 0), form=Form.RWSEM)
-    assert ends(result) == [8, 9]
-    # The reference count of 6.15 has no spinning: it slept at 1.3, runs at 14.
-    result = run(engine, (FAULT, 0, 8, 0), (CHANGE, 1, 1, 0), form=Form.REFCOUNT)
-    assert ends(result) == [9, 15]
+def test_runtime_bits_are_raced_for() -> None:
+    body = [
+        (Op.BRANCH, (0, 0, RuntimeBit.TABLE_PRESENT), "there"),
+        (Op.COUNT, "made"),
+        (Op.SET, RuntimeBit.TABLE_PRESENT),
+        "there",
+        (Op.COST, SHORT),
+        (Op.DONE,),
+    ]
+    result = run({PlanOp.FAULT: body}, [[op(table=0)] * 3, [op(table=0)] * 2], [0, 10])
+    assert result.reasons["made"] == 1
 
 
-@both
-@forms
-def test_a_second_mark_in_the_same_section_is_free(engine: Engine, bump_acquire: int) -> None:
-    result = run(engine, (TWICE, 0, 1, 0), (TWICE, 5, 1, 0), bump_acquire=bump_acquire)
-    assert lock(result, "vma").mark == 2  # one for each section
-    assert ends(result) == [1, 6]
+def test_draws_are_paired_between_models_and_core_counts() -> None:
+    first = model({PlanOp.FAULT: [(Op.COST, "a"), (Op.COST, "b"), (Op.DONE,)]})
+    second = model({PlanOp.FAULT: [(Op.COST, "b"), (Op.COST, "a"), (Op.DONE,)]})
+    the_plan = plan([[op()] * 20, [op()] * 20])
+    the_machine = machine(4, {"a": 1000, "b": 3000}, spread=0.5)
+    results = [
+        simulate(the_plan, m, the_machine, Options(cores=c, seed=7))
+        for m in (first, second)
+        for c in (2, 4)
+    ]
+    for result in results[1:]:
+        assert np.array_equal(result.op_busy_ns, results[0].op_busy_ns)
+    other = simulate(the_plan, first, the_machine, Options(cores=2, seed=8))
+    assert not np.array_equal(other.op_busy_ns, results[0].op_busy_ns)
 
 
-@both
-def test_flush_inside_the_lock_makes_others_wait(engine: Engine) -> None:
-    # Each thread faults once at 0-1 (its CPU then runs the mm), then one flushes at 11,
-    # the other arrives at 11.5.  A flush with one target takes 0.1 + 1 = 1.1, so inside
-    # the lock the second waits, outside not.
-    def ask(program: Sequence[Any]) -> Result:
-        threads = [[op(FAULT, vma=t), op(UNMAP, think_cpu_ns=10_000 + 500 * t)] for t in range(2)]
-        return engine(
-            plan(threads),
-            model({FAULT: BODY[FAULT], UNMAP: program}),
-            machine(2, {"us": 1000}, atomic_ns=0),
-            Options(cores=2),
+def test_littles_law_and_no_wait_without_contention() -> None:
+    work = [(Op.LOCK, "mmap_lock", R), (Op.COST, SHORT), (Op.UNLOCK, "mmap_lock", R), (Op.DONE,)]
+    result = run({PlanOp.FAULT: work}, [[op(think_cpu_ns=500)] * 50 for _ in range(4)])
+    assert int(result.op_wait_ns.sum()) == 0
+    # Mean number inside operations = throughput x mean time inside (all time is think or busy).
+    inside = int(result.op_busy_ns.sum())
+    total = sum(ends(result))
+    assert total == inside + 4 * 50 * 500
+
+
+def test_window_runs_from_a_tenth_of_the_work_to_the_first_end() -> None:
+    work = [(Op.COST, SHORT), (Op.DONE,)]
+    inputs = (
+        plan([[op()] * 20, [op()] * 40], loops=[-1, 20]),
+        model({PlanOp.FAULT: work}),
+        machine(4, COSTS),
+        Options(cores=2, wrap=True),
+    )
+    result = simulate(*inputs)
+    assert_equal(result, simulate_oracle(*inputs))
+    assert result.window_end_ns == 20_000
+    # Six of 60 operations are recorded, each at the end of the next one, at 4000.  Until 20000
+    # each thread ends 16 more, but T0's end comes before T1's 20th at the same time.
+    assert result.window_begin_ns == 4000
+    assert result.window_ops == 16 + 15
+
+
+def test_saturated_load_drops_blocked_think_of_the_group() -> None:
+    work = [(Op.COST, SHORT), (Op.DONE,)]
+    the_plan = plan([[op(think_blocked_ns=9000)] * 3])
+    for load, expected in (("recorded", 30_000), ("saturated", 3000)):
+        result = simulate(
+            the_plan, model({PlanOp.FAULT: work}), machine(4, COSTS), Options(cores=1, load=load)
+        )  # type: ignore[arg-type]
+        assert result.makespan_ns == expected
+
+
+def test_threads_that_wait_for_ever_are_an_error_of_the_model() -> None:
+    leak = [(Op.LOCK, "mmap_lock", W), (Op.DONE,)]
+    inputs = (plan([[op()], [op()]]), model({PlanOp.FAULT: leak}), machine(4), Options(cores=2))
+    for twin in (simulate, simulate_oracle):
+        with pytest.raises(UserError, match="wait for ever"):
+            twin(*inputs)
+
+
+@pytest.mark.parametrize("cores", [0, -1, 5, 10**9])
+def test_core_counts_outside_the_machine_are_refused(cores: int) -> None:
+    with pytest.raises(UserError, match="cores"):
+        simulate(plan([[op()]]), model({PlanOp.FAULT: FAULT}), machine(4), Options(cores=cores))
+
+
+def test_a_program_that_is_missing_is_named() -> None:
+    with pytest.raises(UserError, match="munmap"):
+        simulate(
+            plan([[op(PlanOp.MUNMAP)]]), model({PlanOp.FAULT: FAULT}), machine(4), Options(cores=1)
         )
-
-    assert ask(INSIDE).locks[0].write_wait_ns > 0
-    assert ask(OUTSIDE).locks[0].write_wait_ns == 0
-
-
-@both
-def test_flush_time_grows_with_the_cpus_of_the_address_space(engine: Engine) -> None:
-    # Faults of 1 us at 0 load the mm on every other CPU.  At 50 the flush of n CPUs
-    # takes 0.1, 0.1 + 1, 0.1 + 1 + 0.2 ... for n = 1, 2, 3 ...
-    for n, expected in ((2, 1.1), (3, 1.3), (4, 1.5)):
-        faults = [(FAULT, 0, 1, 0)] * (n - 1)
-        result = run(engine, (UNMAP, 50, 1, 0), *faults, programs={**BODY, UNMAP: OUTSIDE})
-        assert ends(result)[0] == pytest.approx(50 + expected)

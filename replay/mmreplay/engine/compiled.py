@@ -14,7 +14,7 @@ from mmreplay.engine.layout import *
 from mmreplay.engine.loop import replay
 from mmreplay.engine.result import DELAY_BUCKETS, Options, Result
 from mmreplay.engine.setup import SCOPES, P, Setup, cpu_mask_words, object_scope, prepare
-from mmreplay.engine.specialise import specialise
+from mmreplay.engine.specialise import Emitter, classify, pack, trait_mask
 from mmreplay.engine.summary import Totals, stuck, summarise
 from mmreplay.locking.isa import Kind, Scope
 from mmreplay.locking.model import LockingModel
@@ -23,27 +23,36 @@ from mmreplay.machine.profile import Machine
 I64 = NDArray[np.int64]
 
 
-def _pack(low: Any, high: Any) -> I64:
-    out: I64 = (low.astype(np.int64) & 0xFFFFFFFF) | (high.astype(np.int64) << 32)
-    return out
-
-
-def _operations(plan: Plan, setup: Setup, first: I64, kinds: I64) -> I64:
+def _operations(plan: Plan, model: LockingModel, setup: Setup, kinds: I64) -> tuple[Any, I64]:
+    """The specialised code and the packed operations."""
+    shared = setup.shared
+    limit = 1 << 10
+    while True:
+        keys = np.zeros(limit, np.int64)
+        class_of = np.empty(plan.n_ops, np.int32)
+        count = classify(
+            plan.op, plan.traits, trait_mask(model), plan.mm, plan.child_mm, plan.vma, plan.table,
+            plan.file, plan.anon_slot, shared[Scope.MM], shared[Scope.VMA], shared[Scope.TABLE],
+            shared[Scope.FILE], shared[Scope.ANON_ROOT], keys, np.full(4 * limit, -1, np.int32),
+            class_of,
+        )  # fmt: skip
+        if count >= 0:
+            break
+        limit *= 8
+    emitter = Emitter(model, setup)
+    starts = np.array([emitter.emit(key) for key in keys[:count].tolist()], np.int64)
+    code = np.zeros((len(emitter.out), 8), np.int32)
+    code[:, :6] = np.array(emitter.out, np.int32).reshape(-1, 6)
     dense = np.zeros(len(PlanOp), np.int64)
     dense[kinds] = np.arange(len(kinds))
-    flags = np.where(np.diff(plan.dep_first) > 0, F_DEPS, 0)
-    flags |= np.where(setup.has_dependents, F_DEPENDENTS, 0)
-    flags |= np.where(first < 0, F_NO_PROGRAM, 0)
     ops = np.empty((plan.n_ops, 8), np.int64)
-    ops[:, O_PROGRAM] = _pack(first, flags | (dense[plan.op] << 8))
-    ops[:, O_THINK] = plan.think_cpu_ns
-    ops[:, O_BLOCKED] = plan.think_blocked_ns
-    ops[:, O_PAGES] = _pack(plan.pages, plan.scale)
-    ops[:, O_VMA] = _pack(plan.vma, plan.table)
-    ops[:, O_MM] = _pack(plan.mm, plan.anon_slot)
-    ops[:, O_VMAS] = _pack(plan.vmas, plan.tables)
-    ops[:, O_FILE] = _pack(plan.file, plan.child_mm)
-    return ops
+    pack(
+        class_of, starts, np.where(starts < 0, F_NO_PROGRAM, 0), dense, plan.op, plan.think_cpu_ns,
+        plan.think_blocked_ns, plan.pages, plan.scale, plan.vma, plan.table, plan.mm,
+        plan.anon_slot, plan.vmas, plan.tables, plan.file, plan.child_mm, plan.dep_first,
+        setup.has_dependents, ops,
+    )  # fmt: skip
+    return code.ravel(), ops.ravel()
 
 
 class _Sharing:
@@ -72,9 +81,8 @@ def simulate_compiled(
     began = time.perf_counter()
     setup = prepare(plan, model, machine, options)
     sharing = _Sharing(setup)
-    code, first = specialise(plan, model)
-    kinds = np.unique(plan.op).astype(np.int64)
-    ops = _operations(plan, setup, first, kinds)
+    kinds = np.flatnonzero(np.bincount(plan.op, minlength=len(PlanOp)))
+    code, ops = _operations(plan, model, setup, kinds)
     n_threads, n_locks, n_kinds = plan.n_threads, len(model.locks), len(kinds)
 
     # lines and instances
@@ -116,11 +124,11 @@ def simulate_compiled(
     reasons = np.zeros(len(model.reasons), np.int64)
     loop_began, cpu_began = time.perf_counter(), time.thread_time()
     replay(
-        m, ops, code, setup.cost_q, setup.cost_key, setup.cost_draw.ravel(), setup.sleep_ns,
+        m, ops, code, setup.cost_q, setup.cost_key, setup.cost_draw.ravel().astype(np.int32), setup.sleep_ns,
         plan.sleep_ns, loops, tails.astype(np.int64), sharing.sid, values, line_scope, line_sid,
         line_base, cond_bits, every, bits, bit_base, plan.mark_first, plan.mark_vma, plan.mark_set,
         plan.dep_first, plan.dep_op, done_ops, dep_head,
-        np.zeros((n_threads, 2 * n_locks), np.int64), np.zeros((n_threads, n_locks), np.int64),
+        np.zeros(n_threads * 2 * n_locks, np.int64), np.zeros((n_threads, n_locks), np.int64),
         reasons,
     )  # fmt: skip
     loop = {
@@ -257,6 +265,7 @@ def _threads(plan: Plan, setup: Setup, options: Options, th: I64) -> None:
     rows = np.minimum(first, max(plan.n_ops - 1, 0))
     th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
     th[:, T_DEP_FROM] = -1
+    th[:, T_MM] = plan.mm[th[:, T_ROW]]
 
 
 def _totals(

@@ -30,10 +30,10 @@ HEADER: Final = 64
     T_FIN_ROW, T_FIN_KIND, T_FIN_END, T_FIN_BUSY, T_FIN_WAIT, T_FIN_DELAY, T_NTH, T_END_ROW,
     T_FIRST_LAP, T_TAIL, T_EACH, T_EACH_END, T_DEP_FROM, T_GROUP, T_DEP_NEXT, T_RQ_NEXT,
     T_WAIT_INST, T_MODE, T_WAIT_FROM, T_GRANTED, T_AWAKE, T_PENDING, T_SAW, T_SPIN_UNTIL,
-    T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_OWNED, T_OWNED_0,
-) = range(45)  # fmt: skip
-MAX_OWNED: Final = 12
-TF: Final = 56
+    T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_OWNED, T_QUEUED, T_MM, T_OWNED_0,
+) = range(47)  # fmt: skip
+MAX_OWNED: Final = 16
+TF: Final = 64
 
 # -- shared lock instance -----------------------------------------------------------
 (
@@ -74,3 +74,14 @@ F_NO_PROGRAM: Final = 4
 # -- states, as states.State (an enum is no constant for the compiler) ----------------------------
 OFF, RUN, FALL, GRANTED, RETRY, SPIN, OSQ, HANDOFF_SPIN, WAKE, DRAINED, END = range(11)
 PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
+
+# -- specialised code: its last column, and instructions that the model's code does not have -------
+FL_ORDERED: Final = 1  # touches what another thread can see
+FL_DYNAMIC: Final = 2  # whether it does depends on the VMA that EACH is at
+LOCK_PRIVATE: Final = 18  # LOCK or TRY of what one thread uses: A, B as LOCK, C slot of held
+UNLOCK_PRIVATE: Final = 19
+# What an operation has of each scope, two bits each from CLASS_SHIFT on, in the class key.
+NONE, PRIVATE, SHARED_OBJECT = range(3)
+CLASS_OP_SHIFT: Final = 42
+CLASS_SHIFT: Final = 48
+(CLASS_MM, CLASS_VMA, CLASS_TABLE, CLASS_FILE, CLASS_ANON, CLASS_CHILD) = range(6)

@@ -15,7 +15,7 @@ from mmreplay.engine.kinds.rwsem_jit import *
 from mmreplay.engine.kinds.spin_jit import *
 from mmreplay.engine.layout import *
 from mmreplay.engine.setup import COST_BITS, DRAW_BITS, DRAWS, GOLDEN, MIX1, MIX2
-from mmreplay.jit import borrowing_helper, njit
+from mmreplay.jit import borrowing_helper, borrowing_njit
 from mmreplay.locking.isa import Kind, Op, Operand, RuntimeBit, Scope
 
 # Enumerations as plain integers, which the compiler folds.
@@ -52,20 +52,20 @@ def object_of(m, ops, mark_vma, b, row, scope, operand):
     """Simulation._object."""
     if scope == S_MM:
         if operand == CHILD or operand == TARGET_MM:
-            child = ops[row, O_FILE] >> 32
+            child = ops[(row << 3) + O_FILE] >> 32
             if child >= 0:
                 return child
-        return low(ops[row, O_MM])
+        return low(ops[(row << 3) + O_MM])
     if scope == S_VMA:
         if m[b + T_EACH] < m[b + T_EACH_END]:
             return np.int64(mark_vma[m[b + T_EACH]])
-        return low(ops[row, O_VMA])
+        return low(ops[(row << 3) + O_VMA])
     if scope == S_TABLE:
-        return ops[row, O_VMA] >> 32
+        return ops[(row << 3) + O_VMA] >> 32
     if scope == S_FILE:
-        return low(ops[row, O_FILE])
+        return low(ops[(row << 3) + O_FILE])
     if scope == S_ANON:
-        return ops[row, O_MM] >> 32
+        return ops[(row << 3) + O_MM] >> 32
     return np.int64(0)
 
 
@@ -138,7 +138,7 @@ def record(m, ops, b):
     m[H_GRP_RECORDED] += 1
     end = m[b + T_FIN_END]
     if m[H_WIN_END] < 0 or end <= m[H_WIN_END]:
-        user = ops[row, O_THINK]
+        user = ops[(row << 3) + O_THINK]
         m[H_GRP_OPS] += 1
         m[H_GRP_USER] += user
         if m[H_WIN_BEGIN] >= 0 and end > m[H_WIN_BEGIN]:
@@ -158,8 +158,9 @@ def enter_gap(m, ops, tails, b, t):
         m[b + T_THINK] = tails[t, 0]
         blocked = tails[t, 1]
     else:
-        m[b + T_THINK] = ops[row, O_THINK]
-        blocked = ops[row, O_BLOCKED]
+        m[b + T_THINK] = ops[(row << 3) + O_THINK]
+        blocked = ops[(row << 3) + O_BLOCKED]
+    m[b + T_MM] = low(ops[(m[b + T_ROW] << 3) + O_MM])
     return np.int64(0) if m[H_SATURATED] and m[b + T_GROUP] else blocked
 
 
@@ -198,7 +199,42 @@ def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):
     return True
 
 
-@njit
+@borrowing_helper
+def touches_shared(m, ops, code, mark_vma, sid, line_scope, line_sid, cond_bits, bit_base, b, row,
+                   pc):  # fmt: skip
+    """Simulation.ordered for an instruction whose VMA is only known now."""
+    op = np.int64(code[pc << 3])
+    a = np.int64(code[(pc << 3) + 1])
+    if op == TOUCH:
+        o = object_of(m, ops, mark_vma, b, row, line_scope[a], 0)
+        return o >= 0 and sid[line_sid[a] + o] >= 0
+    if op == BRANCH or op == SET:
+        used = a
+        if op == BRANCH:
+            used = cond_bits[a, 0] | cond_bits[a, 1]
+        for n in range(3):
+            if used & (1 << n):
+                o = object_of(m, ops, mark_vma, b, row, bit_base[n, 2], 0)
+                if o >= 0 and sid[bit_base[n, 1] + o] >= 0:
+                    return True
+        return False
+    operand = np.int64(0)
+    if op <= UNLOCK:
+        operand = np.int64(code[(pc << 3) + 3])
+    if is_shared(m, ops, mark_vma, sid, b, row, a, operand):
+        return True
+    d = m[H_LOCK] + a * DF
+    s = m[d + D_MARKS_BY]
+    if (op == TRY or op == MARK) and s >= 0:
+        if is_shared(m, ops, mark_vma, sid, b, row, s, operand):
+            return True
+    s = m[d + D_BUMPS]
+    if s >= 0 and (op == DOWNGRADE or (op <= UNLOCK and code[(pc << 3) + 2] == WRITE_MODE)):
+        return is_shared(m, ops, mark_vma, sid, b, row, s, operand)
+    return False
+
+
+@borrowing_njit
 def replay(
     m, ops, code, cost_q, cost_key, cost_draw, sleep_ns, recorded_sleep, loops, tails, sid, values,
     line_scope, line_sid, line_base, cond_bits, every, bits, bit_base, mark_first, mark_vma,
@@ -212,6 +248,7 @@ def replay(
     core = m[H_CORE]
     stats = m[H_STAT]
     atomic = m[H_ATOMIC]
+    held_width = 2 * m[H_LOCKS]
     while True:
         key = m[root]
         if key == NEVER:
@@ -272,16 +309,16 @@ def replay(
         while True:
             # -- a step that ended with an event of its own, or a LOCK that succeeded
             if completion:
-                a = np.int64(code[pc, 1])
+                a = np.int64(code[(pc << 3) + 1])
                 d = m[H_LOCK] + a * DF
                 if completion == 1:
-                    mode = code[pc, 2]
-                    operand = code[pc, 3]
+                    mode = code[(pc << 3) + 2]
+                    operand = code[(pc << 3) + 3]
                     m[stats + a * SF + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
                     if mode == WRITE_MODE and m[d + D_BUMPS] >= 0 and m[d + D_BUMP_ACQUIRE]:
                         done = bump(m, ops, mark_vma, sid, values, b, row, d, operand, done)
                     other = operand == CHILD or operand == TARGET_MM
-                    held[t, 2 * a + (1 if other else 0)] = done
+                    held[t * held_width + 2 * a + (1 if other else 0)] = done
                 elif completion == 3:
                     o = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], 0)
                     if m[d + D_MARKS_BY] >= 0:
@@ -296,88 +333,68 @@ def replay(
                 clock = done
                 pc += 1
                 fresh = False
-            # -- a run of costs, the most frequent private steps
-            if pc >= 0:
-                while code[pc, 0] == COST and (clock < slice_end or spin > 0):
-                    a = np.int64(code[pc, 1])
-                    count = code[pc, 2]
+            # -- a run of the most frequent private steps
+            while pc >= 0 and (clock < slice_end or spin > 0):
+                op = np.int64(code[pc << 3])
+                a = np.int64(code[(pc << 3) + 1])
+                if op == COST:
+                    count = code[(pc << 3) + 2]
+                    pages = ops[(row << 3) + O_PAGES]
                     units = np.int64(1)
                     if count == 1:
-                        units = ops[row, O_PAGES] & LOW
+                        units = pages & LOW
                     elif count == 2:
-                        units = low(ops[row, O_VMAS])
+                        units = low(ops[(row << 3) + O_VMAS])
                     elif count == 3:
-                        units = ops[row, O_VMAS] >> 32
+                        units = ops[(row << 3) + O_VMAS] >> 32
                     x = np.int64(((draw ^ cost_key[a]) * U1) >> U56)
-                    value = cost_q[a] * units * (ops[row, O_PAGES] >> 32) >> 10
+                    value = cost_q[a] * units * (pages >> 32) >> 10
                     value = (value * cost_draw[a * DRAWS + x] >> DRAW_BITS) >> COST_BITS
                     clock += value
                     busy += value
-                    pc += 1
+                elif op == LOCK_PRIVATE:
+                    clock += atomic
+                    busy += atomic
+                    held[t * held_width + code[(pc << 3) + 3]] = clock
+                    write = code[(pc << 3) + 2] == WRITE_MODE
+                    m[stats + a * SF + (S_WRITE if write else S_READ)] += 1
+                    spin += code[(pc << 3) + 4]
+                elif op == UNLOCK_PRIVATE:
+                    write = code[(pc << 3) + 2] == WRITE_MODE
+                    since = held[t * held_width + code[(pc << 3) + 3]]
+                    m[stats + a * SF + (S_WRITE_HOLD if write else S_READ_HOLD)] += clock - since
+                    clock += atomic
+                    busy += atomic
+                    spin -= code[(pc << 3) + 4]
+                else:
+                    break
+                pc += 1
             # -- is the next step ordered?
-            op = -1
             ordered = False
             a = np.int64(0)
-            operand = np.int64(0)
-            instance = np.int64(-1)
-            line = np.int64(-1)
-            obj = np.int64(-1)
-            d = np.int64(0)
             if pc >= 0:
-                op = np.int64(code[pc, 0])
-                a = np.int64(code[pc, 1])
-                if op >= LOCK and op <= CHECK:
-                    if op <= UNLOCK:
-                        operand = np.int64(code[pc, 3])
-                    d = m[H_LOCK] + a * DF
-                    obj = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
-                    if obj >= 0:
-                        s = np.int64(sid[m[d + D_SID] + obj])
-                        if s >= 0:
-                            instance = m[d + D_INST] + s * m[H_ISIZE]
-                    line = line_of(m, ops, mark_vma, sid, b, row, d, operand)
-                    ordered = instance >= 0 or line >= 0
-                    if not ordered:
-                        if op == TRY or op == MARK:
-                            s = m[d + D_MARKS_BY]
-                            if s >= 0:
-                                ordered = is_shared(m, ops, mark_vma, sid, b, row, s, operand)
-                        s = m[d + D_BUMPS]
-                        if not ordered and s >= 0:
-                            if op == DOWNGRADE or (op <= UNLOCK and code[pc, 2] == WRITE_MODE):
-                                ordered = is_shared(m, ops, mark_vma, sid, b, row, s, operand)
-                elif op == COST:
-                    pass
+                op = np.int64(code[pc << 3])
+                a = np.int64(code[(pc << 3) + 1])
+                known = code[(pc << 3) + 5]
+                if known:
+                    ordered = known == FL_ORDERED or touches_shared(
+                        m, ops, code, mark_vma, sid, line_scope, line_sid, cond_bits, bit_base, b,
+                        row, pc,
+                    )  # fmt: skip
                 elif op == DONE:
-                    flags = ops[row, O_PROGRAM] >> 32
-                    ordered = m[b + T_WAS_ORDERED] == 0 or (flags & F_DEPENDENTS) != 0
-                elif op == SLEEP or op == FLUSH:
-                    ordered = True
-                elif op == TOUCH:
-                    obj = object_of(m, ops, mark_vma, b, row, line_scope[a], code[pc, 3])
-                    if obj >= 0:
-                        s = np.int64(sid[line_sid[a] + obj])
-                        if s >= 0:
-                            line = line_base[a] + s
-                            ordered = True
-                elif op == BRANCH or op == SET:
-                    used = a if op == SET else cond_bits[a, 0] | cond_bits[a, 1]
-                    if used & B_ANON:
-                        obj = object_of(m, ops, mark_vma, b, row, S_ANON, 0)
-                        ordered = obj >= 0 and sid[bit_base[0, 1] + obj] >= 0
-                    if used & B_DEAD and not ordered:
-                        obj = object_of(m, ops, mark_vma, b, row, S_VMA, 0)
-                        ordered = obj >= 0 and sid[bit_base[1, 1] + obj] >= 0
-                    if used & B_TABLE and not ordered:
-                        obj = object_of(m, ops, mark_vma, b, row, S_TABLE, 0)
-                        ordered = obj >= 0 and sid[bit_base[2, 1] + obj] >= 0
-            elif pc == PC_BEGIN:
-                flags = ops[row, O_PROGRAM] >> 32
-                ordered = (flags & F_NO_PROGRAM) != 0 or (
-                    (flags & F_DEPS) != 0 and m[b + T_FIRST_LAP] != 0
-                )
+                    ordered = (
+                        m[b + T_WAS_ORDERED] == 0
+                        or ((ops[(row << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS) != 0
+                    )
             else:
-                ordered = pc != PC_THINK
+                op = pc
+                if pc == PC_BEGIN:
+                    flags = ops[(row << 3) + O_PROGRAM] >> 32
+                    ordered = (flags & F_NO_PROGRAM) != 0 or (
+                        (flags & F_DEPS) != 0 and m[b + T_FIRST_LAP] != 0
+                    )
+                else:
+                    ordered = pc != PC_THINK
             # -- ordered points
             if ordered or (clock >= slice_end and spin == 0):
                 if m[H_STOP] >= 0:
@@ -396,7 +413,7 @@ def replay(
                 if m[b + T_FIN_ROW] >= 0:
                     record(m, ops, b)
                 c = core + cpu * CF
-                m[c + C_MM] = low(ops[row, O_MM])
+                m[c + C_MM] = low(ops[(row << 3) + O_MM])
                 if clock >= slice_end and spin == 0:
                     if m[H_RQ_HEAD] >= 0:
                         m[b + T_PC] = pc
@@ -421,11 +438,26 @@ def replay(
                     if pc >= 0:
                         m[b + T_WAS_ORDERED] = 1
             # -- the step
-            if op == COST:
+            if op == COST or op >= LOCK_PRIVATE:
                 continue  # its slice is checked: the run above goes on
+            operand = np.int64(0)
+            instance = np.int64(-1)
+            line = np.int64(-1)
+            obj = np.int64(-1)
+            d = np.int64(0)
+            if op >= LOCK and op <= CHECK:
+                if op <= UNLOCK:
+                    operand = np.int64(code[(pc << 3) + 3])
+                d = m[H_LOCK] + a * DF
+                obj = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
+                if obj >= 0:
+                    s = np.int64(sid[m[d + D_SID] + obj])
+                    if s >= 0:
+                        instance = m[d + D_INST] + s * m[H_ISIZE]
+                line = line_of(m, ops, mark_vma, sid, b, row, d, operand)
             if op == LOCK:
                 kind = m[d + D_KIND]
-                mode = np.int64(code[pc, 2])
+                mode = np.int64(code[(pc << 3) + 2])
                 if instance < 0:
                     done = line_rmw(m, line, cpu, now) if line >= 0 else clock + atomic
                 elif kind == K_RWSEM:
@@ -460,7 +492,7 @@ def replay(
                 completion = 1
             elif op == TRY:
                 kind = m[d + D_KIND]
-                mode = np.int64(code[pc, 2])
+                mode = np.int64(code[(pc << 3) + 2])
                 ok = True
                 done = clock
                 if obj < 0:
@@ -510,15 +542,17 @@ def replay(
                     m[stats + a * SF + S_TRY_FAILED] += 1
                     busy += done - clock
                     clock = done
-                    pc = np.int64(code[pc, 4])
+                    pc = np.int64(code[(pc << 3) + 4])
             elif op == UNLOCK:
-                mode = np.int64(code[pc, 2])
+                mode = np.int64(code[(pc << 3) + 2])
                 done = clock
                 if mode == WRITE_MODE and m[d + D_BUMPS] >= 0:
                     done = bump(m, ops, mark_vma, sid, values, b, row, d, operand, done)
                 other = operand == CHILD or operand == TARGET_MM
                 field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
-                m[stats + a * SF + field] += clock - held[t, 2 * a + (1 if other else 0)]
+                m[stats + a * SF + field] += (
+                    clock - held[t * held_width + 2 * a + (1 if other else 0)]
+                )
                 kind = m[d + D_KIND]
                 if instance < 0:
                     done = line_rmw(m, line, cpu, done) if obj >= 0 else done + atomic
@@ -542,13 +576,13 @@ def replay(
                 done = clock
                 if m[d + D_BUMPS] >= 0:
                     done = bump(m, ops, mark_vma, sid, values, b, row, d, 0, done)
-                m[stats + a * SF + S_WRITE_HOLD] += clock - held[t, 2 * a]
+                m[stats + a * SF + S_WRITE_HOLD] += clock - held[t * held_width + 2 * a]
                 m[stats + a * SF + S_DOWNGRADE] += 1
                 if instance >= 0:
                     done = rwsem_downgrade(m, instance, line, t, done)
                 else:
                     done = line_rmw(m, line, cpu, done) if obj >= 0 else done + atomic
-                held[t, 2 * a] = done
+                held[t * held_width + 2 * a] = done
                 busy += done - clock
                 clock = done
                 pc += 1
@@ -572,14 +606,14 @@ def replay(
                     n = cpu * len(cond_bits) + a
                     every[n] += 1
                     holds = every[n] % cond_bits[a, 2] == 0
-                pc = np.int64(code[pc, 4]) if holds else pc + 1
+                pc = np.int64(code[(pc << 3) + 4]) if holds else pc + 1
             elif op == JUMP:
-                pc = np.int64(code[pc, 4])
-            elif op == DONE or pc == PC_BEGIN:
+                pc = np.int64(code[(pc << 3) + 4])
+            elif op == DONE or op == PC_BEGIN:
                 if op == DONE:
                     finish = True
                 else:
-                    flags = ops[row, O_PROGRAM] >> 32
+                    flags = ops[(row << 3) + O_PROGRAM] >> 32
                     m[b + T_WAS_ORDERED] = 0
                     if (flags & F_DEPS) and m[b + T_FIRST_LAP]:
                         m[b + T_PC] = pc
@@ -600,7 +634,7 @@ def replay(
                     draw = mix(base + np.uint64(m[b + T_NTH]) * UG)
                     m[b + T_DRAW] = np.int64(draw)
                     m[b + T_NTH] += 1
-                    pc = low(ops[row, O_PROGRAM])
+                    pc = low(ops[(row << 3) + O_PROGRAM])
                     finish = (flags & F_NO_PROGRAM) != 0
                 if finish:
                     m[b + T_FIN_ROW] = row
@@ -609,7 +643,7 @@ def replay(
                     m[b + T_FIN_BUSY] = busy
                     m[b + T_FIN_WAIT] = m[b + T_WAIT]
                     m[b + T_FIN_DELAY] = clock - m[b + T_BEGIN]
-                    if (ops[row, O_PROGRAM] >> 32) & F_DEPENDENTS and not done_ops[row]:
+                    if (ops[(row << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS and not done_ops[row]:
                         done_ops[row] = 1
                         u = np.int64(dep_head[row])
                         dep_head[row] = -1
@@ -629,7 +663,7 @@ def replay(
                     if blocked:
                         m[b + T_DEP_FROM] = blocked
                         pc = np.int64(PC_BLOCK)
-            elif pc == PC_THINK:
+            elif op == PC_THINK:
                 span = min(m[b + T_THINK], max(np.int64(0), slice_end - clock))
                 m[b + T_THINK] -= span
                 if m[b + T_THINK] == 0:
@@ -649,8 +683,10 @@ def replay(
                 pc += 1
             elif op == TOUCH:
                 done = clock
-                if line >= 0:
-                    if code[pc, 2] == 1:
+                obj = object_of(m, ops, mark_vma, b, row, line_scope[a], code[(pc << 3) + 3])
+                if obj >= 0 and sid[line_sid[a] + obj] >= 0:
+                    line = line_base[a] + sid[line_sid[a] + obj]
+                    if code[(pc << 3) + 2] == 1:
                         done = line_write(m, line, cpu, clock, 0)
                     else:
                         done = line_read(m, line, cpu, clock)
@@ -668,7 +704,7 @@ def replay(
                 if first == end:
                     m[b + T_EACH] = 0
                     m[b + T_EACH_END] = 0
-                    pc = np.int64(code[pc, 4])
+                    pc = np.int64(code[(pc << 3) + 4])
                 else:
                     m[b + T_EACH] = first
                     m[b + T_EACH_END] = end
@@ -676,7 +712,7 @@ def replay(
             elif op == END_EACH:
                 m[b + T_EACH] += 1
                 if m[b + T_EACH] < m[b + T_EACH_END]:
-                    pc = np.int64(code[pc, 4])
+                    pc = np.int64(code[(pc << 3) + 4])
                 else:
                     m[b + T_EACH] = 0
                     m[b + T_EACH_END] = 0
@@ -716,7 +752,7 @@ def replay(
                 if obj >= 0:
                     value = values[m[d + D_VALUE] + obj]
                     done = line_read(m, line, cpu, done)
-                target = np.int64(code[pc, 4])
+                target = np.int64(code[(pc << 3) + 4])
                 if op == SNAP:
                     failed = (value & 1) == 1 and target >= 0
                     if not failed:
@@ -728,7 +764,7 @@ def replay(
                 pc = target if failed else pc + 1
             elif op == FLUSH:
                 if a:
-                    done = clock + flush_others(m, cpu, low(ops[row, O_MM]))
+                    done = clock + flush_others(m, cpu, low(ops[(row << 3) + O_MM]))
                     busy += done - clock
                     clock = done
                 pc += 1
@@ -744,7 +780,7 @@ def replay(
                 at(m, t, OFF, clock + span)
                 release_cpu(m, t)
                 break
-            elif pc == PC_BLOCK:
+            elif op == PC_BLOCK:
                 m[b + T_PC] = PC_THINK
                 m[b + T_SPIN] = spin
                 m[b + T_AFTER] = RUN

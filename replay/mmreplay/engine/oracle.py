@@ -141,6 +141,7 @@ class Simulation(World):
         self.running[cpu] = thread
         thread.cpu = thread.last_cpu = cpu
         thread.slice_end_ns = at_ns + self.setup.slice
+        self.cpu_mm[cpu] = int(self.plan.mm[thread.row])
         self.at(thread, thread.after, at_ns)
 
     def _release_cpu(self, thread: Thread) -> None:

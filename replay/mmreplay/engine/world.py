@@ -89,6 +89,7 @@ class Thread:
     wait_mode: int = 0
     wait_from_ns: int = 0
     granted_ns: int = 0
+    queued_ns: int = 0
     awake_ns: int = 0
     wake_pending: bool = False
     saw: int = 0

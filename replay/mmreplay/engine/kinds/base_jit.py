@@ -215,6 +215,7 @@ def dispatch(m, t, cpu, at_ns):  # type: ignore[no-untyped-def]
     m[b + T_CPU] = cpu
     m[b + T_LAST_CPU] = cpu
     m[b + T_SLICE_END] = at_ns + m[H_SLICE]
+    m[m[H_CORE] + cpu * CF + C_MM] = m[b + T_MM]
     at(m, t, m[b + T_AFTER], at_ns)
 
 

@@ -158,7 +158,7 @@ class Rwsem(Lock):
             head.wake_pending = True
             return self._wake_up(head, State.RETRY, at_ns)
         if self.writer is not None:  # a writer stole it in between
-            if self.sim.now - head.wait_from_ns > self.handoff_ns and not self.handoff:
+            if self.sim.now - head.queued_ns > self.handoff_ns and not self.handoff:
                 self.handoff = True
                 self.sim.stat(self.index, "handoffs", 1)
             return at_ns
@@ -189,6 +189,7 @@ class Rwsem(Lock):
     def _queue(self, thread: Thread, at_ns: int) -> None:
         """Append, wake whom the lock's state allows, try (writers), fall asleep."""
         thread.wake_pending = False
+        thread.queued_ns = self.sim.now
         first = not self.queue
         self.queue.append(thread)
         at_ns = self.line.rmw(thread.cpu, at_ns)
@@ -228,7 +229,7 @@ class Rwsem(Lock):
             self._take_write(thread)
             self.sim.at(thread, State.GRANTED, at_ns)
             return
-        waited = self.sim.now - thread.wait_from_ns
+        waited = self.sim.now - thread.queued_ns
         if first and not self.free and not self.handoff and waited > self.handoff_ns:
             self.handoff = True
             self.sim.stat(self.index, "handoffs", 1)

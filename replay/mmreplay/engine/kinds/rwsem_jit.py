@@ -81,7 +81,7 @@ def mark_wake(m, r, waker, at_ns, read_owned, any_):  # type: ignore[no-untyped-
         m[hb + T_PENDING] = 1
         return wake_up(m, head, RETRY, at_ns)
     if m[r + I_WRITER] >= 0:
-        late = m[H_NOW] - m[hb + T_WAIT_FROM] > m[d + D_HANDOFF_NS]
+        late = m[H_NOW] - m[hb + T_QUEUED] > m[d + D_HANDOFF_NS]
         if late and not m[r + I_HANDOFF]:
             m[r + I_HANDOFF] = 1
             stat(m, m[r + I_LOCK], S_HANDOFFS, 1)
@@ -153,7 +153,7 @@ def try_write_lock(m, r, t, at_ns):  # type: ignore[no-untyped-def]
         take_write(m, r, t)
         at(m, t, GRANTED, at_ns)
         return
-    waited = m[H_NOW] - m[b + T_WAIT_FROM]
+    waited = m[H_NOW] - m[b + T_QUEUED]
     limit = m[m[H_LOCK] + lock * DF + D_HANDOFF_NS]
     if first and not free and not m[r + I_HANDOFF] and waited > limit:
         m[r + I_HANDOFF] = 1
@@ -170,6 +170,7 @@ def queue(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     th = m[H_TH]
     b = th + t * TF
     m[b + T_PENDING] = 0
+    m[b + T_QUEUED] = m[H_NOW]
     first = m[r + I_Q_HEAD] < 0
     m[b + T_Q_NEXT] = -1
     if first:
