@@ -8,6 +8,7 @@ the lock's line first, so its first access costs 10.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from small import LOCKS, R, W, machine, model, op, plan
@@ -161,7 +162,7 @@ def test_batch_limits_the_readers_of_one_wake() -> None:
     two = run((0, hold(W, MIDDLE)), *readers, batch=2)
     # One wake-up after the other by one waker: 1000 ns apart.
     woken = sorted(ends(all_at_once)[1:])
-    assert [b - a for a, b in zip(woken, woken[1:], strict=False)] == [1000, 1000]
+    assert [b - a for a, b in itertools.pairwise(woken)] == [1000, 1000]
     assert ends(two)[0] == ends(all_at_once)[0] - 1000  # it woke one reader less
     # The third waits for both, a wake-up by the last of them, and its own way.
     assert max(ends(two)) > woken[-1] + 5000

@@ -25,7 +25,8 @@ def assert_equal(first: Result, second: Result) -> None:
     for field in dataclasses.fields(Result):
         if field.compare:
             a, b = getattr(first, field.name), getattr(second, field.name)
-            assert np.array_equal(a, b), f"{field.name}: {a} != {b}"
+            where = np.argwhere(np.asarray(a) != np.asarray(b)).tolist()
+            assert np.array_equal(a, b), f"{field.name} at {where}: {a} != {b}"
     assert first.detail["dep_wait_ns"] == second.detail["dep_wait_ns"]
 
 

@@ -14,7 +14,7 @@ from mmreplay.address_space.plan import MarkSet, PlanOp
 from mmreplay.engine import Options, Result, simulate
 from mmreplay.engine.oracle import simulate_oracle
 from mmreplay.errors import UserError
-from mmreplay.locking.isa import Form, FlushScope, Op, RuntimeBit
+from mmreplay.locking.isa import FlushScope, Form, Op, RuntimeBit
 
 FAULT = [
     (Op.TRY, "vma", R, "busy"),

@@ -88,6 +88,7 @@ class Thread:
     wait_lock: Any = None
     wait_mode: int = 0
     wait_from_ns: int = 0
+    charges: Counter[int] = field(default_factory=Counter)  # of the wait so far, by holder
     granted_ns: int = 0
     queued_ns: int = 0
     awake_ns: int = 0

@@ -129,13 +129,17 @@ class Lock:
         return out
 
     def advance(self) -> None:
-        """Charge the time since the last change to whoever held the lock in it."""
+        """Charge the time since the last change to whoever held the lock in it.
+
+        The charges of a waiter are booked when it gets the lock: a replay that stops
+        before (``wrap``) books neither the wait nor its blame.
+        """
         span = self.sim.now - self.last_ns
         self.last_ns = self.sim.now
         if span and self.waiting:
             for holder, share in self.shares(span).items():
                 for waiter in self.waiting.values():
-                    self.sim.blame(self.index, holder, waiter.kind, share)
+                    waiter.charges[holder] += share
 
     def enter(self, thread: Thread) -> None:
         """The thread starts to wait for this lock."""
@@ -147,6 +151,9 @@ class Lock:
         """The thread has been given the lock (it may not run yet)."""
         self.advance()
         del self.waiting[thread.index]
+        for holder, share in thread.charges.items():
+            self.sim.blame(self.index, holder, thread.kind, share)
+        thread.charges.clear()
         thread.granted_ns = self.sim.now
 
     def end_wait(self, thread: Thread, write: bool) -> None:
