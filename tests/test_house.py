@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 #: Third-party modules that ``mmreplay --help`` may load.
 HELP_MAY_LOAD = {"click"}
-MOST_LINES = 600
+MOST_LINES = 620
 
 
 def _tracked() -> list[Path]:

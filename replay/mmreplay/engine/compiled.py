@@ -124,7 +124,8 @@ def simulate_compiled(
     reasons = np.zeros(len(model.reasons), np.int64)
     loop_began, cpu_began = time.perf_counter(), time.thread_time()
     replay(
-        m, ops, code, setup.cost_q, setup.cost_key, setup.cost_draw.ravel().astype(np.int32), setup.sleep_ns,
+        m, ops, code,
+        setup.cost_q, setup.cost_key, setup.cost_draw.ravel().astype(np.int32), setup.sleep_ns,
         plan.sleep_ns, loops, tails.astype(np.int64), sharing.sid, values, line_scope, line_sid,
         line_base, cond_bits, every, bits, bit_base, plan.mark_first, plan.mark_vma, plan.mark_set,
         plan.dep_first, plan.dep_op, done_ops, dep_head,
