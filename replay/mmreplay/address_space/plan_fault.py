@@ -161,7 +161,7 @@ def new_anon_slot(w, initial):
 
 @borrowing_helper
 def anon_slot_of(m, w, slot):
-    """The anon_vma bit of the VMA in map slot ``slot``: see the rules in docs/address-space.md.
+    """The anon_vma bit of the VMA in map slot ``slot``: shared by what a split cuts.
 
     A VMA object keeps its bit.  A VMA that was cut off, copied or merged after an
     anon_vma had been set uses the bit of the VMA that it got the anon_vma from.
