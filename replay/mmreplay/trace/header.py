@@ -105,6 +105,13 @@ class Probe(_Strict):
     method: str = "none"
 
 
+class TableFile(_Strict):
+    """Size and CRC-32 of one table's file, so that damage is found before it is believed."""
+
+    size_bytes: int = Field(ge=0)
+    crc32: int = Field(ge=0)
+
+
 class Header(_Strict):
     """``header.json`` of a trace directory."""
 
@@ -124,6 +131,8 @@ class Header(_Strict):
     span_ns: int = Field(default=0, ge=0)
     warnings: list[str] = Field(default_factory=list)
     importer_version: str = ""
+    #: Table name to its file; written by ``TraceWriter.close``.
+    tables: dict[str, TableFile] = Field(default_factory=dict)
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, populate_by_name=True)
 

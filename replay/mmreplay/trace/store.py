@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from mmreplay.trace.header import (
     Machine,
     Probe,
     Source,
+    TableFile,
     plain_release,
     read_header,
 )
@@ -51,9 +53,18 @@ __all__ = [
     "table_named",
 ]
 
-#: Small writes are gathered to row groups of at least this many rows, and cut at the larger.
+#: Rows of a table that a writer holds in memory before it begins to write them: an
+#: operation is some 200 bytes, so about 200 MB.  What fits is written once, by polars.
+HOLD_ROWS: Final = 1 << 20
+#: After that, writes are gathered to row groups of at least this many rows.
 _GATHER_ROWS: Final = 1 << 17
-_ROW_GROUP_ROWS: Final = 1 << 19
+_ROW_GROUP_ROWS: Final = 1 << 18
+#: Columns that a dictionary shortens; building one for the others only costs time.
+_FEW_VALUES: Final = {
+    *("duration_kind", "pid", "tid", "address_space", "cpu", "kind", "length", "prot", "flags"),
+    *("fd", "errno", "fault_bits", "fault_class", "weight", "quality", "inner_events", "comm"),
+    *("group", "start_kind", "name", "source", "reason", "mode", "lock_address", "event"),
+}
 _TABLES: Final = {table.name: table for table in TRACE_TABLES}
 #: What :func:`frame` fills in where zero would say something else than "unknown" or "one".
 _DEFAULTS: Final[dict[tuple[str, str], Any]] = {
@@ -197,7 +208,7 @@ class TraceWriter:
         self._force = force
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._gathered: dict[str, list[pl.DataFrame]] = {}
-        self._sealed = False
+        self._finished: set[str] = set()
         self._closed = False
         if self.path.suffix != ".mmt":
             raise UserError(
@@ -260,15 +271,30 @@ class TraceWriter:
 
     def write(self, table: str, rows: pl.DataFrame) -> None:
         """Append rows (all columns of the schema, in any order) to a table."""
-        if self._sealed or self._closed:
-            raise RuntimeError("the tables of this trace are complete")
+        if table in self._finished or self._closed:
+            raise RuntimeError(f"the table {table} is complete")
         check_columns(table, dict(rows.schema))
         if rows.height == 0 and table in self._gathered:
             return
         parts = self._gathered.setdefault(table, [])
         parts.append(rows.select(list(polars_schema(table))))
-        if sum(part.height for part in parts) >= _GATHER_ROWS:
+        limit = _GATHER_ROWS if table in self._writers else HOLD_ROWS
+        if sum(part.height for part in parts) >= limit:
             self._flush(table)
+
+    def held(self, table: str) -> pl.DataFrame | None:
+        """All rows of a table, where they are still in memory; None where not or never written."""
+        parts = self._gathered.get(table_named(table).name)
+        if table in self._writers or not parts:
+            return None
+        return pl.concat(parts, rechunk=False)
+
+    def replace_held(self, table: str, rows: pl.DataFrame) -> None:
+        """Put ``rows`` in the place of what ``held`` gave."""
+        if self.held(table) is None:
+            raise RuntimeError(f"the rows of {table} are not in memory")
+        check_columns(table, dict(rows.schema))
+        self._gathered[table] = [rows]
 
     def _flush(self, table: str) -> None:
         parts = self._gathered[table]
@@ -282,24 +308,35 @@ class TraceWriter:
             )
         self._writers[table].write_table(rows, row_group_size=_ROW_GROUP_ROWS)
 
-    def seal(self) -> Path:
-        """Complete the Parquet files, so that they can be read; returns their directory."""
-        if not self._sealed:
-            for table in TRACE_TABLES:
-                if table.required and table.name not in self._gathered:
-                    self.write(table.name, frame(table.name, []))
-            for name in self._gathered:
-                self._flush(name)
-            for writer in self._writers.values():
-                writer.close()
-            self._writers.clear()
-            self._sealed = True
-        return self.directory
+    def finish(self, table: str) -> Path | None:
+        """Complete a table's Parquet file, so that it can be read; None where it has no rows."""
+        file = self.directory / table_named(table).file
+        parts = self._gathered.get(table)
+        if table in self._finished or parts is None:
+            return file if table in self._finished else None
+        if table in self._writers:
+            self._flush(table)
+            self._writers.pop(table).close()
+        else:
+            pl.concat(parts).write_parquet(
+                file, compression="zstd", compression_level=1, row_group_size=_ROW_GROUP_ROWS
+            )
+            parts.clear()
+        self._finished.add(table)
+        return file
 
     def close(self, header: Header) -> Trace:
         """Write the header and put the trace in its place; returns it opened."""
         try:
-            self.seal()
+            for table in TRACE_TABLES:
+                if table.required and table.name not in self._gathered:
+                    self.write(table.name, frame(table.name, []))
+                self.finish(table.name)
+            header.tables = {
+                table.name: file_facts(self.directory / table.file)
+                for table in TRACE_TABLES
+                if (self.directory / table.file).is_file()
+            }
             (self.directory / "header.json").write_text(header.to_json(), encoding="utf-8")
             self._check_free()
             old = None
@@ -330,6 +367,16 @@ class TraceWriter:
         return Trace.open(self.path)
 
 
+def file_facts(file: Path) -> TableFile:
+    """Size and CRC-32 of a file, as the header keeps them."""
+    crc = size = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+            size += len(block)
+    return TableFile(size_bytes=size, crc32=crc)
+
+
 def to_arrow(rows: pl.DataFrame) -> pa.Table:
     """``rows`` as Arrow with the widest readable types (no string views)."""
     return rows.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -338,7 +385,11 @@ def to_arrow(rows: pl.DataFrame) -> pa.Table:
 def parquet_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """A Parquet writer as traces use it: zstd level 1 (IMPORT §3.4)."""
     return pq.ParquetWriter(
-        str(file), schema, compression="zstd", compression_level=1, write_page_checksum=True
+        str(file),
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[name for name in schema.names if name in _FEW_VALUES],
     )
 
 
@@ -434,12 +485,28 @@ class Trace:
     def gaps(self) -> pl.LazyFrame:
         return self.table("gaps")
 
+    def verify(self) -> None:
+        """Compare the files with the checksums in the header; a :class:`UserError` names one."""
+        if self.path is None:
+            return
+        for table in TRACE_TABLES:
+            known = self.header.tables.get(table.name)
+            if table.name not in self._tables or known is None:
+                continue
+            file = self.path / table.file
+            if file_facts(file) != known:
+                raise UserError(
+                    "the file is not what was written (damaged or changed)",
+                    where=str(file),
+                    fix="import the recording again",
+                )
+
     def batches(
         self, name: str, columns: Sequence[str] | None = None, rows: int = 1 << 18
     ) -> Iterator[pl.DataFrame]:
         """A table in order, in frames of at most ``rows`` rows: memory stays bounded.
 
-        Page checksums are verified on the way; a damaged file is a :class:`UserError`.
+        A damaged file is a :class:`UserError`.
         """
         table = table_named(name)
         wanted = list(columns) if columns is not None else list(polars_schema(name))
@@ -494,7 +561,7 @@ class Trace:
 def read_batches(file: Path, columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
     """The columns of a Parquet file, in frames of at most ``rows`` rows."""
     try:
-        with pq.ParquetFile(str(file), page_checksum_verification=True) as parquet:
+        with pq.ParquetFile(str(file)) as parquet:
             for batch in parquet.iter_batches(batch_size=rows, columns=columns):
                 part = pl.from_arrow(batch)
                 assert isinstance(part, pl.DataFrame)

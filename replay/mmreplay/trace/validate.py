@@ -55,8 +55,7 @@ _ALL_MARKS: Final = sum(int(mark) for mark in Quality)
 
 def validate(trace: Trace) -> None:
     """Raise a :class:`UserError` for the first rule broken, table by table."""
-    if trace.header.span_ns < 0:
-        raise UserError("span_ns is negative", where="header")
+    trace.verify()
     tids = _thread_ids(trace)
     for table in TRACE_TABLES:
         if not trace.has(table.name):

@@ -1,0 +1,264 @@
+"""``mmreplay show``: what a trace holds and what it can support."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmreplay.trace.summary import Summary
+
+_MOST_GROUPS = 12
+_LABELS = {
+    "think_cpu": "thinking on CPU",
+    "think_blocked": "blocked outside operations",
+    "service": "operations: service",
+    "wait": "operations: waiting for locks",
+    "io": "operations: waiting for I/O",
+    "preempted": "preempted",
+    "unattributed": "could not be split",
+}
+
+
+@click.command("show", short_help="Say what a trace holds and what it can support.")
+@click.argument("trace", type=click.Path(path_type=Path), metavar="TRACE")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What to print on stdout.",
+)
+def command(trace: Path, style: str) -> None:
+    """Say what TRACE (a NAME.mmt directory) holds, and what it can and cannot support.
+
+    For each thing it cannot support, the recording that would add it is named.
+    """
+    from mmreplay.trace.store import Trace
+    from mmreplay.trace.summary import require_usable, summarise
+
+    opened = Trace.open(trace)
+    opened.verify()
+    require_usable(opened)
+    summary = summarise(opened)
+    if style == "json":
+        click.echo(json.dumps(summary.to_json(), indent=1))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        print_summary(Console(highlight=False, emoji=False), summary, trace.name)
+    else:
+        click.echo(render(summary, trace.name))
+
+
+def render(summary: Summary, name: str) -> str:
+    """The summary as plain text, 80 columns wide, as it looks on a pipe."""
+    from rich.console import Console
+
+    page = io.StringIO()
+    print_summary(
+        Console(file=page, width=80, highlight=False, emoji=False, color_system=None),
+        summary,
+        name,
+    )
+    # rich pads lines with blanks, which would end up in files and mails.
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def print_summary(console: Console, summary: Summary, name: str) -> None:
+    """Print the summary on a rich console."""
+    _print_head(console, summary, name)
+    _print_groups(console, summary)
+    _print_operations(console, summary)
+    _print_faults(console, summary)
+    _print_times(console, summary)
+    _print_losses(console, summary)
+    _print_support(console, summary)
+    if summary.warnings:
+        console.print("\n[bold]Warnings[/]")
+        for line in summary.warnings:
+            _bullet(console, "[yellow]![/]", line)
+
+
+def _print_head(console: Console, summary: Summary, name: str) -> None:
+    from rich.markup import escape
+
+    header = summary.header
+    machine = header.machine
+    facts = [
+        f"Linux {header.kernel_release}" if header.kernel_release else "kernel unknown",
+        machine.cpu_model or "CPU unknown",
+    ]
+    if machine.cpus_online:
+        facts.append(f"{machine.cpus_online} CPUs")
+    console.print(f"[bold]{escape(name)}[/]  {span(header.span_ns)}", soft_wrap=True)
+    console.print(escape(" · ".join(facts)), soft_wrap=True)
+    vmas = sum(summary.vmas.values())
+    console.print(
+        f"{plural(summary.processes, 'process', 'processes')}, "
+        f"{plural(summary.threads, 'thread')}, "
+        f"{plural(summary.address_spaces, 'address space')}, "
+        f"{plural(summary.operations, 'operation')}, {plural(vmas, 'known VMA')}"
+    )
+
+
+def _table(console: Console, title: str, *headings: str) -> Table:
+    from rich.table import Table
+
+    console.print(f"\n[bold]{title}[/]")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for index, heading in enumerate(headings):
+        table.add_column(
+            heading, justify="left" if index == 0 else "right", no_wrap=True, overflow="ellipsis"
+        )
+    return table
+
+
+def _print_groups(console: Console, summary: Summary) -> None:
+    from rich.markup import escape
+
+    table = _table(
+        console, "Threads by group", "group", "threads", "processes", "faults", "maps", "all ops"
+    )
+    for row in summary.groups[:_MOST_GROUPS]:
+        table.add_row(
+            escape(row.group),
+            *(f"{n:,}" for n in (row.threads, row.processes, row.faults, row.writers)),
+            f"{row.operations:,}",
+        )
+    rest = summary.groups[_MOST_GROUPS:]
+    if rest:
+        table.add_row(
+            f"({plural(len(rest), 'group')} more)",
+            f"{sum(row.threads for row in rest):,}",
+            "",
+            f"{sum(row.faults for row in rest):,}",
+            f"{sum(row.writers for row in rest):,}",
+            f"{sum(row.operations for row in rest):,}",
+        )
+    console.print(table)
+
+
+def _print_operations(console: Console, summary: Summary) -> None:
+    seconds = summary.header.span_ns / 1e9
+    table = _table(
+        console, "Operations", "kind", "count", "per s", "timed", "service", "wait", "I/O"
+    )
+    for row in summary.kinds:
+        rate = f"{row.count / seconds:,.0f}" if seconds else "-"
+        timed = f"{row.timed / row.count:.0%}" if row.count else "-"
+        times = (span(value) for value in (row.service_ns, row.wait_ns, row.io_ns))
+        table.add_row(row.kind.replace("_", " "), f"{row.count:,}", rate, timed, *times)
+    console.print(table)
+
+
+def _print_faults(console: Console, summary: Summary) -> None:
+    table = _table(console, "Faults", "mode", "class", "count", "by writing")
+    table.columns[1].justify = "left"
+    for row in summary.faults:
+        share = f"{row.write / row.count:.0%}" if row.count else "-"
+        table.add_row(row.mode, row.fault_class, f"{row.count:,}", share)
+    console.print(table)
+
+
+def _print_times(console: Console, summary: Summary) -> None:
+    times = summary.time_ns
+    known = sum(value or 0 for value in times.values())
+    attributed = summary.attributed_ratio
+    note = f": {attributed:.1%} of busy time attributed" if attributed is not None else ""
+    table = _table(console, f"Time of all threads{note}", "where", "time", "share")
+    for key, label in _LABELS.items():
+        value = times[key]
+        share = f"{value / known:.1%}" if value is not None and known else ""
+        table.add_row(label, "unknown" if value is None else span(value), share)
+    console.print(table)
+
+
+def _print_losses(console: Console, summary: Summary) -> None:
+    lost = summary.header.lost_events
+    console.print("\n[bold]Losses[/]")
+    if lost == 0 and summary.gaps == 0:
+        _bullet(console, "[green]✓[/]", "no event was lost")
+    else:
+        _bullet(
+            console,
+            "[red]✗[/]",
+            f"{plural(lost, 'event')} lost ({summary.lost_ratio:.2%}) in "
+            f"{plural(summary.gaps, 'gap')}, {span(summary.gap_ns)} together",
+        )
+    odd = {name: count for name, count in summary.header.counters.items() if count}
+    odd = {name: count for name, count in odd.items() if not name.startswith("timesplit_")}
+    if odd:
+        listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in odd.items())
+        _bullet(console, "·", f"counted by the import: {listed}")
+
+
+def _print_support(console: Console, summary: Summary) -> None:
+    from mmreplay.trace.recording import record_command
+
+    console.print("\n[bold]The trace supports[/]")
+    for line in summary.supports:
+        _bullet(console, "[green]✓[/]", line)
+    if not summary.missing:
+        return
+    console.print("\n[bold]The trace lacks[/]")
+    for row in summary.missing:
+        _bullet(console, "[red]✗[/]", row.consequence)
+        _bullet(console, " ", f"add {row.added_by}", style="dim")
+    wakeups = any(row.capability == "wakeups" for row in summary.missing)
+    console.print("\n[bold]A recording that has it all[/] (leave out events that perf refuses)")
+    words = record_command(summary.header, wakeups=wakeups)
+    for line in shell_lines(words):
+        console.print("  " + line, soft_wrap=True, markup=False)
+
+
+def _bullet(console: Console, mark: str, text: str, style: str = "") -> None:
+    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=1)
+    grid.add_column(overflow="fold")
+    grid.add_row(mark, escape(text), style=style)
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def shell_lines(words: list[str], width: int = 76) -> list[str]:
+    """The command over several lines of at most ``width`` where words allow it."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + 1 + len(word) + 2 > width:
+            lines[-1] += " \\"
+            lines.append("  " + word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return lines
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """``1 thread``, ``1,200 threads``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def span(ns: int | None) -> str:
+    """A time with the unit that fits: ``850 ns``, ``1.23 ms``, ``12.3 s``; ``-`` unknown."""
+    if ns is None:
+        return "-"
+    if ns == 0:
+        return "0"
+    for unit, scale in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
+        if abs(ns) >= scale:
+            value = ns / scale
+            digits = 0 if value >= 1000 else 1 if value >= 100 else 2
+            return f"{value:,.{digits}f} {unit}"
+    return f"{ns} ns"

@@ -1,0 +1,108 @@
+"""How long each operation could have waited for another one's mmap_lock: its exposure.
+
+Two operations of different threads of one address space conflict while their
+recorded intervals overlap, if at least one of them writes.  Readers do not expose
+each other.  The exposure of an operation is how much of it conflicting ones cover.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreplay.jit import njit
+
+ROLE_NONE: Final = 0  # takes no lock of the memory map
+ROLE_READER: Final = 1
+ROLE_WRITER: Final = 2
+
+_MOST_NS: Final = (1 << 32) - 1
+
+#: Operations that have not ended: end_ns, tid, address space, role, row, and until when
+#: their exposure is counted.  Rows of an int64 array; the first ``open_count[0]`` are in use.
+OpenSet = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def new_open_set() -> OpenSet:
+    """An empty set of open operations, to begin :func:`add_exposure` with."""
+    return np.zeros((64, 6), dtype=np.int64), np.zeros(1, dtype=np.int64)
+
+
+@njit
+def add_exposure(
+    exposure_ns: NDArray[np.uint32],
+    first: int,
+    begin_ns: NDArray[np.int64],
+    end_ns: NDArray[np.int64],
+    tid: NDArray[np.int32],
+    address_space: NDArray[np.uint32],
+    role: NDArray[np.uint8],
+    open_ops: NDArray[np.int64],
+    open_count: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Count the exposure of one batch's rows, and of the earlier rows that it exposes.
+
+    Parameters
+    ----------
+    exposure_ns:
+        (N,) uint32 over all operations, added to; saturates at 4.29 s.
+    first:
+        Row of the batch's first operation.
+    begin_ns, end_ns, tid, address_space, role:
+        (batch,) columns in the order of ``begin_ns``; an operation without a known
+        end has ``end_ns == begin_ns``.
+    open_ops, open_count:
+        What the batch before left open; ``open_count`` is changed in place.
+
+    Returns
+    -------
+    The open operations for the next batch (``open_ops``, or a larger copy of it).
+    """
+    count = open_count[0]
+    for row in range(len(begin_ns)):
+        if role[row] == 0:
+            continue
+        kept = 0
+        counted = begin_ns[row]
+        for other in range(count):
+            if open_ops[other, 0] <= begin_ns[row]:
+                continue  # it has ended
+            if (
+                open_ops[other, 2] == np.int64(address_space[row])
+                and open_ops[other, 1] != np.int64(tid[row])
+                and (open_ops[other, 3] == 2 or role[row] == 2)
+            ):
+                # Overlaps come in the order of their begin, so their union is what each
+                # adds behind the end of those before it.
+                until = min(open_ops[other, 0], end_ns[row])
+                counted = max(counted, until)
+                since = max(open_ops[other, 5], begin_ns[row])
+                if until > since:
+                    earlier = open_ops[other, 4]
+                    total = np.int64(exposure_ns[earlier]) + until - since
+                    exposure_ns[earlier] = min(total, _MOST_NS)
+                    open_ops[other, 5] = until
+            if kept != other:
+                for column in range(6):
+                    open_ops[kept, column] = open_ops[other, column]
+            kept += 1
+        count = kept
+        exposure_ns[first + row] = min(counted - begin_ns[row], _MOST_NS)
+        if end_ns[row] > begin_ns[row]:
+            if count == len(open_ops):
+                larger = np.zeros((2 * count, 6), dtype=np.int64)
+                for other in range(count):
+                    for column in range(6):
+                        larger[other, column] = open_ops[other, column]
+                open_ops = larger
+            open_ops[count, 0] = end_ns[row]
+            open_ops[count, 1] = np.int64(tid[row])
+            open_ops[count, 2] = np.int64(address_space[row])
+            open_ops[count, 3] = np.int64(role[row])
+            open_ops[count, 4] = first + row
+            open_ops[count, 5] = counted
+            count += 1
+    open_count[0] = count
+    return open_ops

@@ -1,0 +1,429 @@
+"""The time split: what an operation took by itself, and what it waited.
+
+``docs/time-split.md`` states the rules and the reasons.  :func:`finalise` runs them
+over the tables of a trace that is being written; :func:`split` over frames in memory.
+
+Three passes over the operations, in batches.  Memory: four bytes an operation
+(its exposure), the nested operations, the preempted spans, and at most
+:data:`SAMPLE_ROWS` samples for the quartiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mmreplay.schema import DurationKind, OpKind, Quality, SpanEnd
+from mmreplay.trace.exposure import add_exposure, new_open_set
+from mmreplay.trace.splitrules import (
+    BOUNDED,
+    TIMED,
+    UNTIMED,
+    divide,
+    find_covered,
+    find_roles,
+    group_by_class,
+    look_inside,
+    number_classes,
+    roles_by_kind,
+)
+from mmreplay.trace.store import (
+    Header,
+    TraceWriter,
+    parquet_writer,
+    polars_schema,
+    read_batches,
+    to_arrow,
+)
+
+#: A class needs this many quiet operations before its low quartile is believed.
+MIN_QUIET: Final = 8
+#: At most this many durations are kept for the quartiles; beyond it every other one goes.
+SAMPLE_ROWS: Final = 1 << 22
+_BATCH_ROWS: Final = 1 << 18
+
+#: What an operation is taken to cost where the trace shows too few of its class in quiet
+#: spots, in ns.  Fault: 1.55 us, mmap+munmap: 3.78 us a pair, both by a microbenchmark
+#: on a 2-vCPU EPYC guest with 6.18 (minimum of 12 and 7 runs); all others are assumed.
+#: It is never taken above the low quartile of all operations of the class.
+DEFAULT_SERVICE_NS: Final[dict[OpKind, int]] = {
+    OpKind.FAULT_USER: 1_550,
+    OpKind.FAULT_KERNEL: 1_550,
+    OpKind.MMAP: 1_890,
+    OpKind.MUNMAP: 1_890,
+    OpKind.BRK: 1_000,
+    OpKind.MREMAP: 3_000,
+    OpKind.CLONE: 15_000,
+    OpKind.VFORK: 50_000,
+    OpKind.FORK: 100_000,
+    OpKind.EXEC: 300_000,
+}
+#: The same for every other kind; assumed.
+OTHER_SERVICE_NS: Final = 1_500
+
+_TIMED_KINDS: Final = (int(DurationKind.MEASURED), int(DurationKind.ESTIMATED))
+_EXPOSURE_COLUMNS: Final = (
+    "begin_ns",
+    "duration_ns",
+    "duration_kind",
+    "tid",
+    "address_space",
+    "kind",
+    "flags",
+    "quality",
+)
+_INSIDE_COLUMNS: Final = (
+    "begin_ns",
+    "tid",
+    "kind",
+    "flags",
+    "length",
+    "errno",
+    "fault_bits",
+    "fault_class",
+    "quality",
+    "duration_kind",
+    "duration_ns",
+    "duration_corrected_ns",
+    "blocked_inside_ns",
+    "contention_ns",
+)
+
+Batches = Callable[[Sequence[str]], Iterator[pl.DataFrame]]
+
+
+@dataclass
+class SplitReport:
+    """What the split did; :meth:`counters` go into the header."""
+
+    operations: int = 0
+    without_duration: int = 0
+    exposed: int = 0
+    classes: int = 0
+    default_service: int = 0
+
+    def counters(self) -> dict[str, int]:
+        """The figures by the names they have among the header's counters."""
+        return {
+            "timesplit_operations": self.operations,
+            "timesplit_without_duration": self.without_duration,
+            "timesplit_exposed": self.exposed,
+            "timesplit_classes": self.classes,
+            "timesplit_default_service": self.default_service,
+        }
+
+
+def finalise(writer: TraceWriter, header: Header) -> SplitReport:
+    """Split the operations that ``writer`` has, just before ``writer.close(header)``.
+
+    Sets ``service_ns``, ``wait_ns`` and ``io_ns``, adds to ``unattributed_ns`` what of
+    the inside could not be split, and puts its counters into ``header.counters``.
+    """
+    held = writer.held("operations")
+    schedule = _schedule_batches(writer)
+    if held is not None:
+        done, report = split(held, schedule)
+        writer.replace_held("operations", done)
+    else:
+        file = writer.finish("operations")
+        report = _rewrite(file, schedule) if file is not None else SplitReport()
+    header.counters = header.counters | report.counters()
+    return report
+
+
+def split(
+    operations: pl.DataFrame, schedule: pl.DataFrame | Iterable[pl.DataFrame] | None = None
+) -> tuple[pl.DataFrame, SplitReport]:
+    """The same over frames in memory: the operations with their time split, and the report."""
+    parts = [schedule] if isinstance(schedule, pl.DataFrame) else schedule or []
+
+    def batches(columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        rows = operations.select(columns)
+        for first in range(0, rows.height, _BATCH_ROWS):
+            yield rows.slice(first, _BATCH_ROWS)
+
+    report = SplitReport()
+    done = list(_split(batches, list(operations.columns), _preempted_spans(parts), report))
+    return (pl.concat(done) if done else operations), report
+
+
+def _rewrite(file: Path, schedule: Iterable[pl.DataFrame]) -> SplitReport:
+    """The same over a Parquet file, in its place."""
+
+    def batches(columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        return read_batches(file, list(columns), _BATCH_ROWS)
+
+    beside = file.with_suffix(".split")
+    out = None
+    report = SplitReport()
+    try:
+        columns = list(polars_schema("operations"))
+        for batch in _split(batches, columns, _preempted_spans(schedule), report):
+            rows = to_arrow(batch)
+            if out is None:
+                out = parquet_writer(beside, rows.schema)
+            out.write_table(rows)
+    finally:
+        if out is not None:
+            out.close()
+    if out is not None:
+        beside.replace(file)
+    return report
+
+
+def _schedule_batches(writer: TraceWriter) -> Iterable[pl.DataFrame]:
+    held = writer.held("schedule")
+    if held is not None:
+        return [held]
+    file = writer.finish("schedule")
+    if file is None:
+        return []
+    return read_batches(file, ["tid", "off_ns", "on_ns", "reason"], _BATCH_ROWS)
+
+
+def _split(
+    batches: Batches, columns: list[str], preempted: _Spans, report: SplitReport
+) -> Iterator[pl.DataFrame]:
+    exposure_ns, nested = _exposure(batches)
+    report.operations = len(exposure_ns)
+    report.exposed = int((exposure_ns > 0).sum())
+    classes = _Classes()
+    quiet_ns, default_ns = _usual_services(batches, exposure_ns, nested, preempted, classes)
+    report.classes = len(quiet_ns)
+    usual_ns = np.where(quiet_ns >= 0, quiet_ns, default_ns)
+    nested.rewind()
+    preempted.rewind()
+    first = 0
+    for batch in batches(columns):
+        inside = _inside(batch, nested, preempted)
+        exposed = exposure_ns[first : first + batch.height]
+        first += batch.height
+        number = classes.numbers(inside.key)
+        service, wait, left = divide(
+            inside.state,
+            exposed,
+            inside.room_ns,
+            inside.io_ns,
+            inside.off_ns,
+            inside.contended_ns,
+            usual_ns[number],
+        )
+        asked = (inside.state == BOUNDED) | ((inside.state == TIMED) & (exposed > 0))
+        report.default_service += int((asked & (quiet_ns[number] < 0)).sum())
+        report.without_duration += int((inside.state == UNTIMED).sum())
+        known, timed = pl.lit(pl.Series(inside.state != UNTIMED)), inside.state == TIMED
+        yield batch.with_columns(
+            service_ns=pl.when(known).then(pl.lit(pl.Series(service))),
+            wait_ns=pl.when(known).then(pl.lit(pl.Series(wait))),
+            io_ns=pl.when(pl.lit(pl.Series(timed))).then(pl.lit(pl.Series(inside.io_ns))),
+            unattributed_ns=pl.when(known)
+            .then(pl.col("unattributed_ns").fill_null(0) + pl.lit(pl.Series(left)))
+            .otherwise("unattributed_ns"),
+        )
+
+
+# -- pass 1: exposure and spans ----------------------------------------------------------
+
+
+class _Spans:
+    """Spans of threads, sorted for :func:`find_covered`, with its cursor."""
+
+    def __init__(self, parts: list[pl.DataFrame]) -> None:
+        empty = pl.DataFrame(schema={"tid": pl.Int32, "begin": pl.Int64, "end": pl.Int64})
+        spans = pl.concat([empty, *parts]).sort("tid", "begin")
+        self.tids, first = np.unique(spans["tid"].to_numpy(), return_index=True)
+        self.first = np.append(first, spans.height).astype(np.int64)
+        self.begin = spans["begin"].to_numpy()
+        self.end = spans["end"].to_numpy()
+        self.rewind()
+
+    def rewind(self) -> None:
+        self.cursor = self.first[:-1].copy()
+
+    def covered(self, batch: pl.DataFrame, duration_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        covered: NDArray[np.int64] = find_covered(
+            batch["begin_ns"].to_numpy(),
+            np.maximum(duration_ns, 0),
+            batch["tid"].to_numpy(),
+            self.tids,
+            self.first,
+            self.cursor,
+            self.begin,
+            self.end,
+        )
+        return covered
+
+
+def _preempted_spans(parts: Iterable[pl.DataFrame]) -> _Spans:
+    wanted = (pl.col("reason") == int(SpanEnd.PREEMPTED)) & (pl.col("on_ns") > pl.col("off_ns"))
+    return _Spans(
+        [part.filter(wanted).select("tid", begin="off_ns", end="on_ns") for part in parts]
+    )
+
+
+def _numbers(batch: pl.DataFrame, name: str, null: int = 0) -> NDArray[np.int64]:
+    """A column as an array of its own dtype, nulls as ``null``."""
+    return batch[name].fill_null(null).to_numpy()
+
+
+def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
+    """The exposure of each operation, (N,), and the spans of nested operations."""
+    rows = sum(batch.height for batch in batches(["kind"]))
+    exposure_ns = np.zeros(rows, dtype=np.uint32)
+    nested: list[pl.DataFrame] = []
+    by_kind = roles_by_kind()
+    open_ops, open_count = new_open_set()
+    first = 0
+    timed = pl.col("duration_kind").is_in(_TIMED_KINDS)
+    end = pl.col("begin_ns") + pl.col("duration_ns")
+    inner = (pl.col("quality") & int(Quality.NESTED_IN_SYSCALL)) != 0
+    for batch in batches(_EXPOSURE_COLUMNS):
+        nested.append(
+            batch.filter(inner & timed & (pl.col("duration_ns") > 0)).select(
+                "tid", begin="begin_ns", end=end
+            )
+        )
+        # An upper bound reaches over the thread's think time: it proves no overlap.
+        ends = batch.select(pl.when(timed).then(end).otherwise("begin_ns"))["begin_ns"]
+        begins = batch["begin_ns"]
+        open_ops = add_exposure(
+            exposure_ns,
+            first,
+            begins.to_numpy(),
+            ends.fill_null(0).to_numpy(),
+            batch["tid"].to_numpy(),
+            batch["address_space"].to_numpy(),
+            find_roles(batch["kind"].to_numpy(), _numbers(batch, "flags"), by_kind),
+            open_ops,
+            open_count,
+        )
+        first += batch.height
+    return exposure_ns, _Spans(nested)
+
+
+# -- pass 2: what a class costs -----------------------------------------------------------
+
+
+class _Inside(NamedTuple):
+    """See :func:`look_inside`; and the off-CPU time and contention inside, (N,) each."""
+
+    key: NDArray[np.uint64]
+    room_ns: NDArray[np.int64]
+    io_ns: NDArray[np.int64]
+    state: NDArray[np.uint8]
+    still: NDArray[np.uint8]
+    off_ns: NDArray[np.int64]
+    contended_ns: NDArray[np.int64]
+
+
+def _inside(batch: pl.DataFrame, nested: _Spans, preempted: _Spans) -> _Inside:
+    duration_ns = _numbers(batch, "duration_ns", -1)
+    off_ns = _numbers(batch, "blocked_inside_ns")
+    contended_ns = _numbers(batch, "contention_ns")
+    key, room_ns, io_ns, state, still = look_inside(
+        batch["kind"].to_numpy(),
+        _numbers(batch, "flags"),
+        _numbers(batch, "length"),
+        _numbers(batch, "errno"),
+        _numbers(batch, "fault_bits"),
+        batch["fault_class"].to_numpy(),
+        batch["quality"].to_numpy(),
+        batch["duration_kind"].to_numpy(),
+        duration_ns,
+        _numbers(batch, "duration_corrected_ns", -1),
+        off_ns,
+        contended_ns,
+        nested.covered(batch, duration_ns),
+        preempted.covered(batch, duration_ns),
+    )
+    return _Inside(key, room_ns, io_ns, state, still, off_ns, contended_ns)
+
+
+class _Classes:
+    """Dense numbers for class keys, in the order they are met."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros(1 << 12, dtype=np.uint64)
+        self._numbers = np.zeros(1 << 12, dtype=np.int32)
+        self.count = 0
+
+    def numbers(self, key: NDArray[np.uint64]) -> NDArray[np.int32]:
+        while True:
+            number, self.count, done = number_classes(key, self._table, self._numbers, self.count)
+            if done == len(key):
+                result: NDArray[np.int32] = number
+                return result
+            self._grow()
+
+    def keys(self) -> NDArray[np.uint64]:
+        """(count,) the key of each class."""
+        used = self._table != 0
+        keys = np.zeros(self.count, dtype=np.uint64)
+        keys[self._numbers[used]] = self._table[used] - np.uint64(1)
+        return keys
+
+    def _grow(self) -> None:
+        keys = self.keys()
+        size = 4 * len(self._table)
+        self._table = np.zeros(size, dtype=np.uint64)
+        self._numbers = np.zeros(size, dtype=np.int32)
+        _, self.count, _ = number_classes(keys, self._table, self._numbers, 0)
+
+
+def _usual_services(
+    batches: Batches,
+    exposure_ns: NDArray[np.uint32],
+    nested: _Spans,
+    preempted: _Spans,
+    classes: _Classes,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Per class: the low quartile of its quiet operations (-1: too few), and the default."""
+    kept: list[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]] = []
+    rows, stride, first = 0, 1, 0
+    for batch in batches(_INSIDE_COLUMNS):
+        inside = _inside(batch, nested, preempted)
+        quiet = inside.still & (exposure_ns[first : first + batch.height] == 0)
+        first += batch.height
+        number = classes.numbers(inside.key)
+        wanted = np.flatnonzero(inside.state == TIMED)[::stride]
+        kept.append((number[wanted], inside.room_ns[wanted], quiet[wanted]))
+        rows += len(wanted)
+        while rows > SAMPLE_ROWS:
+            kept = [(a[::2], b[::2], c[::2]) for a, b, c in kept]
+            rows, stride = sum(len(part[0]) for part in kept), 2 * stride
+    default = _default_services(classes.keys())
+    if not kept:
+        return np.full(classes.count, -1, dtype=np.int64), default
+    number, room, quiet = (np.concatenate(part) for part in zip(*kept, strict=True))
+    quiet_low = _low_quartiles(group_by_class(number, room, quiet, classes.count), MIN_QUIET)
+    everything = np.ones(len(number), dtype=np.uint8)
+    low = _low_quartiles(group_by_class(number, room, everything, classes.count), 1)
+    return quiet_low, np.where(low >= 0, np.minimum(default, low), default)
+
+
+def _default_services(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    by_kind = np.full(256, OTHER_SERVICE_NS, dtype=np.int64)
+    for kind, cost in DEFAULT_SERVICE_NS.items():
+        by_kind[kind] = cost
+    chosen: NDArray[np.int64] = by_kind[(keys >> np.uint64(40)).astype(np.int64)]
+    return chosen
+
+
+def _low_quartiles(
+    grouped: tuple[NDArray[np.int64], NDArray[np.int64]], at_least: int
+) -> NDArray[np.int64]:
+    """The value at rank floor((n - 1) / 4) of each group; -1 for a group that is too small."""
+    first, values = grouped
+    low = np.full(len(first) - 1, -1, dtype=np.int64)
+    for one in range(len(low)):
+        group = values[first[one] : first[one + 1]]
+        if len(group) >= at_least:
+            rank = (len(group) - 1) // 4
+            low[one] = np.partition(group, rank)[rank]
+    return low
