@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,12 @@ COLUMNS = (
 THREADS = re.compile("thread|vfork")
 #: Columns in which the counts hold what a child's own image did, not these operations.
 OF_THE_CHILD = {"vfork_exec_wait": {"vma_lock_ok", "vma_start_write_slow"}}
+#: Phases whose counts of one kernel differ from those of the same release's neighbour.
+DIFFERS = {
+    # the read(2) that finds the end took the lock in 6.18.15 and no more in 6.18.44
+    # (fs/proc/task_mmu.c:m_start); a plan does not tell that read from the others
+    "6.18.44": {"proc_smaps_small", "proc_numa_maps_small", "proc_smaps_2000vmas"},
+}
 
 Counts = dict[str, int]
 
@@ -70,13 +77,13 @@ def replayed(phase: Phase, end: int, model: str) -> Counts:
     }
 
 
-def cases() -> Iterator[tuple[str, str, str, bool, str]]:
+def cases() -> Iterator[Any]:
     for file, kernel, model, disk in KERNELS:
         for group in GROUPS:
             yield pytest.param(file, kernel, model, disk, group, id=f"{kernel}-{group}")
 
 
-@pytest.mark.parametrize(("file", "kernel", "model", "disk", "group"), cases())
+@pytest.mark.parametrize(("file", "kernel", "model", "disk", "group"), list(cases()))
 def test_counts_equal_the_kernels(
     file: str, kernel: str, model: str, disk: bool, group: str
 ) -> None:
@@ -95,6 +102,8 @@ def test_counts_equal_the_kernels(
     known: dict[int, Counts] = {}
     for name, phase in record(group, faults, reads, disk).items():
         if name not in counted or name in NOT_EXPRESSIBLE or not supported(counted[name]):
+            continue
+        if name in DIFFERS.get(kernel, ()):
             continue
         for end in (phase.first, phase.end):
             known[end] = known.get(end) or replayed(phase, end, model)
