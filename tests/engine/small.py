@@ -53,6 +53,7 @@ DEFAULTS = {
     "form": 0,
     "marks_by": -1,
     "bumps": -1,
+    "owner_line": -1,
     "bump_acquire": 0,
     "fifo": 1,
 }
@@ -73,8 +74,9 @@ def model(
     names = list(locks)
     line_names: list[str] = []
     for spec in locks.values():
-        if spec["line"] not in line_names:
-            line_names.append(spec["line"])
+        for line in (spec["line"], spec.get("owner_line")):
+            if line is not None and line not in line_names:
+                line_names.append(line)
     line_names += [x for x in lines if x not in line_names]
     params = np.zeros((len(names), len(PARAMS)), np.int64)
     for i, spec in enumerate(locks.values()):
@@ -82,6 +84,8 @@ def model(
         for key, value in values.items():
             if key in ("marks_by", "bumps") and isinstance(value, str):
                 value = names.index(value)
+            if key == "owner_line" and isinstance(value, str):
+                value = line_names.index(value)
             params[i, PARAMS.index(key)] = value
     costs: list[str] = []
     sleeps: list[str] = []

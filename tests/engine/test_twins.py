@@ -148,6 +148,9 @@ def worlds(draw: Any) -> tuple[Any, ...]:
         spin_us=draw(st.sampled_from([0, 1, 3])),
         handoff_ns=draw(st.sampled_from([0, 2000, 4_000_000])),
     )
+    owner_line = draw(st.sampled_from([None, "mm.3", "mm.2"]))
+    if owner_line:
+        locks["mmap_lock"]["owner_line"] = owner_line
     locks["vma"]["form"] = draw(st.sampled_from(list(Form)))
     if draw(st.booleans()):
         locks["mm_seq"]["line"] = "mm.2"

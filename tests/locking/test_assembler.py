@@ -184,6 +184,10 @@ DECLARATIONS = {
         program("done").replace('scope = "table"', 'scope = "table"\nline = "mm.1"'),
         "does not belong to scope table",
     ),
+    "owner line of another scope": (
+        program("done").replace('bumps = "mm_seq"', 'bumps = "mm_seq"\nowner_line = "vma.2"'),
+        "does not belong to scope mm",
+    ),
     "bumps nothing": (
         program("done").replace('bumps = "mm_seq"', 'bumps = "mm_sek"'),
         'names "mm_sek", which is no seq lock (did you mean "mm_seq"?)',

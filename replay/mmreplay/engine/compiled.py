@@ -170,6 +170,8 @@ def _locks(
         ):  # fmt: skip
             d[column] = params[P[name]]
         d[D_BATCH] = max(1, d[D_BATCH])
+        owner = params[P["owner_line"]]
+        d[D_OWNER] = line_base[owner] if owner >= 0 else -1
         if model.lock_kind[index] != Kind.SEQ:
             instances += sharing.size[scope]
         if model.lock_kind[index] in (Kind.SEQ, Kind.PIN):

@@ -52,8 +52,8 @@ CF: Final = 4
 (
     D_KIND, D_SCOPE, D_SID, D_INST, D_LINE_SCOPE, D_LINE_SID, D_LINE, D_VALUE, D_MARKS_BY,
     D_BUMPS, D_BUMP_ACQUIRE, D_STEAL, D_READER_SPIN, D_OSQ, D_SPIN_US, D_HANDOFF_NS, D_BATCH,
-    D_FORM,
-) = range(18)  # fmt: skip
+    D_FORM, D_OWNER,
+) = range(19)  # fmt: skip
 DF: Final = 20
 
 # -- columns of the counters per lock (as summary.LOCK_FIELDS) -----------------------------------

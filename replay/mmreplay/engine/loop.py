@@ -102,6 +102,16 @@ def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):
 
 
 @borrowing_helper
+def store_owner(m, ops, mark_vma, sid, b, row, d, operand, at_ns):
+    """Simulation._store_owner, once it is known to be modelled."""
+    o = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
+    if o < 0:
+        return at_ns
+    s = np.int64(sid[m[d + D_SID] + o])
+    return line_write(m, m[d + D_OWNER] + s, m[b + T_CPU], at_ns, 0) if s >= 0 else at_ns
+
+
+@borrowing_helper
 def record(m, ops, b):
     """Simulation._record."""
     row = m[b + T_FIN_ROW]
@@ -315,6 +325,8 @@ def replay(
                     mode = code[(pc << 3) + 2]
                     operand = code[(pc << 3) + 3]
                     m[stats + a * SF + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
+                    if m[d + D_OWNER] >= 0:
+                        done = store_owner(m, ops, mark_vma, sid, b, row, d, operand, done)
                     if mode == WRITE_MODE and m[d + D_BUMPS] >= 0 and m[d + D_BUMP_ACQUIRE]:
                         done = bump(m, ops, mark_vma, sid, values, b, row, d, operand, done)
                     other = operand == CHILD or operand == TARGET_MM
@@ -548,6 +560,8 @@ def replay(
                 done = clock
                 if mode == WRITE_MODE and m[d + D_BUMPS] >= 0:
                     done = bump(m, ops, mark_vma, sid, values, b, row, d, operand, done)
+                if mode == WRITE_MODE and m[d + D_OWNER] >= 0:
+                    done = store_owner(m, ops, mark_vma, sid, b, row, d, operand, done)
                 other = operand == CHILD or operand == TARGET_MM
                 field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
                 m[stats + a * SF + field] += (
@@ -582,6 +596,8 @@ def replay(
                     done = rwsem_downgrade(m, instance, line, t, done)
                 else:
                     done = line_rmw(m, line, cpu, done) if obj >= 0 else done + atomic
+                if m[d + D_OWNER] >= 0:
+                    done = store_owner(m, ops, mark_vma, sid, b, row, d, 0, done)
                 held[t * held_width + 2 * a] = done
                 busy += done - clock
                 clock = done

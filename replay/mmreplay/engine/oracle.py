@@ -404,6 +404,7 @@ class Simulation(World):
                     at_ns += self.setup.atomic
                 else:
                     at_ns = lock.downgrade(thread, at_ns)
+                at_ns = self._store_owner(thread, a, Operand.NONE, at_ns)
                 thread.held_since[(a, False)] = at_ns
                 self._advance(thread, at_ns)
             case Op.MARK:
@@ -483,10 +484,16 @@ class Simulation(World):
         """The LOCK or TRY at the thread's program counter has succeeded."""
         _, a, mode, c = (int(x) for x in self.model.code[thread.pc, :4])
         self.stat(a, "write" if mode == Mode.WRITE else "read", 1)
+        at_ns = self._store_owner(thread, a, c, at_ns)
         if mode == Mode.WRITE:
             at_ns = self._bump(thread, a, c, at_ns, release=False)
         thread.held_since[(a, c in (Operand.CHILD, Operand.TARGET))] = at_ns
         self._advance(thread, at_ns)
+
+    def _store_owner(self, thread: Thread, a: int, operand: int, at_ns: int) -> int:
+        """rwsem_set_owner, rwsem_set_reader_owned, rwsem_clear_owner."""
+        index = int(self.params[a][P["owner_line"]])
+        return at_ns if index < 0 else self._line(thread, index, operand).store(thread.cpu, at_ns)
 
     def _try(self, thread: Thread, a: int, mode: int, c: int, target: int) -> None:
         lock = self._instance(thread, a, c)
@@ -512,6 +519,7 @@ class Simulation(World):
         at_ns = self.now
         if mode == Mode.WRITE:
             at_ns = self._bump(thread, a, c, at_ns, release=True)
+            at_ns = self._store_owner(thread, a, c, at_ns)
         self._hold_end(thread, a, mode, c in (Operand.CHILD, Operand.TARGET))
         lock = self._instance(thread, a, c)
         done: int | None

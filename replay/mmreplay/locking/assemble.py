@@ -232,6 +232,8 @@ def _model(
         values = dict(lock.params)
         values["bumps"] = position.get(lock.bumps, -1)
         values["marks_by"] = position.get(lock.marks_by, -1)
+        if lock.owner_line:
+            values["owner_line"] = names.lines.index(lock.owner_line)
         params[i] = [values[key] for key in PARAMS]
     conditions = names.conditions
     digest = hashlib.sha256("".join(declared.digests).encode()).hexdigest()

@@ -46,6 +46,7 @@ _BY_KIND: Final[dict[Kind, tuple[str, ...]]] = {
         "batch",
         "bumps",
         "bump_acquire",
+        "owner_line",
         "readers",
     ),
     Kind.PIN: ("form", "marks_by"),
@@ -61,6 +62,7 @@ _DEFAULTS: Final[dict[str, int]] = {
     "batch": 256,
     "marks_by": -1,
     "bumps": -1,
+    "owner_line": -1,
     "fifo": 1,
 }
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
@@ -93,6 +95,7 @@ class LockDecl:
     params: dict[str, int]
     bumps: str = ""
     marks_by: str = ""
+    owner_line: str = ""
     file: str = ""
     at: int = 0
 
@@ -252,21 +255,35 @@ def _lock(reader: _Reader, name: str, table: Any) -> LockDecl | None:
                 else f'unknown key "{key}"'
             )
             reader.fail(f"{what}{closest(key, allowed)}", where, key)
-    line = table.get("line", f"{scope.name.lower()}.{name}")
-    if not isinstance(line, str) or _line_scope(line) is None:
-        reader.fail(_bad_line(str(line)), where, "line")
+    line = _own_line(reader, table, where, "line", scope, f"{scope.name.lower()}.{name}")
+    if line is None:
         return None
-    if _line_scope(line) is not scope:
-        reader.fail(
-            f'line "{line}" does not belong to scope {scope.name.lower()}, which "{name}" has',
-            where,
-            "line",
-        )
     rank = reader.number(table, where, "rank", -1)
     lock = LockDecl(name, kind, scope, line, rank, {key: _DEFAULTS.get(key, 0) for key in PARAMS})
     lock.file, lock.at = reader.source.name, reader.source.line(where)
+    lock.owner_line = _own_line(reader, table, where, "owner_line", scope, "") or ""
     _params(reader, lock, table, where)
     return lock
+
+
+def _own_line(
+    reader: _Reader, table: Mapping[str, Any], where: str, key: str, scope: Scope, default: str
+) -> str | None:
+    """A cache line of the lock's own object; None (and a problem) where it is not."""
+    line = table.get(key, default)
+    if key not in table:
+        return default
+    if not isinstance(line, str) or _line_scope(line) is None:
+        reader.fail(_bad_line(str(line)), where, key)
+        return None
+    if _line_scope(line) is not scope:
+        name = where.partition(".")[2]
+        reader.fail(
+            f'line "{line}" does not belong to scope {scope.name.lower()}, which "{name}" has',
+            where,
+            key,
+        )
+    return line
 
 
 def _params(reader: _Reader, lock: LockDecl, table: Mapping[str, Any], where: str) -> None:

@@ -97,7 +97,9 @@ class Decoder:
         self.declared = declared
         self.problems = problems
         self.locks = declared.locks
-        lines = [lock.line for lock in self.locks.values()] + list(declared.lines)
+        lines = [lock.line for lock in self.locks.values()]
+        lines += [lock.owner_line for lock in self.locks.values() if lock.owner_line]
+        lines += list(declared.lines)
         self.names = Names(list(self.locks), list(dict.fromkeys(lines)))
         self._decoded: dict[Statement, Instruction | None] = {}
         self._file, self._line = "", 0

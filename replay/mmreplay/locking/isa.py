@@ -128,6 +128,7 @@ PARAMS: Final = (
     "marks_by",  # pin: index of the seq lock its marks compare with; -1: no marks
     "bumps",  # index of the seq lock that a write release or downgrade moves; -1
     "bump_acquire",  # 1: the seq also moves (odd) at the write acquire
+    "owner_line",  # rwsem: index of the cache line that holds the owner word; -1: not modelled
     "fifo",  # spin: ticket/queue order
     "bravo_slots",  # rwsem: readers = bravo{slots}; 0 plain
     "bravo_inhibit",  # rwsem: multiple of the revocation scan

@@ -25,7 +25,14 @@ from mmreplay.locking.isa import (
 from mmreplay.locking.model import LockingModel
 
 _BY_KIND: Final[dict[Kind, tuple[str, ...]]] = {
-    Kind.RWSEM: (*PARAMS[:6], "bumps", "bump_acquire", "bravo_slots", "bravo_inhibit"),
+    Kind.RWSEM: (
+        *PARAMS[:6],
+        "bumps",
+        "bump_acquire",
+        "owner_line",
+        "bravo_slots",
+        "bravo_inhibit",
+    ),
     Kind.PIN: ("form", "marks_by"),
     Kind.SPIN: ("fifo",),
     Kind.SEQ: (),
@@ -43,6 +50,9 @@ def describe(model: LockingModel) -> dict[str, Any]:
         for key in ("bumps", "marks_by"):
             if key in params:
                 params[key] = model.locks[params[key]] if params[key] >= 0 else None
+        if "owner_line" in params:
+            line = params["owner_line"]
+            params["owner_line"] = model.lines[line] if line >= 0 else None
         locks.append(
             {
                 "name": name,
