@@ -107,6 +107,8 @@ def plan(case: str) -> Plan:
         file=np.full(n, -1, i32),
         first_page=np.array(ops["page"], i64),
         last_page=np.array(ops["page"], i64),
+        vma_first_page=np.full(n, -1, i64),
+        vma_last_page=np.full(n, -1, i64),
         scale=np.full(n, SCALE_ONE, i32),
         row=np.full(n, -1, i64),
         mark_first=np.cumsum([0] + [len(m) for m in marks]).astype(i64),

@@ -166,6 +166,29 @@ def test_a_new_life_of_a_region_has_a_new_table_and_vma() -> None:
     assert traits(bundle, two) & Trait.TABLE_MISSING
 
 
+def test_an_operation_knows_the_bounds_of_the_vma_it_finds() -> None:
+    tape = Tape()
+    made = tape.mmap(A, 8)
+    grown = tape.mmap(A + 8 * PAGE, 2)  # merges: leaves one VMA of ten pages
+    cut = tape.op(OpKind.MPROTECT, address=A + 4 * PAGE, length=PAGE, prot=1, result=0)
+    low = tape.fault(A + PAGE, WRITE)
+    advice = tape.op(OpKind.MADVISE, address=A + 6 * PAGE, length=PAGE, flags=4, result=0)
+    gone = tape.munmap(A + 5 * PAGE, 5)
+    hole = tape.munmap(A + 5 * PAGE, 5)
+    bundle = tape.plan()
+
+    def bounds(row: int) -> tuple[int, int]:
+        plan, k = bundle.plan, at(bundle, row)
+        return int(plan.vma_first_page[k]), int(plan.vma_last_page[k])
+
+    first = A // PAGE
+    assert bounds(made) == (first, first + 7)
+    assert bounds(grown) == bounds(cut) == (first, first + 9)
+    assert bounds(low) == (first, first + 3)
+    assert bounds(advice) == bounds(gone) == (first + 5, first + 9)
+    assert bounds(hole) == (-1, -1)
+
+
 def test_split_after_the_first_write_shares_the_anon_vma_bit() -> None:
     tape = Tape()
     tape.mmap(A, 8)

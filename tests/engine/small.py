@@ -241,6 +241,8 @@ COLUMNS: dict[str, tuple[Any, int]] = {
     "file": (np.int32, -1),
     "first_page": (np.int64, 0),
     "last_page": (np.int64, 0),
+    "vma_first_page": (np.int64, -1),
+    "vma_last_page": (np.int64, -1),
     "scale": (np.int32, SCALE_ONE),
     "row": (np.int64, -1),
 }

@@ -226,6 +226,8 @@ def assemble(
         file=file,
         first_page=column["first_page"],
         last_page=column["last_page"],
+        vma_first_page=column["vma_first_page"],
+        vma_last_page=column["vma_last_page"],
         scale=np.full(n, SCALE_ONE, np.int32),
         row=np.where(column["clone"] == 0, column["row"], -1),
         mark_first=mark_first,

@@ -159,6 +159,9 @@ class Plan(NamedTuple):
     file: I32  # (N,) file of the VMA (i_mmap_rwsem); -1 none
     first_page: I64  # (N,) address >> 12 of the range
     last_page: I64  # (N,) last page of the range, inclusive
+    vma_first_page: I64  # (N,) first page of the VMA ``vma`` as the operation finds it (mmap,
+    # brk growth: leaves it); -1 none
+    vma_last_page: I64  # (N,) its last page, inclusive; -1 none
     scale: I32  # (N,) factor on this operation's costs, SCALE_ONE = 1.0
     row: I64  # (N,) row of the trace's operations table; -1 for cloned or synthetic
     # -- lists per operation (CSR) -----------------------------------------------

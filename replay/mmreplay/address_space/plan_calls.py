@@ -95,6 +95,8 @@ _I_FIRST = int(Info.FIRST_SLOT)
 _I_FIRST_UID = int(Info.FIRST_UID)
 _I_FIRST_FLAGS = int(Info.FIRST_FLAGS)
 _I_FIRST_FILE = int(Info.FIRST_FILE)
+_I_FIRST_START = int(Info.FIRST_START)
+_I_FIRST_END = int(Info.FIRST_END)
 _I_SPLITS = int(Info.SPLITS)
 _I_MERGES = int(Info.MERGES)
 _I_HOLE = int(Info.HOLE)
@@ -227,6 +229,8 @@ def look(m, w, out, o, space, first, last):
         return _T_HOLE
     traits = vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
     out.ops[o].vma = m.vma[slot, V_UID]
+    out.ops[o].vma_first_page = m.vma[slot, V_START] >> 12
+    out.ops[o].vma_last_page = (m.vma[slot, V_END] >> 12) - 1
     out.ops[o].file = m.vma[slot, V_FILE]
     if m.vma[slot, V_FLAGS] & _V_SHARED == 0:
         out.ops[o].anon_slot = anon_slot_of(m, w, slot)
@@ -264,12 +268,16 @@ def _describe(m, w, out, o, target, changed):
         if slot >= 0:
             traits |= vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
             out.ops[o].vma = m.vma[slot, V_UID]
+            out.ops[o].vma_first_page = m.vma[slot, V_START] >> 12
+            out.ops[o].vma_last_page = (m.vma[slot, V_END] >> 12) - 1
             out.ops[o].file = m.vma[slot, V_FILE]
             if m.vma[slot, V_FLAGS] & _V_SHARED == 0:
                 out.ops[o].anon_slot = anon_slot_of(m, w, slot)
     elif info[_I_VMAS] > 0:
         traits |= vma_traits(w, info[_I_FIRST_FLAGS], info[_I_FIRST_FILE])
         out.ops[o].vma = info[_I_FIRST_UID]
+        out.ops[o].vma_first_page = info[_I_FIRST_START] >> 12
+        out.ops[o].vma_last_page = (info[_I_FIRST_END] >> 12) - 1
         out.ops[o].file = info[_I_FIRST_FILE]
     else:
         traits |= _T_HOLE

@@ -85,6 +85,8 @@ def _repeat(s, w, out, o, inside, thread, space):
     out.ops[o].vmas = out.ops[recorded].vmas
     out.ops[o].tables = out.ops[recorded].tables
     out.ops[o].vma = out.ops[recorded].vma
+    out.ops[o].vma_first_page = out.ops[recorded].vma_first_page
+    out.ops[o].vma_last_page = out.ops[recorded].vma_last_page
     out.ops[o].anon_slot = out.ops[recorded].anon_slot
     out.ops[o].table = out.ops[recorded].table
     out.ops[o].file = out.ops[recorded].file

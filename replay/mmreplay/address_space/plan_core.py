@@ -346,6 +346,8 @@ def _blank(out, o):
     out.ops[o].vmas = 0
     out.ops[o].tables = 0
     out.ops[o].vma = -1
+    out.ops[o].vma_first_page = -1
+    out.ops[o].vma_last_page = -1
     out.ops[o].anon_slot = -1
     out.ops[o].table = -1
     out.ops[o].file = 0

@@ -348,6 +348,8 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
             out.ops[o].traits |= np.uint64(traits)
             return 0
         out.ops[o].vma = m.vma[above, V_UID]
+        out.ops[o].vma_first_page = m.vma[above, V_START] >> 12
+        out.ops[o].vma_last_page = (m.vma[above, V_END] >> 12) - 1
         out.ops[o].file = m.vma[above, V_FILE]
         if private:
             out.ops[o].anon_slot = anon_slot_of(m, w, above)
@@ -369,6 +371,8 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     if grew:
         traits |= _T_STACK | _T_STRUCTURAL
     out.ops[o].vma = m.vma[slot, V_UID]
+    out.ops[o].vma_first_page = m.vma[slot, V_START] >> 12
+    out.ops[o].vma_last_page = (m.vma[slot, V_END] >> 12) - 1
     out.ops[o].file = m.vma[slot, V_FILE]
     out.ops[o].anon_slot = bit
     # -- access ---------------------------------------------------------------------

@@ -99,6 +99,8 @@ OPERATION: Final = np.dtype(
         ("file", np.int64),  # file identity, 0 none
         ("first_page", np.int64),
         ("last_page", np.int64),
+        ("vma_first_page", np.int64),
+        ("vma_last_page", np.int64),
         ("row", np.int64),
         ("mark_end", np.int64),  # its marks are those from the previous operation's end
         ("dep_end", np.int64),

@@ -86,6 +86,8 @@ _FIRST_UID = int(Info.FIRST_UID)
 _FIRST_FLAGS = int(Info.FIRST_FLAGS)
 _FIRST_FILE = int(Info.FIRST_FILE)
 _FIRST_ANON = int(Info.FIRST_ANON)
+_FIRST_START = int(Info.FIRST_START)
+_FIRST_END = int(Info.FIRST_END)
 _HOLE = int(Info.HOLE)
 _MULTI = int(Info.MULTI)
 _ADDRESS = int(Info.ADDRESS)
@@ -149,6 +151,8 @@ def _survey(state: Core, space: int, start: int, end: int) -> None:
         info[_FIRST_FLAGS] = state.vma[slot, V_FLAGS]
         info[_FIRST_FILE] = state.vma[slot, V_FILE]
         info[_FIRST_ANON] = state.vma[slot, V_ANON]
+        info[_FIRST_START] = state.vma[slot, V_START]
+        info[_FIRST_END] = state.vma[slot, V_END]
         info[_MULTI] = 1 if state.vma[slot, V_END] < end else 0
         while slot >= 0 and state.vma[slot, V_START] < end:
             if state.vma[slot, V_START] > at:
@@ -372,6 +376,8 @@ def fault_core(state: Core, rules: I64, space: int, address: int, write: int, ex
     info[_VMAS] = 1
     info[_FIRST_SLOT] = slot
     info[_FIRST_UID] = state.vma[slot, V_UID]
+    info[_FIRST_START] = state.vma[slot, V_START]
+    info[_FIRST_END] = state.vma[slot, V_END]
     bits = state.vma[slot, V_FLAGS]
     info[_FIRST_FLAGS] = bits
     info[_FIRST_FILE] = state.vma[slot, V_FILE]

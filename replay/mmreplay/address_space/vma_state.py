@@ -106,7 +106,9 @@ class Info(IntEnum):
     ERROR = 21  # the errno that the rules expect (0: success)
     CONFLICTS = 22  # VMAs that stood where the trace says that a new mapping was placed freely
     POPULATES = 23  # 1: pages are populated after the write section
-    N = 24
+    FIRST_START = 24  # first address of the first VMA before the call; 0 where there is none
+    FIRST_END = 25  # its end
+    N = 26
 
 
 class MremapKind(IntEnum):

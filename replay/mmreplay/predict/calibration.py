@@ -132,6 +132,8 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
         file=plan.file[rows],
         first_page=plan.first_page[rows],
         last_page=plan.last_page[rows],
+        vma_first_page=plan.vma_first_page[rows],
+        vma_last_page=plan.vma_last_page[rows],
         scale=np.full(count, SCALE_ONE, np.int32),
         row=plan.row[rows],
         mark_first=mark_first,
