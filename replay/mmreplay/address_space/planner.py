@@ -1,6 +1,7 @@
 """Trace to plan: replay the VMA map, the pages and the threads of a trace, compiled.
 
-:func:`build_plan` is the one entry.  It streams the trace in chunks in order of
+:func:`build_plan` is the entry, :func:`build_plans` the same for several rules and
+windows over one reading of the trace.  It streams the trace in chunks in order of
 effect (:mod:`.rows`), drives the compiled pass (:mod:`.plan_core`), growing the
 state where the pass asks for room, and assembles the thread-major plan.
 """
@@ -8,7 +9,10 @@ state where the pass asks for room, and assembles the thread-major plan.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -32,6 +36,7 @@ from mmreplay.address_space.plan_state import (
 )
 from mmreplay.address_space.rows import Stream, Threads, read_threads
 from mmreplay.address_space.rules import Rules
+from mmreplay.address_space.scale import PrivateRange, clone_base, private_ranges
 from mmreplay.address_space.vma_state import MapState, grow, new_state
 from mmreplay.errors import UserError
 
@@ -178,41 +183,93 @@ def build_plan(
     UserError
         No operations, or a window outside the trace.
     """
+    return build_plans(
+        trace, [(rules, window)], threads=threads, huge_pages=huge_pages, chunk=chunk
+    )[0]
+
+
+def build_plans(
+    trace: Any,
+    wanted: Sequence[tuple[Rules, tuple[int, int] | None]],
+    *,
+    threads: Threads | None = None,
+    huge_pages: Literal["never", "madvise", "always"] = "madvise",
+    chunk: int = 1 << 18,
+    private: dict[str, list[PrivateRange]] | None = None,
+) -> list[PlanBundle]:
+    """:func:`build_plan` for several rules and windows, reading the trace once.
+
+    ``private``: the private ranges under rules of that name (:func:`private_ranges`) of
+    earlier calls for the same trace; what is missing is found and added.
+    """
     total = count_rows(trace)
     if total == 0:
         raise UserError("the trace has no operations", fix="record page faults and mmap calls")
-    first, end = window if window is not None else (0, total)
-    if not 0 <= first < end <= total:
-        raise UserError(
-            f"window {first}:{end} is not inside the trace", fix=f"choose rows of 0:{total}"
-        )
-    recorded = threads is None
+    modes = {"never": -1, "madvise": 0, "always": 1}
+    if huge_pages not in modes:
+        raise UserError(f'huge pages "{huge_pages}"', fix=f"use one of {', '.join(modes)}")
+    spans = []
+    for _, window in wanted:
+        first, end = window if window is not None else (0, total)
+        if not 0 <= first < end <= total:
+            raise UserError(
+                f"window {first}:{end} is not inside the trace", fix=f"choose rows of 0:{total}"
+            )
+        spans.append((first, end))
     who = threads if threads is not None else read_threads(trace)
     stream = Stream(trace, who, chunk=chunk)
     spaces = 1 + max(_highest_space(trace), int(who.space.max(initial=0)))
     if len(stream.mappings["space"]):
         spaces = max(spaces, 1 + int(stream.mappings["space"].max()))
-    state = _start(stream, who, spaces, _planned(trace, who, first, end))
-    if not recorded:
-        state.c = _clones(trace, rules, who, spaces, stream)
-    modes = {"never": -1, "madvise": 0, "always": 1}
-    if huge_pages not in modes:
-        raise UserError(f'huge pages "{huge_pages}"', fix=f"use one of {', '.join(modes)}")
-    mode = modes[huge_pages]
-    vector = rules.vector
-    wanted = len(state.out.ops) - 1
-    for rows in stream:
+    known = private if private is not None else {}
+    passes = []
+    for (rules, _), span in zip(wanted, spans, strict=True):
+        state = _start(stream, who, spaces, _planned(trace, who, *span))
+        if who.n > who.n_recorded:
+            if rules.name not in known:
+                known[rules.name] = private_ranges(build_plan(trace, rules))
+            state.c = _clones(trace, who, spaces, stream, known[rules.name])
+        passes.append(_Replay(state, rules.vector, span, modes[huge_pages]))
+    done: dict[int, PlanBundle] = {}
+    # A clone's row is changed while it is planned, so passes over clones take turns.
+    workers = 1 if who.n > who.n_recorded else min(len(passes), os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers, thread_name_prefix="plan") as pool:
+        for rows in stream:
+            going = [i for i in range(len(passes)) if i not in done]
+            fed = pool.map(_Replay.feed, [passes[i] for i in going], [rows] * len(going))
+            for i, complete in zip(going, fed, strict=True):
+                if complete:
+                    span = spans[i]
+                    done[i] = _finish(trace, who, stream, passes[i].state, *span, span[1] == total)
+            if len(done) == len(passes):
+                break
+    return [
+        done.get(i) or _finish(trace, who, stream, passes[i].state, *span, span[1] == total)
+        for i, span in enumerate(spans)
+    ]
+
+
+@dataclass
+class _Replay:
+    """One pass over the stream, under some rules, for one window."""
+
+    state: _Pass
+    rules: NDArray[np.int64]
+    span: tuple[int, int]
+    mode: int
+
+    def feed(self, rows: Any) -> bool:
+        """Replay a chunk; True when the window is complete."""
+        state = self.state
         at = 0
         while at < len(rows):
             at, status = advance(
-                rows, at, state.m.core, vector, state.p, state.s, state.w, state.out, state.c,
-                first, end, mode,
+                rows, at, state.m.core, self.rules, state.p, state.s, state.w, state.out, state.c,
+                *self.span, self.mode,
             )  # fmt: skip
             if status != Status.DONE:
                 state.make_room(Status(status))
-        if state.w.cursor[Cursor.OUT] >= wanted:
-            break
-    return _finish(trace, who, stream, state, first, end, end == total)
+        return bool(state.w.cursor[Cursor.OUT] >= len(state.out.ops) - 1)
 
 
 def _highest_space(trace: Any) -> int:
@@ -268,28 +325,22 @@ def no_clones(who: Threads, spaces: int) -> Clones:
     )
 
 
-def _clones(trace: Any, rules: Rules, who: Threads, spaces: int, stream: Stream) -> Clones:
-    from mmreplay.address_space.scale import clone_base, private_ranges
-
+def _clones(
+    trace: Any, who: Threads, spaces: int, stream: Stream, private: list[PrivateRange]
+) -> Clones:
     clones = no_clones(who, spaces)
-    if who.n == who.n_recorded:
-        return clones
     clones.clone_of[:] = who.clone_of[who.n_recorded :]
     clones.base[:] = clone_base(trace, stream.mappings, spaces)
-    recorded = replace_recorded(who)
-    base = build_plan(trace, rules, threads=None) if recorded else None
-    private = clones.private
-    if base is not None:
-        for thread, low, high in private_ranges(base, who):
-            while segments_.segments_full(private, thread):
-                private = segments_.grow_segments(private)
-            segments_.assign(private, thread, low, high, 1)
-    return clones._replace(private=private)
-
-
-def replace_recorded(who: Threads) -> bool:
-    """Whether there is anything to clone."""
-    return bool((who.copies > 1).any())
+    ranges = clones.private
+    thread_of = {int(tid): t for t, tid in enumerate(who.tid[: who.n_recorded])}
+    for tid, low, high in private:
+        thread = thread_of[tid]
+        if who.copies[thread] < 2:
+            continue
+        while segments_.segments_full(ranges, thread):
+            ranges = segments_.grow_segments(ranges)
+        segments_.assign(ranges, thread, low, high, 1)
+    return clones._replace(private=ranges)
 
 
 def _finish(
@@ -333,4 +384,4 @@ def _finish(
     )
 
 
-__all__ = ["PLANNER", "PlanBundle", "PlanThread", "build_plan", "cache_key", "replace"]
+__all__ = ["PLANNER", "PlanBundle", "PlanThread", "build_plan", "build_plans", "cache_key"]

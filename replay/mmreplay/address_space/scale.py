@@ -24,6 +24,8 @@ from mmreplay.schema import OpKind
 #: Mappings above this address count for where clones are placed; the program and
 #: its heap lie below (x86-64 and arm64 place mmaps in the upper half of user space).
 _MMAP_AREA: int = 1 << 44
+#: Thread (tid), first page, end page.
+PrivateRange = tuple[int, int, int]
 #: Clones are placed this far below the lowest recorded mapping of that area.
 _MARGIN: int = 1 << 30
 
@@ -80,13 +82,12 @@ def scale_group(trace: Any, group: str, n: int) -> Threads:
     )
 
 
-def private_ranges(bundle: Any, who: Threads) -> list[tuple[int, int, int]]:
-    """(recorded thread, first page, end page) of VMAs that one cloned thread alone faulted in.
+def private_ranges(bundle: Any) -> list[PrivateRange]:
+    """VMAs that one thread alone faulted in.
 
     ``bundle`` is the plan of the trace as recorded.
     """
     plan = bundle.plan
-    index = {thread.tid: t for t, thread in enumerate(bundle.threads)}
     owner = np.repeat(np.arange(plan.n_threads), np.diff(plan.thread_first))
     faults = np.flatnonzero((plan.op == PlanOp.FAULT) & (plan.vma >= 0))
     vma = plan.vma[faults]
@@ -98,13 +99,9 @@ def private_ranges(bundle: Any, who: Threads) -> list[tuple[int, int, int]]:
     high = np.full(len(plan.vma_mm), -1, np.int64)
     np.minimum.at(low, vma, plan.first_page[faults])
     np.maximum.at(high, vma, plan.last_page[faults])
-    found = []
-    for t in range(who.n_recorded):
-        if who.copies[t] < 2 or int(who.tid[t]) not in index:
-            continue
-        mine = np.flatnonzero((first_user == index[int(who.tid[t])]) & ~shared)
-        found += [(t, int(low[v]), int(high[v]) + 1) for v in mine]
-    return found
+    mine = np.flatnonzero((first_user >= 0) & ~shared)
+    order = mine[np.lexsort((mine, first_user[mine]))]
+    return [(bundle.threads[first_user[v]].tid, int(low[v]), int(high[v]) + 1) for v in order]
 
 
 def clone_base(trace: Any, mappings: dict[str, NDArray[Any]], spaces: int) -> NDArray[np.int64]:

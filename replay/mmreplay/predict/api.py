@@ -10,35 +10,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import numpy as np
-
-from mmreplay.address_space.plan import Plan, PlanOp
-from mmreplay.engine.result import LockStats, Options, Result
+from mmreplay.engine.result import Options
 from mmreplay.errors import UserError
-from mmreplay.locking.isa import Kind
-from mmreplay.locking.model import LockingModel
-from mmreplay.machine.profile import Machine
 from mmreplay.predict import gains, rooms
-from mmreplay.predict.calibration import Calibration, calibrate
+from mmreplay.predict.baseline import Costs, Ground, baseline, ground
 from mmreplay.predict.checks import check_choice, check_predictable, check_replayable
 from mmreplay.predict.counts import check_count
-from mmreplay.predict.delays import quantile_ns
-from mmreplay.predict.drift import baseline_drift
+from mmreplay.predict.detail import blame_table, lock_table, op_table
 from mmreplay.predict.explain import headline, series
-from mmreplay.predict.planning import Planner
-from mmreplay.predict.prediction import Drift, Prediction, Replay, Saturation
-from mmreplay.predict.recorded import LOSS_LIMIT, Recorded, quality, recorded_times
+from mmreplay.predict.planning import Planner, Wanted
+from mmreplay.predict.prediction import Prediction, Replay, Saturation
+from mmreplay.predict.recorded import LOSS_LIMIT, quality
 from mmreplay.predict.runner import Progress, run_all
 from mmreplay.predict.sweep import Grid, Load, Placement, Side, rows_of, simulate_grid
 
 if TYPE_CHECKING:
     from mmreplay.trace.store import Trace
-
-Costs = Literal["trace", "machine"]
-TraceLike = "Trace | str | os.PathLike[str]"
 
 #: Operations that one prediction simulates at most, over all its simulations, and the
 #: bounds of one simulation's share of them.
@@ -48,21 +37,6 @@ _WINDOWS: Final = 3
 _SEEDS: Final = 2
 #: More points than this are simulated over one window, and twice that with one seed.
 _MANY_POINTS: Final = 48
-
-
-@dataclass(frozen=True, slots=True)
-class _Baseline:
-    """What both commands need: the machine, costs of the trace, and the drift."""
-
-    machine: Machine
-    machine_basis: str
-    recorded: Recorded
-    model: LockingModel | None  # of the recorded kernel; None where unknown
-    cores: int | None
-    calibration: Calibration | None
-    costs: Costs
-    drift: Drift
-    notes: tuple[str, ...]
 
 
 def predict(
@@ -130,7 +104,7 @@ def predict(
     notes += warnings
     notes += [note for note in (from_note, to_note) if note]
     planner = Planner(source, scale_group)
-    base = _baseline(source, machine, costs, max(cores), exact)
+    base = ground(source, machine, costs, max(cores), exact=exact)
     recorded_threads = planner.group_threads
     pairs: dict[int, Sequence[int]] | None = None
     if threads == "cores":
@@ -144,32 +118,34 @@ def predict(
     n_seeds = seeds or (1 if points > 2 * _MANY_POINTS else _SEEDS)
     simulations = points * (2 * windows * n_seeds + 2)
     size = max(_WINDOW_OPS[0], min(_WINDOW_OPS[1], _BUDGET_OPS // simulations))
+    parts = None if exact else (windows, size)
+    wanted = {
+        (model.vma_rules, count): Wanted(model.vma_rules, count, parts)
+        for model in (from_model, to_model)
+        for count in counts
+    }
+    planner.build([*wanted.values(), *([base.wanted] if base.wanted else [])])
+    found_base = baseline(base, planner)
     sides = []
     for model in (from_model, to_model):
-        plans = {
-            count: {
-                i: base.calibration.apply(plan) if base.calibration else plan
-                for i, plan in enumerate(
-                    planner.plans(model.vma_rules, count, None if exact else (windows, size))
-                )
-            }
-            for count in counts
-        }
         own = base.model is not None and base.model.sha256 == model.sha256
-        sides.append(Side(model, own, plans, planner.group))
+        plans = {}
+        for count in counts:
+            bundles = planner.bundles(wanted[model.vma_rules, count])
+            plans[count] = {i: found_base.priced(b.plan) for i, b in enumerate(bundles)}
+        sides.append(Side(model, own, plans, planner.group_in(bundles[0])))
     old, new = sides
+    drift = found_base.drift
     grid = Grid(base.machine, cores, counts, pairs, loads, tuple(range(1, n_seeds + 1)), placement)
-    cells, simulated = simulate_grid(old, new, grid, progress)
-    rows = rows_of(
-        old, new, grid, cells, base.cores, recorded_threads, base.drift.ratio is not None
-    )
+    cells, simulations, simulated = simulate_grid(old, new, grid, progress)
+    rows = rows_of(old, new, grid, cells, base.cores, recorded_threads, drift.ratio is not None)
     points_of: list[Saturation] = []
     if len(cores) > 1 and pairs is None:
         for mine in series(rows):
             for kernel in dict.fromkeys(row.kernel for row in mine):
                 points_of.append(gains.saturation([r for r in mine if r.kernel == kernel]))
     first_plans = old.plans[counts[0]]
-    notes = [*base.notes, *planner.notes, *notes]
+    notes = [*found_base.notes, *planner.notes, *notes]
     notes += _caveats(base, cores, counts, recorded_threads, old, new)
     return Prediction(
         trace=rooms.trace_name(source),
@@ -182,17 +158,14 @@ def predict(
         group=planner.group_name,
         placement=placement,
         costs=base.costs,
-        drift=base.drift,
+        drift=drift,
         rows=tuple(rows),
         saturation=tuple(points_of),
         unattributed_share=state.unattributed_share,
         scope=planner.scope,
         notes=tuple(dict.fromkeys(notes)),
-        headline=headline(rows, from_model.name, to_model.name, base.drift),
-        simulations=sum(
-            len(c.results) + len(c.cheaper) + len(c.dearer) + len(c.locking_only)
-            for c in {id(cell): cell for cell in cells.values()}.values()
-        ),
+        headline=headline(rows, from_model.name, to_model.name, drift),
+        simulations=simulations,
         windows=len(first_plans),
         window_ops=max(plan.n_ops for plan in first_plans.values()),
         seeds=n_seeds,
@@ -247,21 +220,21 @@ def replay(
             fix="give the number with --cores",
         )
     planner = Planner(source, scale_group)
-    base = _baseline(source, machine, costs, count, exact)
+    base = ground(source, machine, costs, count, exact=exact)
     whole = exact or found.ops <= rooms.EXACT_OPS
-    plans = [
-        base.calibration.apply(plan) if base.calibration else plan
-        for plan in planner.plans(
-            model.vma_rules, threads, None if whole else (_WINDOWS, rooms.EXACT_OPS)
-        )
-    ]
-    group = planner.group if scale_group is not None else -1
+    wanted = Wanted(model.vma_rules, threads, None if whole else (_WINDOWS, rooms.EXACT_OPS))
+    planner.build([wanted, *([base.wanted] if base.wanted else [])])
+    found_base = baseline(base, planner)
+    bundles = planner.bundles(wanted)
+    plans = [found_base.priced(bundle.plan) for bundle in bundles]
+    group = planner.group_in(bundles[0]) if scale_group is not None else -1
     begin = time.perf_counter()
-    jobs: dict[Any, Any] = {}
+    jobs = {}
     for i, plan in enumerate(plans):
+        simulator = rooms.Simulator(plan, model)
         for wrap in (False, True):
-            wanted = Options(count, placement, load, wrap, group, seed)
-            jobs[i, wrap] = _job(plan, model, base.machine, wanted)
+            wish = Options(count, placement, load, wrap, group, seed)
+            jobs[i, wrap] = rooms.Job(simulator, base.machine, wish)
     done = run_all(jobs)
     wall_s = time.perf_counter() - begin
     once = [done[i, False] for i in range(len(plans))]
@@ -290,19 +263,15 @@ def replay(
         makespan_ns=sum(result.makespan_ns for result in once),
         throughput_ops_per_s=gains.pooled_throughput(steady) if sound else None,
         useful_work_rate=gains.pooled_useful(steady) if sound else None,
-        baseline_drift_ratio=base.drift.ratio,
-        baseline_drift_note=base.drift.note,
-        locks=_locks(model, once),
-        by_op=_by_op(once),
-        blame=_blame(model, once),
+        baseline_drift_ratio=found_base.drift.ratio,
+        baseline_drift_note=found_base.drift.note,
+        locks=lock_table(model, once),
+        by_op=op_table(once),
+        blame=blame_table(model, once),
         wall_s=wall_s,
         ops_per_s=simulated / wall_s if wall_s > 0 else 0.0,
-        notes=tuple(dict.fromkeys([*base.notes, *planner.notes, *notes])),
+        notes=tuple(dict.fromkeys([*found_base.notes, *planner.notes, *notes])),
     )
-
-
-def _job(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Any:
-    return lambda: rooms.simulate(plan, model, machine, options)
 
 
 def _counts(values: Sequence[int], option: str, what: str) -> tuple[int, ...]:
@@ -311,73 +280,8 @@ def _counts(values: Sequence[int], option: str, what: str) -> tuple[int, ...]:
     return tuple(sorted({check_count(int(value), option, what) for value in values}))
 
 
-def _baseline(
-    trace: Trace, machine_name: str | None, costs: Costs | None, cores: int, exact: bool
-) -> _Baseline:
-    """Machine, calibration and drift: everything that comes before a what-if."""
-    if costs is not None:
-        check_choice(costs, "--costs", ("trace", "machine"))
-    recorded = recorded_times(trace)
-    command = rooms.record_command(trace)
-    here = rooms.recorded_cores(trace)
-    machine, basis, notes = rooms.machine_profile(machine_name, trace, max(cores, here or 1))
-    measured = bool(recorded.known.any())
-    if costs == "trace" and not measured:
-        raise UserError(
-            "the recording has no durations to take costs from",
-            where="--costs",
-            fix=f"use --costs machine, or record again: {command}",
-        )
-    chosen: Costs = costs or ("trace" if measured else "machine")
-    release = trace.header.kernel_release
-    model = None
-    reason = "the recording does not name its kernel"
-    if release is not None:
-        try:
-            model, _ = rooms.kernel_model(release, "recorded kernel")
-        except UserError as error:
-            reason = error.problem
-    if model is None or here is None:
-        if model is not None:
-            reason = "the recording does not say on how many CPUs it ran"
-        drift = Drift(None, reason, release or "unknown", here or 0, trusted=False, fix=command)
-        if chosen == "trace" and model is None:
-            if costs == "trace":
-                raise UserError(f"costs cannot be taken from the trace: {reason}", where="--costs")
-            chosen = "machine"
-        return _Baseline(machine, basis, recorded, model, here, None, chosen, drift, tuple(notes))
-    planner = Planner(trace, None)
-    whole = exact or len(recorded.service_ns) <= rooms.EXACT_OPS
-    plans = planner.plans(model.vma_rules, None, None if whole else (_WINDOWS, 300_000))
-    calibration = None
-    if chosen == "trace":
-        plan = max(plans, key=lambda candidate: candidate.n_ops)
-        calibration = calibrate(
-            plan,
-            recorded,
-            lambda alone: rooms.simulate(alone, model, machine, Options(cores=1)),
-        )
-        plans = [calibration.apply(candidate) for candidate in plans]
-        if calibration.clipped:
-            notes.append(
-                f"{calibration.clipped} of {calibration.classes} classes of operations took more "
-                "than 8 times longer or shorter than the machine profile says; their cost was "
-                "cut off there."
-            )
-    jobs: dict[Any, Any] = {
-        i: _job(plan, model, machine, Options(cores=here)) for i, plan in enumerate(plans)
-    }
-    results = run_all(jobs)
-    drift = baseline_drift(
-        [(plan, results[i]) for i, plan in enumerate(plans)], recorded, model.name, here, command
-    )
-    return _Baseline(
-        machine, basis, recorded, model, here, calibration, chosen, drift, tuple(notes)
-    )
-
-
 def _caveats(
-    base: _Baseline,
+    base: Ground,
     cores: Sequence[int],
     counts: Sequence[int],
     recorded_threads: int,
@@ -403,75 +307,3 @@ def _caveats(
         )
     notes.append("Upper bound: only waits in the memory map are modelled.")
     return notes
-
-
-def _locks(model: LockingModel, results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    reasons: dict[str, int] = {}
-    for result in results:
-        for reason, times in result.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + times
-    fallback = {reason: times for reason, times in reasons.items() if times}
-    # Both are always there: a kernel without per-VMA locks takes none.
-    locks: dict[str, dict[str, Any]] = {
-        "mmap_lock": _stats([LockStats("mmap_lock", "rwsem")]),
-        "vma_lock": {"read": 0, "mark": 0, "fallback": fallback},
-    }
-    for name, kind in zip(model.locks, model.lock_kind, strict=True):
-        stats = [lock for result in results for lock in result.locks if lock.name == name]
-        if name == "vma" and kind == Kind.PIN:
-            locks["vma_lock"] = {
-                "read": sum(lock.read for lock in stats),
-                "mark": sum(lock.mark for lock in stats),
-                "fallback": fallback,
-            }
-        elif kind != Kind.SEQ:
-            locks[name] = _stats(stats)
-    return locks
-
-
-def _stats(stats: Sequence[LockStats]) -> dict[str, Any]:
-    names = (
-        "read",
-        "write",
-        "downgrade",
-        "read_wait_ns",
-        "write_wait_ns",
-        "read_hold_ns",
-        "write_hold_ns",
-    )
-    return {name: sum(int(getattr(lock, name)) for lock in stats) for name in names}
-
-
-def _by_op(results: Sequence[Result]) -> tuple[dict[str, Any], ...]:
-    rows = []
-    for op in PlanOp:
-        count = sum(int(result.op_count[op]) for result in results)
-        if op == PlanOp.NONE or not count:
-            continue
-        delays = np.sum([result.op_delay[op] for result in results], axis=0)
-        rows.append(
-            {
-                "op": op.name.lower(),
-                "count": count,
-                "busy_ns": sum(int(result.op_busy_ns[op]) for result in results),
-                "wait_ns": sum(int(result.op_wait_ns[op]) for result in results),
-                "delay_p50_ns": _round(quantile_ns(delays, 0.5)),
-                "delay_p99_ns": _round(quantile_ns(delays, 0.99)),
-            }
-        )
-    return tuple(sorted(rows, key=lambda row: -row["count"]))
-
-
-def _round(value: float | None) -> int | None:
-    return None if value is None else round(value)
-
-
-def _blame(model: LockingModel, results: Sequence[Result]) -> tuple[dict[str, Any], ...]:
-    sums: dict[tuple[str, str], int] = {}
-    for charge in gains.blame(results, model.locks):
-        key = (charge.holder_op, charge.waiter_op)
-        sums[key] = sums.get(key, 0) + charge.wait_ns
-    return tuple(
-        {"holder_op": holder, "waiter_op": waiter, "wait_ns": wait_ns}
-        for (holder, waiter), wait_ns in sorted(sums.items(), key=lambda item: -item[1])
-    )

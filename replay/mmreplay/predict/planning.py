@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
-from mmreplay.address_space.plan import Plan
 from mmreplay.errors import UserError, closest
 
 if TYPE_CHECKING:
+    from mmreplay.address_space.planner import PlanBundle
+    from mmreplay.address_space.rows import Threads
+    from mmreplay.address_space.scale import PrivateRange
     from mmreplay.trace.store import Trace
+
+#: Rows of the operations table that make a plan, exclusive end.
+_Span = tuple[int, int]
 
 #: IMPORT: scaling out clones threads of the trace; waits elsewhere are not in it.
 UPPER_BOUND: Final = "upper bound: memory map only"
 WITH_DEPENDENCIES: Final = "with recorded dependencies"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Plans under the VMA rules named ``rules``.
+
+    ``threads`` of the scaled group (None: as recorded); ``windows`` is (how many at most,
+    operations in each at most), or None for one plan of the whole trace.
+    """
+
+    rules: str
+    threads: int | None
+    windows: tuple[int, int] | None
 
 
 class Planner:
@@ -43,42 +63,63 @@ class Planner:
                 where="--scale-group",
                 fix=f"one of {', '.join(sizes) or 'none: the trace has no threads'}",
             )
-        #: Name of the scaled group, its threads, and (set below) its dense index in plans.
+        #: Name of the scaled group, and its threads.
         self.group_name = scale_group if scale_group is not None else next(iter(sizes), "")
         self.group_threads = sizes.get(self.group_name, 0)
-        self.group = -1  # until the first plan
         self.scope = WITH_DEPENDENCIES if trace.header.capabilities.wakeups else UPPER_BOUND
         self.notes: list[str] = []
+        self._bundles: dict[tuple[int | None, str, _Span], PlanBundle] = {}
+        self._windows: dict[tuple[int, int] | None, list[_Span]] = {}
+        self._private: dict[str, list[PrivateRange]] = {}
 
-    def plans(self, rules: str, threads: int | None, windows: tuple[int, int] | None) -> list[Plan]:
-        """Plans under the VMA rules named ``rules``.
-
-        ``threads`` of the scaled group (None: as recorded); ``windows`` is (how many at most,
-        operations in each at most), or None for one plan of the whole trace.
-        """
-        from mmreplay.address_space.planner import build_plan
+    def build(self, wanted: Iterable[Wanted]) -> None:
+        """Make the plans of all ``wanted`` at once: the trace is read once per thread count."""
+        from mmreplay.address_space.planner import build_plans
         from mmreplay.address_space.rules import load_rules
 
-        spans: list[tuple[int, int] | None] = [None]
-        if windows is not None:
-            spans = self._windows(*windows)
-        who = None
-        if threads is not None and threads != self.group_threads:
-            who = self._scaled(threads)
-        plans = []
-        for span in spans:
-            bundle = build_plan(self.trace, load_rules(rules), window=span, threads=who)
-            self.group = bundle.group_index(self.group_name) if self.group_name else -1
-            self.notes += [note for note in bundle.notes if note not in self.notes]
-            plans.append(bundle.plan)
-        return plans
+        missing: dict[int | None, dict[tuple[str, _Span], None]] = {}
+        for one in wanted:
+            for span in self._spans(one.windows):
+                key = (self._count(one.threads), one.rules, span)
+                if key not in self._bundles:
+                    missing.setdefault(key[0], {})[key[1:]] = None
+        for threads, some in missing.items():
+            bundles = build_plans(
+                self.trace,
+                [(load_rules(rules), span) for rules, span in some],
+                threads=None if threads is None else self._scaled(threads),
+                private=self._private,
+            )
+            for (rules, span), bundle in zip(some, bundles, strict=True):
+                self._bundles[threads, rules, span] = bundle
+                self.notes += [note for note in bundle.notes if note not in self.notes]
 
-    def _windows(self, count: int, ops: int) -> list[tuple[int, int] | None]:
+    def bundles(self, wanted: Wanted) -> list[PlanBundle]:
+        """The plans of ``wanted``, one per window, with what belongs to them."""
+        self.build([wanted])
+        threads = self._count(wanted.threads)
+        return [self._bundles[threads, wanted.rules, s] for s in self._spans(wanted.windows)]
+
+    def group_in(self, bundle: PlanBundle) -> int:
+        """Dense index of the scaled group in a plan; -1: the trace has none."""
+        return bundle.group_index(self.group_name) if self.group_name else -1
+
+    def _count(self, threads: int | None) -> int | None:
+        return None if threads == self.group_threads else threads
+
+    def _spans(self, windows: tuple[int, int] | None) -> list[_Span]:
+        from mmreplay.address_space.planner import count_rows
         from mmreplay.address_space.windows import choose_windows
 
-        return [*choose_windows(self.trace, max_ops=ops, count=count)]
+        if windows not in self._windows:
+            if windows is None:
+                self._windows[None] = [(0, count_rows(self.trace))]
+            else:
+                count, ops = windows
+                self._windows[windows] = choose_windows(self.trace, max_ops=ops, count=count)
+        return self._windows[windows]
 
-    def _scaled(self, threads: int) -> Any:
+    def _scaled(self, threads: int) -> Threads:
         from mmreplay.address_space.scale import scale_group
 
         return scale_group(self.trace, self.group_name, threads)

@@ -85,11 +85,32 @@ def recorded_cores(trace: Trace) -> int | None:
     return facts.cpus_available or facts.cpus_online
 
 
-def simulate(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Result:
-    """One simulation."""
-    from mmreplay.engine import simulate as run
+class Simulator:
+    """A plan and a model, ready for any number of simulations, from any thread.
 
-    return run(plan, model, machine, options)
+    What depends on neither the machine nor the options is computed once, at the first.
+    """
+
+    def __init__(self, plan: Plan, model: LockingModel) -> None:
+        self.plan, self.model = plan, model
+
+    def run(self, machine: Machine, options: Options) -> Result:
+        """One simulation."""
+        from mmreplay.engine import simulate
+
+        return simulate(self.plan, self.model, machine, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One simulation that waits for its turn."""
+
+    simulator: Simulator
+    machine: Machine
+    options: Options
+
+    def __call__(self) -> Result:
+        return self.simulator.run(self.machine, self.options)
 
 
 @dataclass(frozen=True, slots=True)

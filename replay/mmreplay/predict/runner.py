@@ -6,25 +6,27 @@ import os
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from mmreplay.engine.result import Result
 
 Progress = Callable[[int, int], None]
 Job = Callable[[], Result]
+Key = TypeVar("Key", bound=Hashable)
 
 
 def run_all(
-    jobs: Mapping[Hashable, Job], progress: Progress | None = None, workers: int | None = None
-) -> dict[Hashable, Result]:
+    jobs: Mapping[Key, Job], progress: Progress | None = None, workers: int | None = None
+) -> dict[Key, Result]:
     """Run every job; the result does not depend on order or on the number of workers.
 
     The first exception cancels what has not begun and is raised.
     """
     workers = workers or min(len(os.sched_getaffinity(0)), 8)
-    done: dict[Hashable, Result] = {}
+    done: dict[Key, Result] = {}
     total = len(jobs)
 
-    def run(key: Hashable, job: Job) -> None:
+    def run(key: Key, job: Job) -> None:
         done[key] = job()
         if progress is not None:
             progress(len(done), total)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from mmreplay.address_space.plan import Plan
 from mmreplay.engine.result import Options, Result
@@ -14,7 +13,7 @@ from mmreplay.machine.profile import Machine
 from mmreplay.predict import gains, rooms
 from mmreplay.predict.gains import KERNEL_FACTOR_SPREAD, Cell
 from mmreplay.predict.prediction import Basis, Row
-from mmreplay.predict.runner import Job, Progress, run_all
+from mmreplay.predict.runner import Progress, run_all
 
 Load = Literal["recorded", "saturated"]
 Placement = Literal["compact", "scatter"]
@@ -71,14 +70,14 @@ def same_costs(model: LockingModel, other: LockingModel, machine: Machine) -> Lo
 
 def simulate_grid(
     old: Side, new: Side, grid: Grid, progress: Progress | None = None
-) -> tuple[dict[Hashable, Cell], int]:
+) -> tuple[dict[Hashable, Cell], int, int]:
     """Every cell, by ``(side, threads, cores, load)`` with side ``"old"`` or ``"new"``.
 
-    Also returns the number of operations simulated.  The kernel generation factor is
+    Also returns how many simulations and operations that took.  The kernel generation factor is
     simulated for the first window and seed: on the target, unless the target is the recorded
     kernel and the other is not.
     """
-    jobs: dict[Hashable, Job] = {}
+    jobs: dict[Hashable, rooms.Job] = {}
     same = old.model.sha256 == new.model.sha256
     vary_old = new.recorded and not old.recorded and not same
     vary_new = not new.recorded and not same
@@ -88,9 +87,22 @@ def simulate_grid(
         for threads in grid.threads
     }
 
-    def add(key: Hashable, side: Side, model: LockingModel, plan: Plan, **options: object) -> None:
-        wanted = Options(wrap=True, group=side.group, placement=grid.placement, **options)  # type: ignore[arg-type]
-        jobs[key] = partial(rooms.simulate, plan, model, grid.machine, wanted)
+    simulators: dict[tuple[int, str], rooms.Simulator] = {}
+    aliases: dict[Hashable, Hashable] = {}
+    first_of: dict[Hashable, Hashable] = {}
+
+    def add(key: Hashable, side: Side, model: LockingModel, plan: Plan, **options: Any) -> None:
+        # Each thread has a CPU of its own then, and more of them change nothing.
+        options["cores"] = min(options["cores"], plan.n_threads)
+        wanted = Options(wrap=True, group=side.group, placement=grid.placement, **options)
+        simulator = simulators.setdefault((id(plan), kind_of(model)), rooms.Simulator(plan, model))
+        first = first_of.setdefault((id(simulator), wanted), key)
+        aliases[key] = first
+        if first == key:
+            jobs[key] = rooms.Job(simulator, grid.machine, wanted)
+
+    def kind_of(model: LockingModel) -> str:
+        return "alike" if model is alike else model.sha256
 
     points = grid.points()
     for threads, cores, load in points:
@@ -126,8 +138,9 @@ def simulate_grid(
                     )
     results = run_all(jobs, progress)
     cells: dict[Hashable, Cell] = {}
-    for whole, result in results.items():
+    for whole, simulated in aliases.items():
         assert isinstance(whole, tuple)
+        result = results[simulated]
         name, threads, cores, load, kind, window, seed = whole
         side = old if name == "old" else new
         cell = cells.setdefault((name, threads, cores, load), Cell(side.plans[threads]))
@@ -138,7 +151,7 @@ def simulate_grid(
                 (name, threads, cores, load),
                 cells[_stand_in("old" if same else name, threads, cores, load, cells)],
             )
-    return cells, sum(result.ops for result in results.values())
+    return cells, len(results), sum(result.ops for result in results.values())
 
 
 def _stand_in(
