@@ -13,15 +13,15 @@ does not run ahead: each step is an event.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 
 import numpy as np
 
 from mmreplay.address_space.plan import Plan, PlanOp
-from mmreplay.engine.kinds.base import HAND_OVER
 from mmreplay.engine.kinds.pin import Pin
 from mmreplay.engine.kinds.rwsem import Rwsem
 from mmreplay.engine.kinds.spin import Spin
+from mmreplay.engine.processors import Processors
 from mmreplay.engine.result import DELAY_BUCKETS, Options, Result
 from mmreplay.engine.setup import (
     GOLDEN,
@@ -29,39 +29,30 @@ from mmreplay.engine.setup import (
     mix64,
 )
 from mmreplay.engine.states import State
-from mmreplay.engine.summary import LOCK_FIELDS, Totals, delay_bucket, stuck, summarise
-from mmreplay.engine.world import PC_BEGIN, PC_BLOCK, PC_END, PC_THINK, Finished, Thread, World
-from mmreplay.locking.isa import FlushScope, Kind, Mode, Op, Operand
+from mmreplay.engine.summary import Totals, delay_bucket, stuck, summarise
+from mmreplay.engine.world import PC_BEGIN, PC_BLOCK, PC_END, PC_THINK, Finished, Thread
+from mmreplay.locking.isa import Kind, Mode, Op, Operand
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
 
 
-class Simulation(World):
+class Simulation(Processors):
     """One replay.  See the module docstring."""
 
     def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:
         super().__init__(plan, model, machine, options)
-        self.now = 0
-        cores = self.setup.cores
-        self.running: list[Thread | None] = [None] * cores
-        self.cpu_mm = [-1] * cores
-        self.owed_ns = [0] * cores
-        self.idle_since: list[int] = [0] * cores
-        self.run_queue: deque[Thread] = deque()
         self.done_ops: set[int] = set()
         self.dep_waiters: dict[int, list[Thread]] = defaultdict(list)
         # results
-        kinds, n_locks = len(PlanOp), len(model.locks)
-        self.stats = np.zeros((n_locks, len(LOCK_FIELDS)), np.int64)
+        cores, kinds, n_locks = self.setup.cores, len(PlanOp), len(model.locks)
         self.reasons = np.zeros(len(model.reasons), np.int64)
         self.op_count = np.zeros(kinds, np.int64)
         self.op_busy_ns = np.zeros(kinds, np.int64)
         self.op_wait_ns = np.zeros(kinds, np.int64)
         self.op_delay = np.zeros((kinds, DELAY_BUCKETS), np.int64)
-        self.blame_ns = np.zeros((n_locks, kinds + 1, kinds), np.int64)
         self.thread_end_ns = np.full(plan.n_threads, -1, np.int64)
         self.thread_wait_ns = np.zeros((plan.n_threads, n_locks), np.int64)
-        self.idle_ns = self.sleep_ns = self.dep_wait_ns = 0
+        self.sleep_ns = self.dep_wait_ns = 0
         self.group_recorded = 0
         self.window_begin_ns = self.window_end_ns = self.stop_ns = -1
         self.records: list[tuple[int, int]] = []  # of the group: (end, user time)
@@ -73,15 +64,6 @@ class Simulation(World):
             self.at(thread, State.OFF, int(plan.thread_offset_ns[thread.index]) + blocked)
 
     # -- the event loop ------------------------------------------------------------
-    def at(self, thread: Thread, state: State, time_ns: int | None) -> None:
-        """Set the thread's next event; ``None``: somebody else will."""
-        thread.state, thread.time_ns = state, time_ns
-
-    def sooner(self, thread: Thread, time_ns: int) -> None:
-        """Bring the thread's event forward."""
-        if thread.time_ns is None or thread.time_ns > time_ns:
-            thread.time_ns = time_ns
-
     def run(self) -> None:
         while True:
             waiting = [t for t in self.threads if t.time_ns is not None]
@@ -103,13 +85,13 @@ class Simulation(World):
         lock = thread.wait_lock
         match thread.state:
             case State.OFF:
-                self._runnable(thread)
+                self.runnable(thread)
             case State.RUN:
                 self._step(thread)
             case State.FALL:
                 thread.time_ns = None
                 self.stat(lock.index, "sleeps", 1)
-                self._release_cpu(thread)
+                self.release_cpu(thread)
             case State.GRANTED:
                 lock.end_wait(thread, thread.wait_mode == Mode.WRITE)
                 self.locked(thread, self.now)
@@ -124,48 +106,6 @@ class Simulation(World):
             case State.DRAINED:
                 self._advance(thread, lock.drained(thread, self._seq_of(thread, lock.index)))
 
-    # -- CPUs ---------------------------------------------------------------------------
-    def _runnable(self, thread: Thread) -> None:
-        cpu = thread.last_cpu
-        if self.running[cpu] is not None:
-            idle = [c for c, t in enumerate(self.running) if t is None]
-            if not idle:
-                thread.time_ns = None
-                self.run_queue.append(thread)
-                return
-            cpu = idle[0]
-        self.idle_ns += self.now - self.idle_since[cpu]
-        self._dispatch(thread, cpu, self.now)
-
-    def _dispatch(self, thread: Thread, cpu: int, at_ns: int) -> None:
-        self.running[cpu] = thread
-        thread.cpu = thread.last_cpu = cpu
-        thread.slice_end_ns = at_ns + self.setup.slice
-        self.cpu_mm[cpu] = int(self.plan.mm[thread.row])
-        self.at(thread, thread.after, at_ns)
-
-    def _release_cpu(self, thread: Thread) -> None:
-        cpu = thread.cpu
-        if thread.state == State.FALL:
-            thread.state = State.OFF
-        self.running[cpu] = None
-        thread.cpu = -1
-        if self.run_queue:
-            self._dispatch(self.run_queue.popleft(), cpu, self.now + self.setup.switch)
-        else:
-            self.idle_since[cpu] = self.now
-        for lock in list(thread.owned):
-            lock.owner_left_cpu()
-
-    def need_resched(self, thread: Thread) -> bool:
-        return bool(self.run_queue) and self.now >= thread.slice_end_ns
-
-    def _block(self, thread: Thread, span_ns: int) -> None:
-        """Leave the CPU for a span of time."""
-        thread.after = State.RUN
-        self.at(thread, State.OFF, self.now + span_ns)
-        self._release_cpu(thread)
-
     def _point(self, thread: Thread) -> bool:
         """What happens at every ordered point; False: the step comes later."""
         self._record(thread)
@@ -175,7 +115,7 @@ class Simulation(World):
                 thread.after = State.RUN
                 self.at(thread, State.OFF, None)
                 self.run_queue.append(thread)
-                self._release_cpu(thread)
+                self.release_cpu(thread)
                 return False
             thread.slice_end_ns = self.now + self.setup.slice
         owed = self.owed_ns[thread.cpu]
@@ -221,7 +161,7 @@ class Simulation(World):
         if thread.pc == PC_BLOCK:
             span, thread.dep_from_ns = thread.dep_from_ns, -1
             thread.pc = PC_THINK
-            self._block(thread, span)
+            self.block(thread, span)
         elif thread.pc == PC_THINK:
             span = min(thread.think_left_ns, max(0, thread.slice_end_ns - self.now))
             thread.think_left_ns -= span
@@ -243,7 +183,7 @@ class Simulation(World):
                     self.dep_waiters[dep].append(thread)
                     thread.after = State.RUN
                     self.at(thread, State.OFF, None)
-                    self._release_cpu(thread)
+                    self.release_cpu(thread)
                     return
             if thread.dep_from_ns >= 0:
                 self.dep_wait_ns += self.now - thread.dep_from_ns
@@ -287,7 +227,7 @@ class Simulation(World):
         plan, t = self.plan, thread.index
         self.thread_end_ns[t] = self.now
         self.at(thread, State.END, None)
-        self._release_cpu(thread)
+        self.release_cpu(thread)
         empty = plan.thread_first[t] == plan.thread_first[t + 1]
         if self.setup.in_group[t] and not empty and self.window_end_ns < 0:
             self.window_end_ns = self.now
@@ -383,9 +323,9 @@ class Simulation(World):
                 span = recorded if recorded >= 0 else int(self.setup.sleep_ns[a])
                 self.sleep_ns += span
                 thread.pc += 1
-                self._block(thread, span)
+                self.block(thread, span)
             case Op.FLUSH:
-                self._advance(thread, now + self._flush(thread, a))
+                self._advance(thread, now + self.flush(thread, a))
             case Op.TOUCH:
                 line = self._line(thread, a, c)
                 self._advance(thread, line.store(cpu, now) if b == 1 else line.read(cpu, now))
@@ -447,22 +387,6 @@ class Simulation(World):
         self.at(thread, State.RUN, until_ns)
 
     # -- single instructions --------------------------------------------------------------------
-    def _flush(self, thread: Thread, scope: int) -> int:
-        """TLB shootdown: wait for the other CPUs of the address space; they owe the handler."""
-        setup = self.setup
-        if scope == FlushScope.NONE:
-            return 0
-        mm = int(self.plan.mm[thread.row])
-        targets = 0
-        for cpu, running in enumerate(self.running):
-            if cpu != thread.cpu and self.cpu_mm[cpu] == mm:
-                targets += 1
-                if running is not None:
-                    self.owed_ns[cpu] += setup.handler
-        if targets == 0:
-            return setup.flush_base
-        return setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)
-
     def _lock(self, thread: Thread, a: int, mode: int, c: int) -> None:
         lock = self._instance(thread, a, c)
         done: int | None
@@ -553,13 +477,6 @@ class Simulation(World):
         self._advance(thread, done, target if failed else None)
 
     # -- accounting --------------------------------------------------------------------------------
-    def stat(self, lock: int, name: str, by: int) -> None:
-        self.stats[lock, LOCK_FIELDS.index(name)] += by
-
-    def blame(self, lock: int, holder: int, waiter: int, span_ns: int) -> None:
-        row = len(PlanOp) if holder == HAND_OVER else holder
-        self.blame_ns[lock, row, waiter] += span_ns
-
     def result(self) -> Result:
         for thread in self.threads:
             self._record(thread)

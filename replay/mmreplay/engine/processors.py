@@ -1,0 +1,111 @@
+"""CPUs, the clock and the accounts of waits: what every part of the oracle acts on."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.engine.kinds.base import HAND_OVER
+from mmreplay.engine.result import Options
+from mmreplay.engine.states import State
+from mmreplay.engine.summary import LOCK_FIELDS
+from mmreplay.engine.world import Thread, World
+from mmreplay.locking.isa import FlushScope
+from mmreplay.locking.model import LockingModel
+from mmreplay.machine.profile import Machine
+
+
+class Processors(World):
+    """Which thread runs where, whose event is when; counters per lock and blame."""
+
+    def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:
+        super().__init__(plan, model, machine, options)
+        self.now = 0
+        cores = self.setup.cores
+        self.running: list[Thread | None] = [None] * cores
+        self.cpu_mm = [-1] * cores
+        self.owed_ns = [0] * cores
+        self.idle_since: list[int] = [0] * cores
+        self.run_queue: deque[Thread] = deque()
+        self.idle_ns = 0
+        kinds, n_locks = len(PlanOp), len(model.locks)
+        self.stats = np.zeros((n_locks, len(LOCK_FIELDS)), np.int64)
+        self.blame_ns = np.zeros((n_locks, kinds + 1, kinds), np.int64)
+
+    # -- events ------------------------------------------------------------------------
+    def at(self, thread: Thread, state: State, time_ns: int | None) -> None:
+        """Set the thread's next event; ``None``: somebody else will."""
+        thread.state, thread.time_ns = state, time_ns
+
+    def sooner(self, thread: Thread, time_ns: int) -> None:
+        """Bring the thread's event forward."""
+        if thread.time_ns is None or thread.time_ns > time_ns:
+            thread.time_ns = time_ns
+
+    # -- CPUs --------------------------------------------------------------------------
+    def runnable(self, thread: Thread) -> None:
+        cpu = thread.last_cpu
+        if self.running[cpu] is not None:
+            idle = [c for c, t in enumerate(self.running) if t is None]
+            if not idle:
+                thread.time_ns = None
+                self.run_queue.append(thread)
+                return
+            cpu = idle[0]
+        self.idle_ns += self.now - self.idle_since[cpu]
+        self._dispatch(thread, cpu, self.now)
+
+    def _dispatch(self, thread: Thread, cpu: int, at_ns: int) -> None:
+        self.running[cpu] = thread
+        thread.cpu = thread.last_cpu = cpu
+        thread.slice_end_ns = at_ns + self.setup.slice
+        self.cpu_mm[cpu] = int(self.plan.mm[thread.row])
+        self.at(thread, thread.after, at_ns)
+
+    def release_cpu(self, thread: Thread) -> None:
+        cpu = thread.cpu
+        if thread.state == State.FALL:
+            thread.state = State.OFF
+        self.running[cpu] = None
+        thread.cpu = -1
+        if self.run_queue:
+            self._dispatch(self.run_queue.popleft(), cpu, self.now + self.setup.switch)
+        else:
+            self.idle_since[cpu] = self.now
+        for lock in list(thread.owned):
+            lock.owner_left_cpu()
+
+    def need_resched(self, thread: Thread) -> bool:
+        return bool(self.run_queue) and self.now >= thread.slice_end_ns
+
+    def block(self, thread: Thread, span_ns: int) -> None:
+        """Leave the CPU for a span of time."""
+        thread.after = State.RUN
+        self.at(thread, State.OFF, self.now + span_ns)
+        self.release_cpu(thread)
+
+    def flush(self, thread: Thread, scope: int) -> int:
+        """TLB shootdown: wait for the other CPUs of the address space; they owe the handler."""
+        setup = self.setup
+        if scope == FlushScope.NONE:
+            return 0
+        mm = int(self.plan.mm[thread.row])
+        targets = 0
+        for cpu, running in enumerate(self.running):
+            if cpu != thread.cpu and self.cpu_mm[cpu] == mm:
+                targets += 1
+                if running is not None:
+                    self.owed_ns[cpu] += setup.handler
+        if targets == 0:
+            return setup.flush_base
+        return setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)
+
+    # -- accounts ----------------------------------------------------------------------
+    def stat(self, lock: int, name: str, by: int) -> None:
+        self.stats[lock, LOCK_FIELDS.index(name)] += by
+
+    def blame(self, lock: int, holder: int, waiter: int, span_ns: int) -> None:
+        row = len(PlanOp) if holder == HAND_OVER else holder
+        self.blame_ns[lock, row, waiter] += span_ns
