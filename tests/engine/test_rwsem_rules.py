@@ -11,16 +11,12 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from scenario import COSTS, LONG, MIDDLE, SHORT, ends, replay
 from small import LOCKS, R, W, machine, model, op, plan
-from test_twins import assert_equal, check_accounts
 
 from mmreplay.address_space.plan import PlanOp
-from mmreplay.engine import LockStats, Options, Result, simulate
-from mmreplay.engine.oracle import simulate_oracle
+from mmreplay.engine import LockStats, Options, Result
 from mmreplay.locking.isa import Op
-
-SHORT, LONG, MIDDLE = "short", "long", "middle"
-COSTS = {SHORT: 1000.0, MIDDLE: 5000.0, LONG: 50_000.0, "brief": 300.0, "tens": 10_000.0}
 
 
 def hold(mode: int, cost: str) -> list[Any]:
@@ -44,18 +40,11 @@ def run(*threads: tuple[int, list[Any]], cores: int = 4, **params: Any) -> Resul
         machine(4, COSTS),
         Options(cores=cores),
     )
-    result = simulate(*inputs)
-    assert_equal(result, simulate_oracle(*inputs))
-    check_accounts(result)
-    return result
+    return replay(*inputs)
 
 
 def lock(result: Result) -> LockStats:
     return result.locks[0]
-
-
-def ends(result: Result) -> list[int]:
-    return [int(x) for x in result.thread_end_ns]
 
 
 def test_readers_share() -> None:

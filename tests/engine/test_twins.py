@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scenario import assert_equal, check_accounts
 from small import LOCKS, R, W, machine, model, op, plan
 
 from mmreplay.address_space.plan import PlanOp, Trait
-from mmreplay.engine import Options, Result, simulate
+from mmreplay.engine import Options, simulate
 from mmreplay.engine.oracle import simulate_oracle
 from mmreplay.locking.isa import Count, Form, Op, Operand, RuntimeBit
 
@@ -19,24 +19,6 @@ ANON = int(RuntimeBit.VMA_ANON_VMA)
 DEAD = int(RuntimeBit.VMA_DEAD)
 TABLE = int(RuntimeBit.TABLE_PRESENT)
 TRIED = int(RuntimeBit.OP_TRIED)
-
-
-def assert_equal(first: Result, second: Result) -> None:
-    for field in dataclasses.fields(Result):
-        if field.compare:
-            a, b = getattr(first, field.name), getattr(second, field.name)
-            where = np.argwhere(np.asarray(a) != np.asarray(b)).tolist()
-            assert np.array_equal(a, b), f"{field.name} at {where}: {a} != {b}"
-    assert first.detail["dep_wait_ns"] == second.detail["dep_wait_ns"]
-
-
-def check_accounts(result: Result) -> None:
-    """Numbered invariants that hold for every replay (docs/engine.md)."""
-    assert result.ops == int(result.op_count.sum()) == int(result.op_delay.sum())  # I1
-    waits = sum(x.read_wait_ns + x.write_wait_ns for x in result.locks)
-    assert int(result.blame_ns.sum()) == waits == int(result.thread_wait_ns.sum())  # I6
-    assert (result.op_busy_ns >= 0).all()
-    assert (result.blame_ns >= 0).all()  # I2
 
 
 # -- random programs ------------------------------------------------------------------

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scenario import COSTS, LONG, MIDDLE, SHORT, assert_equal, ends, lock, replay
 from small import LOCKS, R, W, machine, model, op, plan
-from test_rwsem_rules import COSTS, LONG, MIDDLE, SHORT, ends
-from test_twins import assert_equal, check_accounts
 
 from mmreplay.address_space.plan import MarkSet, PlanOp
 from mmreplay.engine import Options, Result, simulate
@@ -61,18 +60,11 @@ def run(
         machine(4, costs or COSTS, **numbers),
         Options(cores=cores),
     )
-    result = simulate(*inputs)
-    assert_equal(result, simulate_oracle(*inputs))
-    check_accounts(result)
-    return result
+    return replay(*inputs)
 
 
 def writer(vmas: list[int]) -> dict[str, Any]:
     return op(PlanOp.MPROTECT, vma=vmas[0], marks=[(MarkSet.TARGETS, v) for v in vmas])
-
-
-def lock(result: Result, name: str) -> Any:
-    return next(x for x in result.locks if x.name == name)
 
 
 PROGRAMS = {PlanOp.FAULT: FAULT, PlanOp.MPROTECT: protect()}

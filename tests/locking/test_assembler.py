@@ -122,6 +122,11 @@ REFUSED = {
     "seq locked": ("lock mm_seq read\ndone", 0, "use snap and check"),
     "check without snap": ("check mm_seq else a\n.a:\ndone", 0, "check without a snap"),
     "range without range": ("lock range read\nunlock range\ndone", 0, "needs a range"),
+    "range twice": (
+        "lock range read @op\nlock range write @vma1\nunlock range\ndone",
+        1,
+        "already held",
+    ),
     "range on rwsem": (
         "lock mmap_lock read @page\nunlock mmap_lock\ndone",
         0,
@@ -183,6 +188,10 @@ DECLARATIONS = {
     "line of another scope": (
         program("done").replace('scope = "table"', 'scope = "table"\nline = "mm.1"'),
         "does not belong to scope table",
+    ),
+    "range of one table": (
+        program("done").replace('"range"\nscope = "mm"', '"range"\nscope = "node"'),
+        'a range lock has scope mm, "range" has node',
     ),
     "owner line of another scope": (
         program("done").replace('bumps = "mm_seq"', 'bumps = "mm_seq"\nowner_line = "vma.2"'),

@@ -19,6 +19,7 @@ import numpy as np
 
 from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.engine.kinds.pin import Pin
+from mmreplay.engine.kinds.range import Range
 from mmreplay.engine.kinds.rwsem import Rwsem
 from mmreplay.engine.kinds.spin import Spin
 from mmreplay.engine.processors import Processors
@@ -284,7 +285,10 @@ class Simulation(Processors):
         op, a, b, c = (int(x) for x in self.model.code[thread.pc, :4])
         match Op(op):
             case Op.DONE:
-                return not thread.was_ordered or bool(self.setup.has_dependents[thread.row])
+                setup, row = self.setup, thread.row
+                if setup.has_dependents[row] or setup.touches[row]:
+                    return True
+                return not thread.was_ordered
             case Op.SLEEP | Op.FLUSH:
                 return True
             case Op.TOUCH:
@@ -315,6 +319,9 @@ class Simulation(Processors):
         now, cpu = self.now, thread.cpu
         match Op(op):
             case Op.DONE:
+                if self.setup.touches[thread.row]:
+                    for place in self.touch_places(thread.row):
+                        self.touched[place].add(cpu)
                 self._finish(thread)
             case Op.COST:
                 self._advance(thread, now + self._cost(thread, a, b))
@@ -397,6 +404,8 @@ class Simulation(Processors):
         elif isinstance(lock, Spin):
             thread.wait_mode = Mode.WRITE
             done = lock.lock(thread, self.now)
+        elif isinstance(lock, Range):
+            done = lock.lock(thread, mode, c, self.now)
         else:
             done = lock.lock(thread, mode, self.now)
         if self.model.lock_kind[a] == Kind.SPIN:
@@ -429,6 +438,8 @@ class Simulation(Processors):
             ok, done = lock.try_read(thread, self._seq_of(thread, a), self.now)
         elif isinstance(lock, Spin):
             ok, done = lock.try_lock(thread, self.now)
+        elif isinstance(lock, Range):
+            ok, done = lock.try_lock(thread, mode, c, self.now)
         else:
             ok, done = lock.try_lock(thread, mode, self.now)
         if not ok:

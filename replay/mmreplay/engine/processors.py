@@ -80,6 +80,18 @@ class Processors(World):
     def need_resched(self, thread: Thread) -> bool:
         return bool(self.run_queue) and self.now >= thread.slice_end_ns
 
+    def spin_on(self, thread: Thread, state: State) -> None:
+        """A waiter that spins with preemption on: where its slice ends, another may run."""
+        if self.need_resched(thread):
+            thread.after = state
+            self.at(thread, State.OFF, None)
+            self.run_queue.append(thread)
+            self.release_cpu(thread)
+            return
+        if self.now >= thread.slice_end_ns:
+            thread.slice_end_ns = self.now + self.setup.slice
+        self.at(thread, state, thread.slice_end_ns)
+
     def block(self, thread: Thread, span_ns: int) -> None:
         """Leave the CPU for a span of time."""
         thread.after = State.RUN
@@ -87,17 +99,26 @@ class Processors(World):
         self.release_cpu(thread)
 
     def flush(self, thread: Thread, scope: int) -> int:
-        """TLB shootdown: wait for the other CPUs of the address space; they owe the handler."""
+        """TLB shootdown: wait for the other CPUs concerned; they owe the handler.
+
+        ``mm``: those that last ran the address space.  ``touched``: those that made
+        translations of the range since it was last flushed, whatever they run now.
+        """
         setup = self.setup
         if scope == FlushScope.NONE:
             return 0
         mm = int(self.plan.mm[thread.row])
-        targets = 0
-        for cpu, running in enumerate(self.running):
-            if cpu != thread.cpu and self.cpu_mm[cpu] == mm:
-                targets += 1
-                if running is not None:
-                    self.owed_ns[cpu] += setup.handler
+        concerned = {cpu for cpu, last in enumerate(self.cpu_mm) if last == mm}
+        if scope == FlushScope.TOUCHED:
+            concerned = set()
+            for place in self.touch_places(thread.row):
+                concerned |= self.touched[place]
+                self.touched[place] = set()
+        concerned.discard(thread.cpu)
+        targets = len(concerned)
+        for cpu in concerned:
+            if self.running[cpu] is not None:
+                self.owed_ns[cpu] += setup.handler
         if targets == 0:
             return setup.flush_base
         return setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)

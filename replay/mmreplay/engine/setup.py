@@ -16,11 +16,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.address_space.plan import Plan, PlanOp, Trait
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
 from mmreplay.jit import njit
-from mmreplay.locking.isa import OP, PARAMS, A, B, Kind, Mode, Op, Scope
+from mmreplay.locking.isa import OP, PARAMS, A, B, FlushScope, Kind, Mode, Op, Scope
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
 
@@ -37,6 +37,9 @@ MASK64: Final = (1 << 64) - 1
 MIX1: Final = 0xBF58476D1CE4E5B9
 MIX2: Final = 0x94D049BB133111EB
 GOLDEN: Final = 0x9E3779B97F4A7C15
+
+#: Bits of a page number in a page key: those of 57-bit addresses.
+PAGE_BITS: Final = 45
 
 #: Owner of an object in the sharing analysis.
 NOBODY: Final = -1
@@ -219,6 +222,29 @@ def shared_objects(plan: Plan) -> dict[Scope, NDArray[np.bool_]]:
     return out
 
 
+def page_key(mm: I32, page: I64) -> I64:
+    """One number for a page of an address space, ordered by address within it."""
+    return (mm.astype(np.int64) << PAGE_BITS) | page
+
+
+def touch_points(plan: Plan, model: LockingModel) -> tuple[NDArray[np.bool_], I64]:
+    """Which operations make translations, and the pages at which their CPUs are remembered.
+
+    Only for models that flush by what was touched.  A page is remembered where some fault
+    of the plan is for it, or where a populated range begins or ends; an operation over a
+    range counts at all remembered pages in it.  A plan shows who first touches a page, not
+    who uses it later.
+    """
+    code = model.code
+    if not ((code[:, OP] == Op.FLUSH) & (code[:, A] == FlushScope.TOUCHED)).any():
+        return np.zeros(plan.n_ops, np.bool_), np.zeros(0, np.int64)
+    populates = (plan.traits & np.uint64(int(Trait.POPULATE))) != 0
+    touches = ((plan.op == PlanOp.FAULT) | populates) & (plan.pages > 0)
+    mm = plan.mm[touches]
+    ends = (plan.first_page[touches], plan.last_page[touches])
+    return touches, np.unique(np.concatenate([page_key(mm, page) for page in ends]))
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """Integers that both twins run on.  Times in ns, costs in 1/256 ns."""
@@ -245,11 +271,20 @@ class Setup:
     in_group: NDArray[np.bool_]  # (T,)
     group_ops: int
     has_dependents: NDArray[np.bool_]  # (N,)
+    touches: NDArray[np.bool_]  # (N,) leaves translations behind that ``flush touched`` asks for
+    touch_keys: I64  # sorted page keys (:func:`page_key`) at which that is remembered
 
 
-def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Setup:
-    """Check what the engine cannot run and turn every cost into an integer."""
+def prepare(
+    plan: Plan, model: LockingModel, machine: Machine, options: Options, *, twin: bool = True
+) -> Setup:
+    """Check what the engine cannot run and turn every cost into an integer.
+
+    ``twin``: for the compiled loop, which does not have all that the oracle has.
+    """
     _check(plan, model, options)
+    if twin:
+        _check_twin(model)
     cpus = choose_cpus(machine, options.cores, options.placement)
     factor = options.kernel_factor / speed(machine, min(plan.n_threads, options.cores))
     cost_q, draws, keys = [], [], []
@@ -287,6 +322,7 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
     lengths = np.diff(plan.thread_first)
     dependents = np.zeros(plan.n_ops, np.bool_)
     dependents[plan.dep_op] = True
+    touches, touch_keys = touch_points(plan, model)
     r = round
     return Setup(
         cores=options.cores,
@@ -311,6 +347,8 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
         in_group=in_group,
         group_ops=int(lengths[in_group].sum()),
         has_dependents=dependents,
+        touches=touches,
+        touch_keys=touch_keys,
     )
 
 
@@ -322,19 +360,6 @@ def _check(plan: Plan, model: LockingModel, options: Options) -> None:
         raise UserError(f"kernel factor {options.kernel_factor}", fix="give a positive factor")
     if options.load not in ("recorded", "saturated"):
         raise UserError(f'unknown load "{options.load}"', fix="use recorded or saturated")
-    for name, kind, params in zip(model.locks, model.lock_kind, model.lock_params, strict=True):
-        if kind == Kind.RANGE:
-            raise UserError(
-                f'lock "{name}": kind range has no engine yet',
-                where=where,
-                fix="use rwsem, pin, spin or seq",
-            )
-        if kind == Kind.RWSEM and params[P["bravo_slots"]]:
-            raise UserError(
-                f'lock "{name}": bravo readers have no engine yet',
-                where=where,
-                fix='use readers = "plain"',
-            )
     for row in model.code:
         if row[OP] in (Op.LOCK, Op.TRY) and row[B] == Mode.WRITE:
             if model.lock_kind[row[A]] == Kind.PIN:
@@ -349,6 +374,30 @@ def _check(plan: Plan, model: LockingModel, options: Options) -> None:
                 f"model {model.name} has no program for {PlanOp(int(kind)).name.lower()}",
                 where=where,
                 fix="add the program, or let the model extend one that has it",
+            )
+
+
+def _check_twin(model: LockingModel) -> None:
+    where = str(model.path)
+    for row in model.code:
+        if row[OP] == Op.FLUSH and row[A] == FlushScope.TOUCHED:
+            raise UserError(
+                "flush touched has no compiled engine yet",
+                where=f"{where}:{row[5]}",
+                fix="use flush mm",
+            )
+    for name, kind, params in zip(model.locks, model.lock_kind, model.lock_params, strict=True):
+        if kind == Kind.RANGE:
+            raise UserError(
+                f'lock "{name}": kind range has no engine yet',
+                where=where,
+                fix="use rwsem, pin, spin or seq",
+            )
+        if kind == Kind.RWSEM and params[P["bravo_slots"]]:
+            raise UserError(
+                f'lock "{name}": bravo readers have no engine yet',
+                where=where,
+                fix='use readers = "plain"',
             )
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
 
 from mmreplay.address_space.plan import Plan
 from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
 from mmreplay.engine.kinds.pin import Pin
+from mmreplay.engine.kinds.range import Range
 from mmreplay.engine.kinds.rwsem import Rwsem
 from mmreplay.engine.kinds.seq import Seq
 from mmreplay.engine.kinds.spin import Spin
@@ -25,6 +28,7 @@ from mmreplay.engine.setup import (
     P,
     Setup,
     object_scope,
+    page_key,
     prepare,
 )
 from mmreplay.engine.states import State
@@ -35,6 +39,12 @@ from mmreplay.machine.profile import Machine
 if TYPE_CHECKING:
     from mmreplay.engine.oracle import Simulation
 
+_FACTORY: Final[dict[Kind, type[Lock]]] = {
+    Kind.RWSEM: Rwsem,
+    Kind.PIN: Pin,
+    Kind.SPIN: Spin,
+    Kind.RANGE: Range,
+}
 #: Program counters that are no instruction: between two operations.
 PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
 
@@ -103,7 +113,7 @@ class World:
 
     def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:
         self.plan, self.model, self.options = plan, model, options
-        self.setup: Setup = prepare(plan, model, machine, options)
+        self.setup: Setup = prepare(plan, model, machine, options, twin=False)
         self.params = model.lock_params
         self.locks: dict[tuple[int, int], Any] = {}
         self.lines: dict[tuple[int, int], Line | PrivateLine] = {}
@@ -113,6 +123,8 @@ class World:
             Scope.VMA: [False] * len(plan.vma_mm),
         }
         self.every: Counter[tuple[int, int]] = Counter()
+        #: CPUs that may hold translations of a page, by position in ``setup.touch_keys``
+        self.touched: list[set[int]] = [set() for _ in self.setup.touch_keys]
 
     def _marks(self, row: int, which: int) -> tuple[int, int]:
         """Where the operation's list for one MarkSet begins and ends."""
@@ -120,6 +132,15 @@ class World:
         rows = range(int(plan.mark_first[row]), int(plan.mark_first[row + 1]))
         found = [k for k in rows if plan.mark_set[k] == which]
         return (found[0], found[-1] + 1) if found else (0, 0)
+
+    def touch_places(self, row: int) -> range:
+        """Positions in ``touched`` of the pages of an operation's range."""
+        plan, keys = self.plan, self.setup.touch_keys
+        bounds = page_key(
+            plan.mm[[row, row]], np.array([plan.first_page[row], plan.last_page[row]])
+        )
+        first = np.searchsorted(keys, bounds[0], "left")
+        return range(int(first), int(np.searchsorted(keys, bounds[1], "right")))
 
     def _object(self, thread: Thread, scope: int, operand: int) -> int:
         """Number of the object of ``scope`` that the running operation means; -1 none."""
@@ -171,7 +192,7 @@ class World:
             if kind == Kind.SEQ:
                 self.locks[key] = Seq(line)
             else:
-                factory = {Kind.RWSEM: Rwsem, Kind.PIN: Pin, Kind.SPIN: Spin}[Kind(kind)]
+                factory = _FACTORY[Kind(kind)]
                 made: Lock = factory(cast("Simulation", self), a, line)
                 self.locks[key] = made
         return self.locks[key]

@@ -258,6 +258,8 @@ def _lock(reader: _Reader, name: str, table: Any) -> LockDecl | None:
     line = _own_line(reader, table, where, "line", scope, f"{scope.name.lower()}.{name}")
     if line is None:
         return None
+    if kind is Kind.RANGE and scope is not Scope.MM:
+        reader.fail(f'a range lock has scope mm, "{name}" has {scope.name.lower()}', where, "scope")
     rank = reader.number(table, where, "rank", -1)
     lock = LockDecl(name, kind, scope, line, rank, {key: _DEFAULTS.get(key, 0) for key in PARAMS})
     lock.file, lock.at = reader.source.name, reader.source.line(where)

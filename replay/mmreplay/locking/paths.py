@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mmreplay.errors import closest
-from mmreplay.locking.declarations import Declared
+from mmreplay.locking.declarations import Declared, LockDecl
 from mmreplay.locking.decode import Condition, Decoder, Instruction
 from mmreplay.locking.isa import Kind, Mode, Op, Operand, Scope
 from mmreplay.locking.problems import Problem
@@ -372,7 +372,9 @@ class Paths:
         lock = decoded.lock
         assert lock is not None
         new = Held(lock.name, decoded.b, decoded.c)
-        same = [h for h in state.held if h.lock == lock.name and h.operand == new.operand]
+        same = [
+            h for h in state.held if h.lock == lock.name and _place(h, lock) == _place(new, lock)
+        ]
         if same:
             self._at(statement, f"{same[0]} is already held: a deadlock with itself")
             return state.held
@@ -466,6 +468,13 @@ class Paths:
         problem = Problem(file, line, text)
         if problem not in self.problems:
             self.problems.append(problem)
+
+
+def _place(held: Held, lock: LockDecl) -> int:
+    """What one thread may hold once: all ranges of a range lock lie in one address space."""
+    if lock.kind is Kind.RANGE and held.operand not in (Operand.CHILD, Operand.TARGET):
+        return int(Operand.NONE)
+    return held.operand
 
 
 def _along(state: State, out: State) -> State:

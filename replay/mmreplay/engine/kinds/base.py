@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from mmreplay.engine.states import State
+
 if TYPE_CHECKING:
     from mmreplay.engine.oracle import Simulation
     from mmreplay.engine.world import Thread
@@ -76,6 +78,21 @@ class PrivateLine:
         return at_ns
 
 
+def shares(span_ns: int, by_kind: Counter[int]) -> dict[int, int]:
+    """Split a span of time over kinds of operation by the number of their threads.
+
+    What integer division leaves goes to the lowest kind, so that shares always sum to
+    the span; nobody: hand-over.
+    """
+    kinds = sorted(kind for kind, count in by_kind.items() if count)
+    if not kinds:
+        return {HAND_OVER: span_ns}
+    total = sum(by_kind.values())
+    out = {kind: span_ns * by_kind[kind] // total for kind in kinds}
+    out[kinds[0]] += span_ns - sum(out.values())
+    return out
+
+
 class Lock:
     """One instance of a lock: who holds it, who waits, and who is to blame."""
 
@@ -113,20 +130,11 @@ class Lock:
             self.writer_kind = thread.kind
 
     # -- blame ------------------------------------------------------------------
-    def shares(self, span_ns: int) -> dict[int, int]:
-        """Split a span of time over the kinds of operation that hold the lock now.
-
-        Readers share by their number; what integer division leaves goes to the
-        lowest kind among them, so that shares always sum to the span.
-        """
+    def blockers(self, waiter: Thread) -> Counter[int]:
+        """Kinds of operation that the waiter waits for now, with the number of their threads."""
         if self.writer is not None:
-            return {self.writer_kind: span_ns}
-        if self.readers == 0:
-            return {HAND_OVER: span_ns}
-        kinds = sorted(kind for kind, count in self.readers_by_kind.items() if count)
-        out = {kind: span_ns * self.readers_by_kind[kind] // self.readers for kind in kinds}
-        out[kinds[0]] += span_ns - sum(out.values())
-        return out
+            return Counter({self.writer_kind: 1})
+        return self.readers_by_kind
 
     def advance(self) -> None:
         """Charge the time since the last change to whoever held the lock in it.
@@ -136,9 +144,9 @@ class Lock:
         """
         span = self.sim.now - self.last_ns
         self.last_ns = self.sim.now
-        if span and self.waiting:
-            for holder, share in self.shares(span).items():
-                for waiter in self.waiting.values():
+        if span:
+            for waiter in self.waiting.values():
+                for holder, share in shares(span, self.blockers(waiter)).items():
                     waiter.charges[holder] += share
 
     def enter(self, thread: Thread) -> None:
@@ -164,3 +172,14 @@ class Lock:
         thread.wait_ns += wait
         sim.thread_wait_ns[thread.index, self.index] += wait
         sim.stat(self.index, "write_wait_ns" if write else "read_wait_ns", wait)
+
+    # -- waking --------------------------------------------------------------------
+    def wake_up(self, thread: Thread, state: State, at_ns: int) -> int:
+        """Wake one sleeper.  One that is still falling asleep goes on at once, for free."""
+        if thread.cpu < 0:
+            at_ns += self.sim.setup.waker
+            thread.after = state
+            self.sim.at(thread, State.OFF, at_ns + self.sim.setup.woken)
+        else:
+            self.sim.at(thread, state, max(at_ns, thread.awake_ns))
+        return at_ns

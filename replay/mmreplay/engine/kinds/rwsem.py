@@ -156,7 +156,7 @@ class Rwsem(Lock):
             if read_owned or not any_ or head.wake_pending:
                 return at_ns
             head.wake_pending = True
-            return self._wake_up(head, State.RETRY, at_ns)
+            return self.wake_up(head, State.RETRY, at_ns)
         if self.writer is not None:  # a writer stole it in between
             if self.sim.now - head.queued_ns > self.handoff_ns and not self.handoff:
                 self.handoff = True
@@ -172,17 +172,7 @@ class Rwsem(Lock):
             if reader is waker:
                 waker.state = State.GRANTED
             else:
-                at_ns = self._wake_up(reader, State.GRANTED, at_ns)
-        return at_ns
-
-    def _wake_up(self, thread: Thread, state: State, at_ns: int) -> int:
-        """Wake one sleeper.  One that is still falling asleep goes on at once, for free."""
-        if thread.cpu < 0:
-            at_ns += self.sim.setup.waker
-            thread.after = state
-            self.sim.at(thread, State.OFF, at_ns + self.sim.setup.woken)
-        else:
-            self.sim.at(thread, state, max(at_ns, thread.awake_ns))
+                at_ns = self.wake_up(reader, State.GRANTED, at_ns)
         return at_ns
 
     # -- the queue -----------------------------------------------------------------
