@@ -3,7 +3,7 @@
 Each thread faults page by page in its own VMA; every fiftieth operation is an mmap
 (2 %), which write-locks mmap_lock and marks the thread's own VMA (it grows by merging).
 
-    python benchmarks/engine_speed.py [--threads 8,64,256] [--ops 1000000] [--model NAME]
+    python benchmarks/engine_speed.py [--threads 8,64,256] [--ops 1000000] [--models A,B]
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent / p) for p in ("replay", "tests/engine")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "replay"))
 
-import small  # noqa: E402
+from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait
+from mmreplay.engine import Options, Replay, simulate
+from mmreplay.locking.loader import load_model
+from mmreplay.machine.loader import load_machine
+from mmreplay.machine.topology import extrapolated
 
-from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait  # noqa: E402
-from mmreplay.engine import Options, simulate  # noqa: E402
-from mmreplay.locking.isa import Count, Op, RuntimeBit  # noqa: E402
-from mmreplay.locking.model import LockingModel  # noqa: E402
-
-R, W = small.R, small.W
 PAGES_PER_TABLE = 512
 
 
@@ -66,68 +65,33 @@ def fault_plan(threads: int, ops: int, think_ns: int = 2000, mmap_every: int = 5
     )  # fmt: skip
 
 
-def stand_in(vma_locks: bool) -> LockingModel:
-    """The fault and mmap programs of a kernel without or with per-VMA locks."""
-    present, have = int(RuntimeBit.TABLE_PRESENT), int(RuntimeBit.VMA_ANON_VMA)
-    missing, needs = int(Trait.TABLE_MISSING), int(Trait.NEEDS_ANON_VMA)
-    kernel = int(Trait.KERNEL_MODE)
-
-    def body(tag: str) -> list[object]:
-        return [
-            (Op.BRANCH, (0, missing), f"{tag}table"),
-            (Op.BRANCH, (0, 0, present), f"{tag}table"),
-            (Op.COST, "pt_alloc"), (Op.SET, present), f"{tag}table",
-            (Op.BRANCH, (0, needs), f"{tag}have"), (Op.BRANCH, (0, 0, have), f"{tag}have"),
-            (Op.COST, "anon_vma"), (Op.SET, have), f"{tag}have",
-            (Op.COST, "alloc"), (Op.COST, "zero", Count.PAGES), (Op.LOCK, "ptl", W),
-            (Op.COST, "set_pte"), (Op.UNLOCK, "ptl", W),
-        ]  # fmt: skip
-
-    fault: list[object] = [(Op.COST, "entry")]
-    if vma_locks:
-        fault += [
-            (Op.BRANCH, (kernel,), "mmap_path"), (Op.COST, "walk"),
-            (Op.TRY, "vma", R, "busy"), *body("v"), (Op.UNLOCK, "vma", R), (Op.DONE,),
-            "busy", (Op.COUNT, "abort"), "mmap_path",
-        ]  # fmt: skip
-    fault += [
-        (Op.TRY, "mmap_lock", R, "slow"), (Op.JUMP, "got"), "slow", (Op.LOCK, "mmap_lock", R),
-        "got", (Op.COST, "walk"), *body("m"), (Op.UNLOCK, "mmap_lock", R), (Op.DONE,),
-    ]  # fmt: skip
-    mapping = [
-        (Op.COST, "entry"), (Op.LOCK, "mmap_lock", W), (Op.COST, "gap"),
-        (Op.EACH, MarkSet.NEIGHBOURS, "stored"), "next",
-        *([(Op.MARK, "vma")] if vma_locks else [(Op.COST, "gap")]), (Op.END, "next"), "stored",
-        (Op.COST, "tree"), (Op.UNLOCK, "mmap_lock", W), (Op.DONE,),
-    ]  # fmt: skip
-    return small.model({PlanOp.FAULT: fault, PlanOp.MMAP: mapping})
-
-
-COSTS = {"entry": 150, "walk": 60, "pt_alloc": 400, "anon_vma": 300, "alloc": 120, "zero": 90,
-         "set_pte": 40, "gap": 300, "tree": 400}  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", default="8,64,256")
     parser.add_argument("--ops", type=int, default=1_000_000)
+    parser.add_argument("--models", default="linux-6.1,linux-6.18")
+    parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
+    machine = extrapolated(load_machine("generic-server"), 256)
     began = time.perf_counter()
-    machine = small.machine(256, COSTS, spread=0.2)
-    for name, vma_locks in (("mmap_lock", False), ("vma lock", True)):
-        model = stand_in(vma_locks)
+    for name in arguments.models.split(","):
+        model = load_model(name)
         simulate(fault_plan(2, 200), model, machine, Options(cores=2))
-        print(f"# ready after {time.perf_counter() - began:.1f} s")
+        print(f"# {name} ready after {time.perf_counter() - began:.1f} s")
         for threads in (int(x) for x in arguments.threads.split(",")):
             plan = fault_plan(threads, arguments.ops)
-            runs = [simulate(plan, model, machine, Options(cores=threads)) for _ in range(3)]
-            wall = min(r.wall_s for r in runs)
-            loop = min(r.detail["loop_s"] for r in runs)
-            cpu = min(r.detail["loop_cpu_s"] for r in runs)
-            ops = runs[0].ops / 1e6
+            ready, runs = [], []
+            for _ in range(arguments.repeat):
+                before = time.thread_time()
+                replay = Replay(plan, model)
+                ready.append(time.thread_time() - before)
+                runs.append(replay.run(machine, Options(cores=threads)))
+            million = runs[0].ops / 1e6
+            loop = median(r.detail["loop_cpu_s"] for r in runs)
             print(
-                f"{name:10} {threads:4} threads: {ops / wall:6.2f} M ops/s in all,"
-                f" {ops / loop:6.2f} in the loop, {ops / cpu:6.2f} per CPU second of the loop"
+                f"{name:12} {threads:4} threads: {million / loop:6.2f} M ops per CPU second in the"
+                f" loop, {million / (loop + median(ready)):6.2f} with getting ready,"
+                f" {sum(x.sleeps for x in runs[0].locks) / runs[0].ops:.2f} sleeps an operation"
             )
 
 

@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numba
+import numba.extending
+import numba.np.arrayobj
 
 _PACKAGE: Final = Path(__file__).resolve().parent
 _KEEP: Final = 3
+_CHECKED: Final = bool(numba.config.BOUNDSCHECK)
 #: Which rooms' sources a room's compiled functions use, besides its own and the
 #: modules at the top of the package.  A room that is not named uses all of them.
 _USES: Final[dict[str, tuple[str, ...]]] = {
@@ -108,7 +111,33 @@ def borrowing_helper(function: Callable[..., Any]) -> Any:
     return helper(function, counts_references=False)
 
 
-def helper(function: Callable[..., Any], *, counts_references: bool = True) -> Any:
+@numba.extending.intrinsic
+def _pointer(_context: Any, array: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return numba.np.arrayobj.make_array(signature.args[0])(context, builder, args[0]).data
+
+    return numba.types.CPointer(array.dtype)(array), codegen
+
+
+@numba.extending.register_jitable
+def pointer(array: Any) -> Any:
+    """In compiled code: the elements of a contiguous array, as something to index.
+
+    An array is passed to each callee as seven words, and every signed index into it is
+    tested for being negative.  A pointer is one word and indexes as C does.  The caller
+    keeps the array alive.  With ``NUMBA_BOUNDSCHECK=1`` it stays an array.
+    """
+    return array if _CHECKED else _pointer(array)
+
+
+def inlined_helper(function: Callable[..., Any]) -> Any:
+    """A ``borrowing_helper`` that is put into every caller: for few and hot places."""
+    return helper(function, counts_references=False, forceinline=True)
+
+
+def helper(
+    function: Callable[..., Any], *, counts_references: bool = True, forceinline: bool = False
+) -> Any:
     """Compile a callee of compiled functions only: no Python wrapper, no cache of its own.
 
     It is stored inside its callers' cache entries, and compiles several times faster
@@ -120,6 +149,7 @@ def helper(function: Callable[..., Any], *, counts_references: bool = True) -> A
         error_model="numpy",
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
+        forceinline=forceinline,
         **({} if counts_references else {"_nrt": False}),
     )(function)
     if numba.config.DISABLE_JIT:

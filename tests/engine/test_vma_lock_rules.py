@@ -164,9 +164,9 @@ def test_shootdown_waits_and_steals_from_its_targets() -> None:
 
 
 def test_more_threads_than_cpus_take_turns_by_slices() -> None:
-    body = [(Op.COST, SHORT)] * 10 + [(Op.DONE,)]
-    # One CPU, slice 4000: T0 runs four steps, then T1 after a switch of 500, and so on.
-    result = run({PlanOp.FAULT: body}, [[op()], [op()]], cores=1, slice_ns=4000)
+    body = [(Op.COST, SHORT)] * 2 + [(Op.DONE,)]
+    # One CPU, slice 4000: T0 runs two operations, then T1 after a switch of 500, and so on.
+    result = run({PlanOp.FAULT: body}, [[op()] * 5, [op()] * 5], cores=1, slice_ns=4000)
     # T0 0-4000, T1 4500-8500, T0 9000-13000, T1 13500-17500, T0 18000-20000, T1 20500-22500.
     assert ends(result) == [20_000, 22_500]
     assert result.idle_ns == 0

@@ -4,316 +4,296 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.address_space.plan import PlanOp
 from mmreplay.engine.layout import *
 from mmreplay.engine.loop import replay
+from mmreplay.engine.prepared import Prepared
 from mmreplay.engine.result import DELAY_BUCKETS, Options, Result
-from mmreplay.engine.setup import SCOPES, P, Setup, cpu_mask_words, object_scope, prepare
-from mmreplay.engine.specialise import Emitter, classify, pack, trait_mask
+from mmreplay.engine.setup import (
+    DRAWS,
+    P,
+    Setup,
+    cpu_mask_words,
+    line_scopes,
+    object_scope,
+    prepare,
+    stream_of,
+)
+from mmreplay.engine.specialise import BIT_SCOPE, COLUMN
 from mmreplay.engine.summary import Totals, stuck, summarise
-from mmreplay.locking.isa import Kind, Scope
-from mmreplay.locking.model import LockingModel
+from mmreplay.locking.isa import Kind
 from mmreplay.machine.profile import Machine
 
 I64 = NDArray[np.int64]
 
 
-def _operations(plan: Plan, model: LockingModel, setup: Setup, kinds: I64) -> tuple[Any, I64]:
-    """The specialised code and the packed operations."""
-    shared = setup.shared
-    limit = 1 << 10
-    while True:
-        keys = np.zeros(limit, np.int64)
-        class_of = np.empty(plan.n_ops, np.int32)
-        count = classify(
-            plan.op, plan.traits, trait_mask(model), plan.mm, plan.child_mm, plan.vma, plan.table,
-            plan.file, plan.anon_slot, shared[Scope.MM], shared[Scope.VMA], shared[Scope.TABLE],
-            shared[Scope.FILE], shared[Scope.ANON_ROOT], keys, np.full(4 * limit, -1, np.int32),
-            class_of,
-        )  # fmt: skip
-        if count >= 0:
-            break
-        limit *= 8
-    emitter = Emitter(model, setup)
-    starts = np.array([emitter.emit(key) for key in keys[:count].tolist()], np.int64)
-    code = np.zeros((len(emitter.out), 8), np.int32)
-    code[:, :6] = np.array(emitter.out, np.int32).reshape(-1, 6)
-    dense = np.zeros(len(PlanOp), np.int64)
-    dense[kinds] = np.arange(len(kinds))
-    ops = np.empty((plan.n_ops, 8), np.int64)
-    pack(
-        class_of, starts, np.where(starts < 0, F_NO_PROGRAM, 0), dense, plan.op, plan.think_cpu_ns,
-        plan.think_blocked_ns, plan.pages, plan.scale, plan.vma, plan.table, plan.mm,
-        plan.anon_slot, plan.vmas, plan.tables, plan.file, plan.child_mm, plan.dep_first,
-        setup.has_dependents, ops,
-    )  # fmt: skip
-    return code.ravel(), ops.ravel()
-
-
-class _Sharing:
-    """Dense numbers of the shared objects of each scope, in one array."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.base: dict[Scope, int] = {}
-        self.size: dict[Scope, int] = {}
-        self.objects: dict[Scope, int] = {}
-        parts = []
-        total = 0
-        for scope in SCOPES:
-            shared = setup.shared[scope]
-            self.base[scope] = total
-            self.size[scope] = int(shared.sum())
-            self.objects[scope] = len(shared)
-            parts.append(np.where(shared, np.cumsum(shared) - 1, -1).astype(np.int32))
-            total += len(shared)
-        self.sid = np.concatenate(parts)
-
-
-def simulate_compiled(
-    plan: Plan, model: LockingModel, machine: Machine, options: Options
-) -> Result:
-    """See :func:`mmreplay.engine.simulate`."""
+def run_compiled(prepared: Prepared, machine: Machine, options: Options) -> Result:
+    """See :meth:`mmreplay.engine.Replay.run`."""
     began = time.perf_counter()
+    plan, model = prepared.plan, prepared.model
     setup = prepare(plan, model, machine, options)
-    sharing = _Sharing(setup)
-    kinds = np.flatnonzero(np.bincount(plan.op, minlength=len(PlanOp)))
-    code, ops = _operations(plan, model, setup, kinds)
-    n_threads, n_locks, n_kinds = plan.n_threads, len(model.locks), len(kinds)
-
-    # lines and instances
-    line_scope = np.array(setup.line_scope, np.int64)
-    line_sid = np.array([sharing.base[s] for s in setup.line_scope], np.int64)
-    sizes = [sharing.size[s] for s in setup.line_scope]
-    line_base = np.cumsum([0, *sizes])[:-1].astype(np.int64)
-    n_lines = sum(sizes)
-    locks, n_instances, n_values = _locks(setup, model, sharing, line_sid, line_base)
-    values = np.zeros(max(n_values, 1), np.int64)
-    for d in locks:
-        if d[D_KIND] == Kind.PIN:
-            scope = Scope(int(d[D_SCOPE]))
-            values[d[D_VALUE] : d[D_VALUE] + sharing.objects[scope]] = -1
-
-    m, regions = _memory(plan, setup, options, locks, n_instances, n_lines, n_kinds)
-    every = np.zeros(max(1, setup.cores * len(model.cond_every)), np.int64)
-    cond_bits = np.stack(
-        [model.cond_bits_set, model.cond_bits_clear, model.cond_every], axis=1
-    ).astype(np.int64)
-    bits = np.concatenate(
-        [plan.anon_initial, np.zeros(len(plan.vma_mm), np.uint8), plan.table_initial]
-    ).astype(np.uint8)
-    n_anon, n_vmas = len(plan.anon_initial), len(plan.vma_mm)
-    bit_base = np.array(
-        [
-            (0, sharing.base[Scope.ANON_ROOT], Scope.ANON_ROOT),
-            (n_anon, sharing.base[Scope.VMA], Scope.VMA),
-            (n_anon + n_vmas, sharing.base[Scope.TABLE], Scope.TABLE),
-        ],
-        np.int64,
-    )
+    memory = Memory(prepared, setup, options)
     has_deps = len(plan.dep_op) > 0
-    done_ops = np.zeros(plan.n_ops if has_deps else 1, np.uint8)
-    dep_head = np.full(plan.n_ops if has_deps else 1, -1, np.int32)
-    tails = np.stack([plan.thread_tail_cpu_ns, plan.thread_tail_blocked_ns], axis=1)
-    loops = plan.thread_loop.astype(np.int64).copy()
-    loops[np.diff(plan.thread_first) == 0] = -2  # without operations: its end ends nothing
-    reasons = np.zeros(len(model.reasons), np.int64)
     loop_began, cpu_began = time.perf_counter(), time.thread_time()
     replay(
-        m, ops, code,
-        setup.cost_q, setup.cost_key, setup.cost_draw.ravel().astype(np.int32), setup.sleep_ns,
-        plan.sleep_ns, loops, tails.astype(np.int64), sharing.sid, values, line_scope, line_sid,
-        line_base, cond_bits, every, bits, bit_base, plan.mark_first, plan.mark_vma, plan.mark_set,
-        plan.dep_first, plan.dep_op, done_ops, dep_head,
-        np.zeros(n_threads * 2 * n_locks, np.int64), np.zeros((n_threads, n_locks), np.int64),
-        reasons,
+        memory.m, prepared.longs, prepared.longs.view(np.int32), memory.code(),
+        setup.cost_draw.ravel().astype(np.int32), plan.mark_first, prepared.mark_vma,
+        plan.mark_set, plan.sleep_ns, plan.dep_first, plan.dep_op,
+        np.zeros(plan.n_ops if has_deps else 1, np.uint8),
+        np.full(plan.n_ops if has_deps else 1, -1, np.int32), prepared.bits.copy(),
     )  # fmt: skip
     loop = {
         "loop_s": time.perf_counter() - loop_began,
         "loop_cpu_s": time.thread_time() - cpu_began,
     }
-    totals = _totals(m, regions, setup, kinds, n_threads, n_locks, reasons)
-    threads = m[regions[H_TH] : regions[H_TH] + n_threads * TF].reshape(n_threads, TF)
+    threads = memory.part(HEADER, plan.n_threads, TF)
     unfinished = np.flatnonzero(threads[:, T_STATE] != END)
-    if len(unfinished) and m[H_STOP] < 0:
+    if len(unfinished) and memory.m[H_STOP] < 0:
         raise stuck(model, unfinished.tolist())
-    result = summarise(model, totals)
+    result = summarise(model, memory.totals(setup))
     result.detail.update(loop)
     object.__setattr__(result, "wall_s", time.perf_counter() - began)
     return result
 
 
-def _locks(
-    setup: Setup, model: LockingModel, sharing: _Sharing, line_sid: I64, line_base: I64
-) -> tuple[I64, int, int]:
-    """Descriptors of the model's locks; how many instances and values they need."""
-    out = np.zeros((len(model.locks), DF), np.int64)
-    instances = values = 0
-    for index in range(len(model.locks)):
-        scope = object_scope(int(model.lock_scope[index]))
-        line = int(model.lock_line[index])
-        params = model.lock_params[index]
-        d = out[index]
-        d[D_KIND] = model.lock_kind[index]
-        d[D_SCOPE], d[D_SID], d[D_INST] = scope, sharing.base[scope], instances
-        d[D_LINE_SCOPE], d[D_LINE_SID] = setup.line_scope[line], line_sid[line]
-        d[D_LINE], d[D_VALUE] = line_base[line], values
-        for column, name in (
-            (D_MARKS_BY, "marks_by"), (D_BUMPS, "bumps"), (D_BUMP_ACQUIRE, "bump_acquire"),
-            (D_STEAL, "steal"), (D_READER_SPIN, "reader_spin"), (D_OSQ, "osq"),
-            (D_SPIN_US, "spin_us"), (D_HANDOFF_NS, "handoff_ns"), (D_BATCH, "batch"),
-            (D_FORM, "form"),
-        ):  # fmt: skip
-            d[column] = params[P[name]]
-        d[D_BATCH] = max(1, d[D_BATCH])
-        owner = params[P["owner_line"]]
-        d[D_OWNER] = line_base[owner] if owner >= 0 else -1
-        if model.lock_kind[index] != Kind.SEQ:
-            instances += sharing.size[scope]
-        if model.lock_kind[index] in (Kind.SEQ, Kind.PIN):
-            values += sharing.objects[scope]
-    return out, instances, values
+#: Columns of an instance that name a thread: -1 is nobody.
+_NONE_COLUMNS: Final = (I_WRITER, I_Q_HEAD, I_Q_TAIL, I_OSQ_HEAD, I_OSQ_TAIL, I_DRAINER)
 
 
-def _memory(
-    plan: Plan, setup: Setup, options: Options, locks: I64, n_instances: int, n_lines: int,
-    n_kinds: int,
-) -> tuple[I64, dict[int, int]]:  # fmt: skip
-    """The flat array and the bases of its regions."""
-    n_threads, n_locks, cores = plan.n_threads, len(locks), setup.cores
-    shift = max(1, (n_threads - 1).bit_length())
-    leaves = 1 << shift
-    isize = I_BY_KIND + 2 * n_kinds + 1
-    lsize = L_READERS + cpu_mask_words(cores)
-    sizes = {
-        H_TH: n_threads * TF, H_CORE: cores * CF, H_TREE: 2 * leaves, H_LOCK: n_locks * DF,
-        H_STAT: n_locks * SF, H_BLAME: n_locks * (n_kinds + 1) * n_kinds,
-        H_SNAP: n_threads * (n_kinds + 1), H_TWAIT: n_threads * n_locks, H_OPCOUNT: n_kinds,
-        H_OPBUSY: n_kinds, H_OPWAIT: n_kinds, H_DELAY: n_kinds * DELAY_BUCKETS, H_TEND: n_threads,
-        H_DIST: cores * cores, H_INST: n_instances * isize, H_LINE: n_lines * lsize,
-    }  # fmt: skip
-    regions: dict[int, int] = {}
-    total = HEADER
-    for region, size in sizes.items():
-        regions[region] = total
-        total += size
-    m = np.zeros(total, np.int64)
-    for region, base in regions.items():
-        m[region] = base
-    scalars = {
-        H_SHIFT: shift, H_LEAVES: leaves, H_KINDS: n_kinds, H_CORES: cores, H_ISIZE: isize,
-        H_LSIZE: lsize, H_LOCKS: n_locks, H_RQ_HEAD: -1, H_RQ_TAIL: -1, H_IDLE_CORES: cores,
-        H_STOP: -1, H_WIN_BEGIN: -1, H_WIN_END: -1, H_GRP_TOTAL: setup.group_ops,
-        H_ATOMIC: setup.atomic, H_WAKER: setup.waker, H_WOKEN: setup.woken, H_FALL: setup.fall,
-        H_SWITCH: setup.switch, H_SLICE: setup.slice, H_POLL: setup.poll,
-        H_FLUSH_BASE: setup.flush_base, H_FLUSH_FIRST: setup.flush_first,
-        H_FLUSH_NEXT: setup.flush_next, H_HANDLER: setup.handler, H_THREADS: n_threads,
-        H_WRAP: int(options.wrap), H_SATURATED: int(options.load == "saturated"),
-        H_SEED: options.seed,
-    }  # fmt: skip
-    for field, value in scalars.items():
-        m[field] = value
+class Memory:
+    """The flat array of one replay (see ``layout.py``)."""
 
-    def table(region: int, rows: int) -> I64:
-        return m[regions[region] : regions[region] + sizes[region]].reshape(rows, -1)
+    def __init__(self, prepared: Prepared, setup: Setup, options: Options) -> None:
+        self.prepared = prepared
+        plan, model = prepared.plan, prepared.model
+        threads, locks, kinds = plan.n_threads, len(model.locks), len(prepared.kinds)
+        conditions = len(model.cond_every)
+        self.isize = -(-(I_BY_KIND + 2 * kinds + 1) // 8) * 8
+        self.lsize = -(-(L_READERS + cpu_mask_words(setup.cores)) // 8) * 8
+        levels = [-(-threads // 8) * 8]
+        while levels[-1] > 8:
+            levels.append(-(-levels[-1] // 64) * 8)
+        sizes = {
+            HEADER: threads * TF,  # the threads: right behind the header
+            H_CORE: setup.cores * CF, H_DIST: setup.cores**2, H_LOCK: locks * DF,
+            H_STAT: locks * SF, H_BLAME: locks * (kinds + 1) * kinds,
+            H_SNAP: threads * (kinds + 1), H_TWAIT: threads * locks, H_OPCOUNT: kinds,
+            H_OPBUSY: kinds, H_OPWAIT: kinds, H_DELAY: kinds * DELAY_BUCKETS, H_TEND: threads,
+            H_RUNS: len(prepared.code.locked), H_ITEMS: len(prepared.code.items) * NF,
+            H_VALUES: prepared.n_values, H_EVERY: setup.cores * conditions,
+            H_CONDITIONS: conditions * 3, H_BITBASE: len(BIT_SCOPE) * 3,
+            H_TOUCH: len(model.lines) * 3,
+            H_REASONS: len(model.reasons), H_HELD: threads * 2 * locks, H_SNAPS: threads * locks,
+            H_TAILS: threads * 2, H_LOOPS: threads, H_SLEEPS: len(model.sleeps), H_NOWHERE: 1,
+            H_INST: prepared.n_instances * self.isize, H_LINE: prepared.n_lines * self.lsize,
+            **{H_LEVEL_0 + i: size for i, size in enumerate(levels)},
+        }  # fmt: skip
+        self.base: dict[int, int] = {}
+        total = HEADER
+        for region, size in sizes.items():
+            self.base[region] = total
+            total += -(-size // 8) * 8
+        self.m = np.zeros(total, np.int64)
+        self.size = sizes
+        for region, base in self.base.items():
+            if region != HEADER:
+                self.m[region] = base
+        self.m[H_LEVELS] = len(levels)
+        self.m[H_LEVEL_0 + len(levels)] = H_ROOT
+        self._fill_scalars(setup, options)
+        self._fill_model(setup)
+        self._fill_locks()
+        self._fill_threads(setup, options, levels)
 
-    descriptors = table(H_LOCK, n_locks) if n_locks else locks
-    descriptors[:] = locks
-    table(H_DIST, cores)[:] = setup.distance
-    cpus = table(H_CORE, cores)
-    cpus[:, C_RUNNING] = cpus[:, C_MM] = -1
-    if n_lines:
-        lines = table(H_LINE, n_lines)
-        lines[:, L_OWNER] = lines[:, L_LAST_READER] = -1
-    if n_instances:
-        instances = table(H_INST, n_instances)
-        for column in (
-            I_WRITER, I_Q_HEAD, I_Q_TAIL, I_OSQ_HEAD, I_OSQ_TAIL, I_DRAINER, I_LINE,
-        ):  # fmt: skip
-            instances[:, column] = -1
-        bounds = [int(d[D_INST]) for d in locks] + [n_instances]
-        for index in range(n_locks):
-            instances[bounds[index] : bounds[index + 1], I_LOCK] = index
-            descriptors[index, D_INST] = regions[H_INST] + bounds[index] * isize
-    m[regions[H_TEND] : regions[H_TEND] + n_threads] = -1
-    _threads(plan, setup, options, table(H_TH, n_threads))
-    tree = m[regions[H_TREE] : regions[H_TREE] + 2 * leaves]
-    tree[:] = NEVER
-    starts = plan.thread_offset_ns + _first_block(plan, setup, options)
-    tree[leaves : leaves + n_threads] = (starts << shift) | np.arange(n_threads)
-    for node in range(leaves - 1, 0, -1):
-        tree[node] = min(tree[2 * node], tree[2 * node + 1])
-    return m, regions
-
-
-def _first_block(plan: Plan, setup: Setup, options: Options) -> I64:
-    empty = np.diff(plan.thread_first) == 0
-    rows = np.minimum(plan.thread_first[:-1], max(plan.n_ops - 1, 0))
-    out: I64 = np.where(empty, plan.thread_tail_blocked_ns, plan.think_blocked_ns[rows])
-    return np.where(setup.in_group, 0, out) if options.load == "saturated" else out
-
-
-def _threads(plan: Plan, setup: Setup, options: Options, th: I64) -> None:
-    first, last = plan.thread_first[:-1], plan.thread_first[1:]
-    empty = first == last
-    th[:, T_STATE], th[:, T_AFTER], th[:, T_CPU] = OFF, RUN, -1
-    th[:, T_LAST_CPU] = np.arange(len(th)) % setup.cores
-    th[:, T_ROW] = np.where(empty, np.maximum(first - 1, 0), first)
-    th[:, T_END_ROW], th[:, T_PC], th[:, T_FIN_ROW] = last, PC_THINK, -1
-    th[:, T_FIRST_LAP], th[:, T_TAIL], th[:, T_GROUP] = 1, empty, setup.in_group
-    rows = np.minimum(first, max(plan.n_ops - 1, 0))
-    th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
-    th[:, T_DEP_FROM] = -1
-    th[:, T_MM] = plan.mm[th[:, T_ROW]]
-
-
-def _totals(
-    m: I64, regions: dict[int, int], setup: Setup, kinds: I64, n_threads: int, n_locks: int,
-    reasons: I64,
-) -> Totals:  # fmt: skip
-    n_kinds, n_all = len(kinds), len(PlanOp)
-
-    def part(region: int, *shape: int) -> I64:
+    def part(self, region: int, *shape: int) -> I64:
+        """The region as an array of the given shape; a view."""
         size = int(np.prod(shape))
-        return m[regions[region] : regions[region] + size].reshape(shape).copy()
+        return self.m[self.base[region] : self.base[region] + size].reshape(shape)
 
-    def spread(values: I64) -> I64:
-        out = np.zeros((n_all, *values.shape[1:]), np.int64)
-        out[kinds] = values
-        return out
+    def code(self) -> I64:
+        """The specialised code with the addresses of this memory."""
+        rows = self.prepared.rows.copy()
+        for column, region, size in (
+            (X_INST, H_INST, self.isize),
+            (X_LINE, H_LINE, self.lsize),
+            (X_OWNER, H_LINE, self.lsize),
+            (X_SEQ_LINE, H_LINE, self.lsize),
+            (X_SEQ, H_VALUES, 1),
+        ):
+            known = rows[:, column] >= 0
+            rows[known, column] = self.base[region] + rows[known, column] * size
+        pins = rows[:, X_OP] == X_PIN_TRY
+        rows[pins, X_C] += self.base[H_VALUES]
+        stats = np.isin(rows[:, X_OP], (X_RUN, X_JUMP, X_DONE), invert=True)
+        rows[stats & (rows[:, X_STAT] >= 0), X_STAT] += self.base[H_STAT]
+        return rows.ravel()
 
-    blame = np.zeros((n_locks, n_all + 1, n_all), np.int64)
-    dense = part(H_BLAME, n_locks, n_kinds + 1, n_kinds)
-    rows = np.append(kinds, n_all)
-    blame[:, rows[:, None], kinds[None, :]] = dense
-    ends = part(H_TEND, n_threads)
-    stop = int(m[H_STOP]) if m[H_STOP] >= 0 else int(ends.max())
-    idle = int(m[H_IDLE_NS])
-    for cpu in part(H_CORE, setup.cores, CF):
-        if cpu[C_RUNNING] < 0:
+    def _fill_scalars(self, setup: Setup, options: Options) -> None:
+        plan = self.prepared.plan
+        scalars = {
+            H_SHIFT: max(1, (plan.n_threads - 1).bit_length()), H_KINDS: len(self.prepared.kinds),
+            H_CORES: setup.cores, H_ISIZE: self.isize, H_LSIZE: self.lsize,
+            H_LOCKS: len(self.prepared.model.locks), H_RQ_HEAD: -1, H_RQ_TAIL: -1,
+            H_IDLE_CORES: setup.cores, H_STOP: -1, H_WIN_BEGIN: -1, H_WIN_END: -1,
+            H_GRP_TOTAL: setup.group_ops, H_ATOMIC: setup.atomic, H_WAKER: setup.waker,
+            H_WOKEN: setup.woken, H_FALL: setup.fall, H_SWITCH: setup.switch,
+            H_SLICE: setup.slice, H_POLL: setup.poll, H_FLUSH_BASE: setup.flush_base,
+            H_FLUSH_FIRST: setup.flush_first, H_FLUSH_NEXT: setup.flush_next,
+            H_HANDLER: setup.handler, H_THREADS: plan.n_threads, H_WRAP: int(options.wrap),
+            H_SATURATED: int(options.load == "saturated"),
+            H_CONDS: len(self.prepared.model.cond_every),
+        }  # fmt: skip
+        for field, value in scalars.items():
+            self.m[field] = value
+
+    def _fill_model(self, setup: Setup) -> None:
+        """Costs of the runs, conditions, sleeps."""
+        prepared, model = self.prepared, self.prepared.model
+        items = self.part(H_ITEMS, len(prepared.code.items), NF)
+        if len(items):
+            cost, count, hold = np.array(prepared.code.items, np.int64).T
+            items[:, N_COST], items[:, N_KEY] = (
+                setup.cost_q[cost],
+                setup.cost_key.view(np.int64)[cost],
+            )
+            items[:, N_DRAWS], items[:, N_COUNT] = cost * DRAWS, count
+            nowhere = self.base[H_NOWHERE]
+            items[:, N_HOLD] = np.where(hold < 0, nowhere, self.base[H_STAT] + hold)
+        conditions = self.part(H_CONDITIONS, len(model.cond_every), 3)
+        conditions[:, 0], conditions[:, 1] = model.cond_bits_set, model.cond_bits_clear
+        conditions[:, 2] = model.cond_every
+        self.part(H_EVERY, setup.cores, len(model.cond_every))[:] = model.cond_every
+        for row, (bit, scope) in zip(
+            self.part(H_BITBASE, len(BIT_SCOPE), 3), BIT_SCOPE.items(), strict=True
+        ):
+            row[:] = prepared.numbers.bit[bit], COLUMN[scope], prepared.shared[scope]
+        touch = self.part(H_TOUCH, len(model.lines), 3)
+        for row, scope, line in zip(touch, line_scopes(model), prepared.numbers.line, strict=True):
+            row[:] = COLUMN[scope], prepared.shared[scope], self.base[H_LINE] + line * self.lsize
+        self.part(H_SLEEPS, len(model.sleeps))[:] = setup.sleep_ns
+        self.part(H_DIST, setup.cores, setup.cores)[:] = setup.distance
+        cpus = self.part(H_CORE, setup.cores, CF)
+        cpus[:, C_RUNNING] = cpus[:, C_MM] = -1
+
+    def _fill_locks(self) -> None:
+        prepared, model = self.prepared, self.prepared.model
+        numbers = prepared.numbers
+        values = self.part(H_VALUES, prepared.n_values)
+        lines = self.part(H_LINE, prepared.n_lines, self.lsize)
+        lines[:, L_OWNER] = lines[:, L_LAST_READER] = -1
+        instances = self.part(H_INST, prepared.n_instances, self.isize)
+        for column in _NONE_COLUMNS:
+            instances[:, column] = -1
+        for index, d in enumerate(self.part(H_LOCK, len(model.locks), DF)):
+            scope, kind = object_scope(int(model.lock_scope[index])), model.lock_kind[index]
+            params = model.lock_params[index]
+            shared = prepared.shared[scope]
+            d[D_KIND], d[D_COLUMN], d[D_SHARED] = kind, COLUMN[scope], shared
+            line = numbers.line[int(model.lock_line[index])]
+            d[D_INST] = self.base[H_INST] + numbers.instance[index] * self.isize
+            d[D_LINE] = self.base[H_LINE] + line * self.lsize
+            d[D_VALUE] = self.base[H_VALUES] + numbers.value[index]
+            for column, name in (
+                (D_MARKS_BY, "marks_by"), (D_BUMPS, "bumps"), (D_BUMP_ACQUIRE, "bump_acquire"),
+                (D_STEAL, "steal"), (D_READER_SPIN, "reader_spin"), (D_OSQ, "osq"),
+                (D_SPIN_US, "spin_us"), (D_HANDOFF_NS, "handoff_ns"), (D_BATCH, "batch"),
+                (D_FORM, "form"),
+            ):  # fmt: skip
+                d[column] = params[P[name]]
+            d[D_BATCH] = max(1, d[D_BATCH])
+            owner = int(params[P["owner_line"]])
+            d[D_OWNER] = -1
+            if owner >= 0:
+                d[D_OWNER] = self.base[H_LINE] + numbers.line[owner] * self.lsize
+            if kind == Kind.PIN:
+                first = numbers.value[index]
+                values[first : first + prepared.size[scope]] = -1
+            if kind != Kind.SEQ:
+                mine = instances[numbers.instance[index] : numbers.instance[index] + shared]
+                mine[:, I_LOCK] = index
+                mine[:, I_LINE] = d[D_LINE] + np.arange(shared) * self.lsize
+
+    def _fill_threads(self, setup: Setup, options: Options, levels: list[int]) -> None:
+        prepared, plan = self.prepared, self.prepared.plan
+        th = self.part(HEADER, plan.n_threads, TF)
+        first, last = plan.thread_first[:-1], plan.thread_first[1:]
+        empty = first == last
+        rows = np.minimum(first, max(plan.n_ops - 1, 0))
+        th[:, T_STATE], th[:, T_AFTER], th[:, T_CPU] = OFF, RUN, -1
+        th[:, T_LAST_CPU] = np.arange(len(th)) % setup.cores
+        th[:, T_ROW] = np.where(empty, np.maximum(first - 1, 0), first)
+        th[:, T_END_ROW], th[:, T_PC], th[:, T_FIN_ROW] = last, PC_THINK, -1
+        th[:, T_FIRST_LAP], th[:, T_TAIL], th[:, T_GROUP] = 1, empty, setup.in_group
+        th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
+        th[:, T_DEP_FROM] = -1
+        th[:, T_MM] = prepared.longs.view(np.int32).reshape(-1, 16)[th[:, T_ROW], W_MM]
+        streams = [stream_of(options.seed, t) for t in range(plan.n_threads)]
+        th[:, T_STREAM] = np.array(streams, np.uint64).view(np.int64)
+        self.part(H_TEND, plan.n_threads)[:] = -1
+        self.part(H_TAILS, plan.n_threads, 2)[:] = prepared.tails
+        self.part(H_LOOPS, plan.n_threads)[:] = prepared.loops
+        blocked = np.where(empty, plan.thread_tail_blocked_ns, plan.think_blocked_ns[rows])
+        if options.load == "saturated":
+            blocked = np.where(setup.in_group, 0, blocked)
+        keys = np.full(levels[0], NEVER, np.int64)
+        starts = plan.thread_offset_ns + blocked
+        keys[: plan.n_threads] = (starts << self.m[H_SHIFT]) | np.arange(plan.n_threads)
+        for level, size in enumerate(levels):
+            padded = np.full(size, NEVER, np.int64)
+            padded[: len(keys)] = keys
+            self.part(H_LEVEL_0 + level, size)[:] = padded
+            keys = padded.reshape(-1, 8).min(axis=1)
+        self.m[H_ROOT] = keys[0]
+
+    def totals(self, setup: Setup) -> Totals:
+        prepared, m = self.prepared, self.m
+        kinds, n_all = prepared.kinds, len(PlanOp)
+        n_kinds, n_locks = len(kinds), len(prepared.model.locks)
+        n_threads = prepared.plan.n_threads
+
+        def spread(values: I64) -> I64:
+            out = np.zeros((n_all, *values.shape[1:]), np.int64)
+            out[kinds] = values
+            return out
+
+        stats = self.part(H_STAT, n_locks, SF).copy()
+        runs = self.part(H_RUNS, len(prepared.code.locked))
+        for times, counts in zip(runs.tolist(), prepared.code.locked, strict=True):
+            for (lock, write), count in counts.items():
+                stats[lock, S_WRITE if write else S_READ] += times * count
+        blame = np.zeros((n_locks, n_all + 1, n_all), np.int64)
+        dense = self.part(H_BLAME, n_locks, n_kinds + 1, n_kinds)
+        rows = np.append(kinds, n_all)
+        blame[:, rows[:, None], kinds[None, :]] = dense
+        ends = self.part(H_TEND, n_threads).copy()
+        stop = int(m[H_STOP]) if m[H_STOP] >= 0 else int(ends.max())
+        cpus = self.part(H_CORE, setup.cores, CF)
+        idle = int(m[H_IDLE_NS])
+        for cpu in cpus[cpus[:, C_RUNNING] < 0]:
             idle += max(0, stop - int(cpu[C_IDLE_SINCE]))
-    return Totals(
-        stats=part(H_STAT, n_locks, SF),
-        reasons=reasons,
-        op_count=spread(part(H_OPCOUNT, n_kinds)),
-        op_busy_ns=spread(part(H_OPBUSY, n_kinds)),
-        op_wait_ns=spread(part(H_OPWAIT, n_kinds)),
-        op_delay=spread(part(H_DELAY, n_kinds, DELAY_BUCKETS)),
-        blame_ns=blame,
-        thread_end_ns=ends,
-        thread_wait_ns=part(H_TWAIT, n_threads, n_locks),
-        idle_ns=idle,
-        sleep_ns=int(m[H_SLEEP_NS]),
-        dep_wait_ns=int(m[H_DEP_WAIT_NS]),
-        stop_ns=stop,
-        window_begin_ns=int(m[H_WIN_BEGIN]),
-        window_end_ns=int(m[H_WIN_END]),
-        window_ops=int(m[H_WIN_OPS]),
-        window_user_ns=int(m[H_WIN_USER]),
-        group_ops=int(m[H_GRP_OPS]),
-        group_user_ns=int(m[H_GRP_USER]),
-    )
+        return Totals(
+            stats=stats,
+            reasons=self.part(H_REASONS, len(prepared.model.reasons)).copy(),
+            op_count=spread(self.part(H_OPCOUNT, n_kinds)),
+            op_busy_ns=spread(self.part(H_OPBUSY, n_kinds)),
+            op_wait_ns=spread(self.part(H_OPWAIT, n_kinds)),
+            op_delay=spread(self.part(H_DELAY, n_kinds, DELAY_BUCKETS)),
+            blame_ns=blame,
+            thread_end_ns=ends,
+            thread_wait_ns=self.part(H_TWAIT, n_threads, n_locks).copy(),
+            idle_ns=idle,
+            sleep_ns=int(m[H_SLEEP_NS]),
+            dep_wait_ns=int(m[H_DEP_WAIT_NS]),
+            stop_ns=stop,
+            window_begin_ns=int(m[H_WIN_BEGIN]),
+            window_end_ns=int(m[H_WIN_END]),
+            window_ops=int(m[H_WIN_OPS]),
+            window_user_ns=int(m[H_WIN_USER]),
+            group_ops=int(m[H_GRP_OPS]),
+            group_user_ns=int(m[H_GRP_USER]),
+        )

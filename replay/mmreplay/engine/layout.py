@@ -3,7 +3,9 @@
 One array is one argument: helpers stay cheap to call and quick to compile.  The
 header (``H_*``) holds the bases of the regions and the scalars; ``T_*``, ``I_*``,
 ``L_*``, ``C_*``, ``D_*`` are offsets in the record of a thread, a shared lock
-instance, a shared cache line, a CPU and a lock of the model.
+instance, a shared cache line, a CPU and a lock of the model.  A lock instance, a line
+and a thread are named by the address of their record (``r``, ``line``, ``b``), a
+private line by -1.
 """
 
 from __future__ import annotations
@@ -14,31 +16,35 @@ NEVER: Final = (1 << 63) - 1
 
 # -- header ---------------------------------------------------------------------
 (
-    H_TH, H_INST, H_LINE, H_CORE, H_DIST, H_TREE, H_LOCK, H_STAT, H_BLAME, H_SNAP, H_TWAIT,
-    H_SHIFT, H_LEAVES, H_KINDS, H_CORES, H_ISIZE, H_LSIZE, H_LOCKS, H_NOW, H_RQ_HEAD, H_RQ_TAIL,
-    H_IDLE_CORES, H_IDLE_NS, H_SLEEP_NS, H_DEP_WAIT_NS, H_STOP, H_WIN_BEGIN, H_WIN_END, H_WIN_OPS,
-    H_WIN_USER, H_GRP_OPS, H_GRP_USER, H_GRP_RECORDED, H_GRP_TOTAL, H_ATOMIC, H_WAKER, H_WOKEN,
-    H_FALL, H_SWITCH, H_SLICE, H_POLL, H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER,
-    H_OPCOUNT, H_OPBUSY, H_OPWAIT, H_DELAY, H_TEND, H_THREADS, H_RET, H_WRAP, H_SATURATED, H_SEED,
-) = range(55)  # fmt: skip
-HEADER: Final = 64
+    H_ROOT, H_LEVELS, H_LEVEL_0, H_LEVEL_1, H_LEVEL_2, H_LEVEL_3, H_LEVEL_4, H_LEVEL_5, H_LEVEL_6,
+    H_NOW, H_STOP, H_RQ_HEAD, H_RQ_TAIL,
+    H_SHIFT, H_SLICE, H_ATOMIC, H_RET, H_CORE, H_DIST, H_CORES, H_INST, H_ISIZE, H_LINE, H_LSIZE,
+    H_LOCK, H_LOCKS, H_STAT, H_BLAME, H_SNAP, H_TWAIT, H_KINDS, H_IDLE_CORES, H_IDLE_NS,
+    H_SLEEP_NS, H_DEP_WAIT_NS, H_WIN_BEGIN, H_WIN_END, H_WIN_OPS, H_WIN_USER, H_GRP_OPS,
+    H_GRP_USER, H_GRP_RECORDED, H_GRP_TOTAL, H_WAKER, H_WOKEN, H_FALL, H_SWITCH, H_POLL,
+    H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER, H_OPCOUNT, H_OPBUSY, H_OPWAIT, H_DELAY,
+    H_TEND, H_THREADS, H_WRAP, H_SATURATED, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
+    H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
+    H_TOUCH,
+) = range(75)  # fmt: skip
+HEADER: Final = 80
 
-# -- thread ---------------------------------------------------------------------
+# -- thread; the records begin right behind the header -----------------------------
 (
-    T_STATE, T_AFTER, T_CPU, T_LAST_CPU, T_SLICE_END, T_SPIN, T_ROW, T_PC,
-    T_BUSY, T_WAIT, T_DRAW, T_KIND, T_BEGIN, T_WAS_ORDERED, T_TRIED, T_THINK,
-    T_FIN_ROW, T_FIN_KIND, T_FIN_END, T_FIN_BUSY, T_FIN_WAIT, T_FIN_DELAY, T_NTH, T_END_ROW,
-    T_FIRST_LAP, T_TAIL, T_EACH, T_EACH_END, T_DEP_FROM, T_GROUP, T_DEP_NEXT, T_RQ_NEXT,
-    T_WAIT_INST, T_MODE, T_WAIT_FROM, T_GRANTED, T_AWAKE, T_PENDING, T_SAW, T_SPIN_UNTIL,
-    T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_OWNED, T_QUEUED, T_MM, T_OWNED_0,
-) = range(47)  # fmt: skip
+    T_STATE, T_PC, T_ROW, T_BUSY, T_SPIN, T_CPU, T_SLICE_END, T_DRAW,
+    T_FIN_ROW, T_KIND, T_BEGIN, T_WAIT, T_WAS_ORDERED, T_THINK, T_GROUP, T_MM,
+    T_FIN_KIND, T_FIN_END, T_FIN_BUSY, T_FIN_WAIT, T_FIN_DELAY, T_STREAM, T_END_ROW, T_TAIL,
+    T_NTH, T_TRIED, T_EACH, T_EACH_END, T_AFTER, T_LAST_CPU, T_FIRST_LAP, T_DEP_FROM,
+    T_DEP_NEXT, T_RQ_NEXT, T_WAIT_INST, T_MODE, T_WAIT_FROM, T_GRANTED, T_AWAKE, T_PENDING,
+    T_SAW, T_SPIN_UNTIL, T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_QUEUED, T_OWNED, T_OWNED_0,
+) = range(48)  # fmt: skip
 MAX_OWNED: Final = 16
 TF: Final = 64
 
 # -- shared lock instance -----------------------------------------------------------
 (
-    I_LOCK, I_WRITER, I_WKIND, I_READERS, I_LAST, I_WAITING, I_HANDOFF, I_NONSPIN, I_ROWNED,
-    I_Q_HEAD, I_Q_TAIL, I_OSQ_HEAD, I_OSQ_TAIL, I_DRAINER, I_LINE, I_BY_KIND,
+    I_LOCK, I_WRITER, I_READERS, I_Q_HEAD, I_WAITING, I_LAST, I_ROWNED, I_LINE, I_WKIND,
+    I_HANDOFF, I_NONSPIN, I_Q_TAIL, I_OSQ_HEAD, I_OSQ_TAIL, I_DRAINER, I_BY_KIND,
 ) = range(16)  # fmt: skip
 
 # -- shared cache line -----------------------------------------------------------------
@@ -50,10 +56,9 @@ CF: Final = 4
 
 # -- lock of the model -----------------------------------------------------------------------
 (
-    D_KIND, D_SCOPE, D_SID, D_INST, D_LINE_SCOPE, D_LINE_SID, D_LINE, D_VALUE, D_MARKS_BY,
-    D_BUMPS, D_BUMP_ACQUIRE, D_STEAL, D_READER_SPIN, D_OSQ, D_SPIN_US, D_HANDOFF_NS, D_BATCH,
-    D_FORM, D_OWNER,
-) = range(19)  # fmt: skip
+    D_KIND, D_COLUMN, D_SHARED, D_INST, D_LINE, D_VALUE, D_MARKS_BY, D_BUMPS, D_BUMP_ACQUIRE,
+    D_OWNER, D_STEAL, D_READER_SPIN, D_OSQ, D_SPIN_US, D_HANDOFF_NS, D_BATCH, D_FORM,
+) = range(17)  # fmt: skip
 DF: Final = 20
 
 # -- columns of the counters per lock (as summary.LOCK_FIELDS) -----------------------------------
@@ -63,23 +68,42 @@ DF: Final = 20
 ) = range(12)  # fmt: skip
 SF: Final = 12
 
-# -- packed operation, int64[N, 8]; "a | b": a in the low, b in the high 32 bits -----------------
-O_PROGRAM, O_THINK, O_BLOCKED, O_PAGES, O_VMA, O_MM, O_VMAS, O_FILE = range(8)
-# O_PROGRAM: first instruction | flags << 32 | kind << 40; O_PAGES: pages | scale; O_VMA: vma |
-# table; O_MM: mm | anon slot; O_VMAS: vmas | tables; O_FILE: file | child mm
+# -- packed operation: 8 int64, also seen as 16 int32 (columns W_*) -------------------------------
+# O_PROGRAM: first instruction | flags << 32 | kind << 40
+O_PROGRAM, O_THINK, O_BLOCKED, O_PAGES = range(4)
+(
+    W_PAGES, W_SCALE, W_VMA, W_TABLE, W_MM, W_ANON, W_VMAS, W_TABLES, W_FILE, W_CHILD,
+) = range(6, 16)  # fmt: skip
+#: A column that no operation has: the one object of scope global.
+W_GLOBAL: Final = -1
 F_DEPS: Final = 1
 F_DEPENDENTS: Final = 2
 F_NO_PROGRAM: Final = 4
 
 # -- states, as states.State (an enum is no constant for the compiler) ----------------------------
 OFF, RUN, FALL, GRANTED, RETRY, SPIN, OSQ, HANDOFF_SPIN, WAKE, DRAINED, END = range(11)
+POINT: Final = 11  # RUN, at an ordered step
 PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
 
-# -- specialised code: its last column, and instructions that the model's code does not have -------
-FL_ORDERED: Final = 1  # touches what another thread can see
-FL_DYNAMIC: Final = 2  # whether it does depends on the VMA that EACH is at
-LOCK_PRIVATE: Final = 18  # LOCK or TRY of what one thread uses: A, B as LOCK, C slot of held
-UNLOCK_PRIVATE: Final = 19
+# -- specialised code, rows of XF int64: see specialise.py -----------------------------------------
+(
+    X_OP, X_A, X_B, X_C, X_TARGET, X_ORDERED, X_COLUMN, X_INST, X_LINE, X_OWNER, X_HELD, X_STAT,
+    X_SEQ, X_SEQ_LINE, X_SEQ_COLUMN, X_SEQ_BY,
+) = range(16)  # fmt: skip
+XF: Final = 16
+#: Instructions of the specialised code; the model's own follow from ``X_MODEL`` on.
+(
+    X_RUN, X_IF_BIT, X_EVERY, X_JUMP, X_DONE, X_LOCK_PRIVATE, X_UNLOCK_PRIVATE,
+    X_RWSEM_LOCK, X_RWSEM_TRY, X_RWSEM_UNLOCK, X_PIN_TRY, X_PIN_UNLOCK, X_SPIN_LOCK, X_SPIN_UNLOCK,
+) = range(14)  # fmt: skip
+X_MODEL: Final = 16
+#: X_ORDERED: does the step touch what another thread can see?
+PRIVATE_STEP, ORDERED_STEP, DYNAMIC_STEP = range(3)  # dynamic: depends on the VMA of EACH
+
+# -- items of X_RUN, rows of N_F int64 ------------------------------------------------------
+N_COST, N_KEY, N_DRAWS, N_COUNT, N_HOLD = range(5)
+NF: Final = 8
+
 # What an operation has of each scope, two bits each from CLASS_SHIFT on, in the class key.
 NONE, PRIVATE, SHARED_OBJECT = range(3)
 CLASS_OP_SHIFT: Final = 42

@@ -2,7 +2,8 @@
 
 It differs in one respect: a thread executes its private steps in one go, with a
 clock of its own, and goes back to the event queue only at ordered steps.  Programs
-come specialised (``specialise.py``): branches on traits are gone.
+come specialised (``specialise.py``); the frequent instructions are here, the others
+in ``steps_jit.py``.
 """
 # ruff: noqa: F403, F405
 
@@ -10,109 +11,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmreplay.engine.kinds.pin_jit import *
-from mmreplay.engine.kinds.rwsem_jit import *
-from mmreplay.engine.kinds.spin_jit import *
 from mmreplay.engine.layout import *
-from mmreplay.engine.setup import COST_BITS, DRAW_BITS, DRAWS, GOLDEN, MIX1, MIX2
-from mmreplay.jit import borrowing_helper, borrowing_njit
-from mmreplay.locking.isa import Kind, Op, Operand, RuntimeBit, Scope
+from mmreplay.engine.setup import COST_BITS, DRAW_BITS, GOLDEN
+from mmreplay.engine.steps_jit import *
+from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, pointer
 
-# Enumerations as plain integers, which the compiler folds.
-DONE, COST, SLEEP, FLUSH, TOUCH = int(Op.DONE), int(Op.COST), int(Op.SLEEP), int(Op.FLUSH), 4
-LOCK, TRY, UNLOCK, DOWNGRADE = int(Op.LOCK), int(Op.TRY), int(Op.UNLOCK), int(Op.DOWNGRADE)
-MARK, SNAP, CHECK, BRANCH = int(Op.MARK), int(Op.SNAP), int(Op.CHECK), int(Op.BRANCH)
-JUMP, EACH, END_EACH, SET, COUNT = int(Op.JUMP), int(Op.EACH), int(Op.END), int(Op.SET), 17
-K_RWSEM, K_PIN, K_SPIN = int(Kind.RWSEM), int(Kind.PIN), int(Kind.SPIN)
-S_MM, S_VMA, S_TABLE = int(Scope.MM), int(Scope.VMA), int(Scope.TABLE)
-S_FILE, S_ANON = int(Scope.FILE), int(Scope.ANON_ROOT)
-CHILD, TARGET_MM = int(Operand.CHILD), int(Operand.TARGET)
-B_ANON, B_DEAD = int(RuntimeBit.VMA_ANON_VMA), int(RuntimeBit.VMA_DEAD)
-B_TABLE, B_TRIED = int(RuntimeBit.TABLE_PRESENT), int(RuntimeBit.OP_TRIED)
-U1, U2, UG = np.uint64(MIX1), np.uint64(MIX2), np.uint64(GOLDEN)
-U30, U27, U31, U56 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(56)
-WRITE_MODE = 1
-LOW = (1 << 32) - 1
+UG = np.uint64(GOLDEN)
+#: A delay's exponent and four bits of its mantissa, as a double, number its bucket.
+BUCKET_OFFSET = (1023 + 3) * 16
 
 
-@borrowing_helper
-def mix(x):
-    x = (x ^ (x >> U30)) * U1
-    x = (x ^ (x >> U27)) * U2
-    return x ^ (x >> U31)
-
-
-@borrowing_helper
-def low(x):
-    return (x << 32) >> 32
-
-
-@borrowing_helper
-def object_of(m, ops, mark_vma, b, row, scope, operand):
-    """Simulation._object."""
-    if scope == S_MM:
-        if operand == CHILD or operand == TARGET_MM:
-            child = ops[(row << 3) + O_FILE] >> 32
-            if child >= 0:
-                return child
-        return low(ops[(row << 3) + O_MM])
-    if scope == S_VMA:
-        if m[b + T_EACH] < m[b + T_EACH_END]:
-            return np.int64(mark_vma[m[b + T_EACH]])
-        return low(ops[(row << 3) + O_VMA])
-    if scope == S_TABLE:
-        return ops[(row << 3) + O_VMA] >> 32
-    if scope == S_FILE:
-        return low(ops[(row << 3) + O_FILE])
-    if scope == S_ANON:
-        return ops[(row << 3) + O_MM] >> 32
-    return np.int64(0)
-
-
-@borrowing_helper
-def line_of(m, ops, mark_vma, sid, b, row, d, operand):
-    """The shared cache line of a lock, -1 where it is private."""
-    o = object_of(m, ops, mark_vma, b, row, m[d + D_LINE_SCOPE], operand)
-    if o < 0:
-        return np.int64(-1)
-    s = np.int64(sid[m[d + D_LINE_SID] + o])
-    return s if s < 0 else m[d + D_LINE] + s
-
-
-@borrowing_helper
-def is_shared(m, ops, mark_vma, sid, b, row, lock, operand):
-    """Is an instance of the lock, or its line, shared?"""
-    d = m[H_LOCK] + lock * DF
-    o = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
-    if o >= 0 and sid[m[d + D_SID] + o] >= 0:
-        return True
-    return line_of(m, ops, mark_vma, sid, b, row, d, operand) >= 0
-
-
-@borrowing_helper
-def bump(m, ops, mark_vma, sid, values, b, row, d, operand, at_ns):
-    """Simulation._bump, once it is known to move."""
-    s = m[H_LOCK] + m[d + D_BUMPS] * DF
-    o = object_of(m, ops, mark_vma, b, row, m[s + D_SCOPE], operand)
-    if o < 0:
-        return at_ns
-    values[m[s + D_VALUE] + o] += 1 if m[d + D_BUMP_ACQUIRE] else 2
-    line = line_of(m, ops, mark_vma, sid, b, row, s, operand)
-    return line_write(m, line, m[b + T_CPU], at_ns, 0)
-
-
-@borrowing_helper
-def store_owner(m, ops, mark_vma, sid, b, row, d, operand, at_ns):
-    """Simulation._store_owner, once it is known to be modelled."""
-    o = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
-    if o < 0:
-        return at_ns
-    s = np.int64(sid[m[d + D_SID] + o])
-    return line_write(m, m[d + D_OWNER] + s, m[b + T_CPU], at_ns, 0) if s >= 0 else at_ns
-
-
-@borrowing_helper
-def record(m, ops, b):
+@inlined_helper
+def record(m, longs, b):
     """Simulation._record."""
     row = m[b + T_FIN_ROW]
     m[b + T_FIN_ROW] = -1
@@ -120,35 +30,17 @@ def record(m, ops, b):
     m[m[H_OPCOUNT] + kind] += 1
     m[m[H_OPBUSY] + kind] += m[b + T_FIN_BUSY]
     m[m[H_OPWAIT] + kind] += m[b + T_FIN_WAIT]
-    delay = m[b + T_FIN_DELAY]
-    bucket = delay
-    if delay >= 16:
-        octave = 0
-        rest = delay
-        if rest >> 32:
-            octave += 32
-            rest >>= 32
-        if rest >> 16:
-            octave += 16
-            rest >>= 16
-        if rest >> 8:
-            octave += 8
-            rest >>= 8
-        if rest >> 4:
-            octave += 4
-            rest >>= 4
-        if rest >> 2:
-            octave += 2
-            rest >>= 2
-        octave += rest >> 1
-        bucket = min((octave - 3) * 16 + ((delay >> (octave - 4)) - 16), 639)
+    bucket = m[b + T_FIN_DELAY]
+    if bucket >= 16:
+        bucket = (np.float64(bucket).view(np.int64) >> 48) - BUCKET_OFFSET
+        bucket = min(bucket, 639)
     m[m[H_DELAY] + kind * 640 + bucket] += 1
     if not m[b + T_GROUP]:
         return
     m[H_GRP_RECORDED] += 1
     end = m[b + T_FIN_END]
     if m[H_WIN_END] < 0 or end <= m[H_WIN_END]:
-        user = ops[(row << 3) + O_THINK]
+        user = longs[(row << 3) + O_THINK]
         m[H_GRP_OPS] += 1
         m[H_GRP_USER] += user
         if m[H_WIN_BEGIN] >= 0 and end > m[H_WIN_BEGIN]:
@@ -159,39 +51,58 @@ def record(m, ops, b):
 
 
 @borrowing_helper
-def enter_gap(m, ops, tails, b, t):
-    """Simulation._enter_gap."""
-    row = m[b + T_ROW]
+def next_gap(m, longs, words, t, b):
+    """Simulation._next_operation, _enter_gap; returns the program counter of the gap."""
+    row = m[b + T_ROW] + 1
+    if row == m[b + T_END_ROW]:
+        loop = m[m[H_LOOPS] + t]
+        if m[H_WRAP] and loop >= 0 and not m[b + T_GROUP]:
+            row = loop
+            m[b + T_FIRST_LAP] = 0
     if row == m[b + T_END_ROW]:
         m[b + T_TAIL] = 1
-        m[b + T_ROW] = max(row - 1, 0)
-        m[b + T_THINK] = tails[t, 0]
-        blocked = tails[t, 1]
+        row = max(row - 1, 0)
+        m[b + T_THINK] = m[m[H_TAILS] + 2 * t]
+        blocked = m[m[H_TAILS] + 2 * t + 1]
     else:
-        m[b + T_THINK] = ops[(row << 3) + O_THINK]
-        blocked = ops[(row << 3) + O_BLOCKED]
-    m[b + T_MM] = low(ops[(m[b + T_ROW] << 3) + O_MM])
-    return np.int64(0) if m[H_SATURATED] and m[b + T_GROUP] else blocked
+        m[b + T_THINK] = longs[(row << 3) + O_THINK]
+        blocked = longs[(row << 3) + O_BLOCKED]
+    m[b + T_ROW] = row
+    m[b + T_MM] = words[(row << 4) + W_MM]
+    m[b + T_DEP_FROM] = -1
+    if blocked == 0 or (m[H_SATURATED] and m[b + T_GROUP]):
+        return PC_THINK
+    m[b + T_DEP_FROM] = blocked
+    return PC_BLOCK
 
 
 @borrowing_helper
-def flush_others(m, cpu, mm):
-    """Simulation._flush."""
-    targets = 0
-    for other in range(m[H_CORES]):
-        c = m[H_CORE] + other * CF
-        if other != cpu and m[c + C_MM] == mm:
-            targets += 1
-            if m[c + C_RUNNING] >= 0:
-                m[c + C_OWED] += m[H_HANDLER]
-    if targets == 0:
-        return m[H_FLUSH_BASE]
-    return m[H_FLUSH_BASE] + m[H_FLUSH_FIRST] + m[H_FLUSH_NEXT] * (targets - 1)
+def finish(m, b, clock, busy):
+    """Simulation._finish: the operation is over, and will be counted at the next ordered point."""
+    m[b + T_FIN_ROW] = m[b + T_ROW]
+    m[b + T_FIN_KIND] = m[b + T_KIND]
+    m[b + T_FIN_END] = clock
+    m[b + T_FIN_BUSY] = busy
+    m[b + T_FIN_WAIT] = m[b + T_WAIT]
+    m[b + T_FIN_DELAY] = clock - m[b + T_BEGIN]
 
 
 @borrowing_helper
-def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):
+def release_dependents(m, done_ops, dep_head, row, clock):
+    if done_ops[row]:
+        return
+    done_ops[row] = 1
+    u = np.int64(dep_head[row])
+    dep_head[row] = -1
+    while u >= 0:
+        at(m, u, OFF, clock + m[H_WOKEN])
+        u = m[HEADER + u * TF + T_DEP_NEXT]
+
+
+@borrowing_helper
+def dependencies_done(m, b, t, dep_first, dep_op, done_ops, dep_head):
     """Have all operations that this one depends on completed?  If not, wait for the first."""
+    row = m[b + T_ROW]
     for k in range(dep_first[row], dep_first[row + 1]):
         dep = dep_op[k]
         if not done_ops[dep]:
@@ -199,6 +110,7 @@ def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):
                 m[b + T_DEP_FROM] = m[H_NOW]
             m[b + T_DEP_NEXT] = dep_head[dep]
             dep_head[dep] = t
+            m[b + T_PC] = PC_BEGIN
             m[b + T_AFTER] = RUN
             at(m, t, OFF, NEVER)
             release_cpu(m, t)
@@ -210,609 +122,358 @@ def begin_ready(m, b, t, row, deps, done_ops, dep_first, dep_op, dep_head):
 
 
 @borrowing_helper
-def touches_shared(m, ops, code, mark_vma, sid, line_scope, line_sid, cond_bits, bit_base, b, row,
-                   pc):  # fmt: skip
-    """Simulation.ordered for an instruction whose VMA is only known now."""
-    op = np.int64(code[pc << 3])
-    a = np.int64(code[(pc << 3) + 1])
-    if op == TOUCH:
-        o = object_of(m, ops, mark_vma, b, row, line_scope[a], 0)
-        return o >= 0 and sid[line_sid[a] + o] >= 0
-    if op == BRANCH or op == SET:
-        used = a
-        if op == BRANCH:
-            used = cond_bits[a, 0] | cond_bits[a, 1]
-        for n in range(3):
-            if used & (1 << n):
-                o = object_of(m, ops, mark_vma, b, row, bit_base[n, 2], 0)
-                if o >= 0 and sid[bit_base[n, 1] + o] >= 0:
-                    return True
-        return False
-    operand = np.int64(0)
-    if op <= UNLOCK:
-        operand = np.int64(code[(pc << 3) + 3])
-    if is_shared(m, ops, mark_vma, sid, b, row, a, operand):
-        return True
-    d = m[H_LOCK] + a * DF
-    s = m[d + D_MARKS_BY]
-    if (op == TRY or op == MARK) and s >= 0:
-        if is_shared(m, ops, mark_vma, sid, b, row, s, operand):
-            return True
-    s = m[d + D_BUMPS]
-    if s >= 0 and (op == DOWNGRADE or (op <= UNLOCK and code[(pc << 3) + 2] == WRITE_MODE)):
-        return is_shared(m, ops, mark_vma, sid, b, row, s, operand)
-    return False
+def begin(m, longs, b, clock):
+    """Simulation._begin; returns the first instruction."""
+    word = longs[(m[b + T_ROW] << 3) + O_PROGRAM]
+    m[b + T_KIND] = word >> 40
+    m[b + T_BEGIN] = clock
+    m[b + T_WAIT] = 0
+    m[b + T_WAS_ORDERED] = 0
+    m[b + T_TRIED] = 0
+    m[b + T_EACH] = 0
+    m[b + T_EACH_END] = 0
+    m[b + T_DRAW] = np.int64(mix(np.uint64(m[b + T_STREAM]) + np.uint64(m[b + T_NTH]) * UG))
+    m[b + T_NTH] += 1
+    return (word << 32) >> 32
 
 
-@borrowing_njit
-def replay(
-    m, ops, code, cost_q, cost_key, cost_draw, sleep_ns, recorded_sleep, loops, tails, sid, values,
-    line_scope, line_sid, line_base, cond_bits, every, bits, bit_base, mark_first, mark_vma,
-    mark_set, dep_first, dep_op, done_ops, dep_head, held, snaps, reasons,
+@borrowing_helper
+def end_thread(m, t, b, clock):
+    """Simulation._end."""
+    m[m[H_TEND] + t] = clock
+    at(m, t, END, NEVER)
+    release_cpu(m, t)
+    if m[b + T_GROUP] and m[H_WIN_END] < 0 and m[m[H_LOOPS] + t] > -2:
+        m[H_WIN_END] = clock
+        if m[H_WRAP]:
+            m[H_STOP] = clock
+
+
+@borrowing_helper
+def _run(
+    m, longs, words, code, draws, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
+    done_ops, dep_head, bits,
 ):  # fmt: skip
-    """Run all events.  Arrays: see ``compiled.py``."""
-    shift = m[H_SHIFT]
-    mask = (1 << shift) - 1
-    root = m[H_TREE] + 1
-    th = m[H_TH]
-    core = m[H_CORE]
-    stats = m[H_STAT]
-    atomic = m[H_ATOMIC]
-    held_width = 2 * m[H_LOCKS]
+    shift, mask = m[H_SHIFT], (1 << m[H_SHIFT]) - 1
+    core, atomic, isize, lsize = m[H_CORE], m[H_ATOMIC], m[H_ISIZE], m[H_LSIZE]
+    runs, items, every = m[H_RUNS], m[H_ITEMS], m[H_EVERY]
     while True:
-        key = m[root]
+        key = m[H_ROOT]
         if key == NEVER:
             break
         t = key & mask
         now = key >> shift
         m[H_NOW] = now
-        b = th + t * TF
-        state = m[b + T_STATE]
-        completion = 0  # 1: the lock is held, 2: the step is over, 3: a mark may be stored
-        done = now
-        if state != RUN:
-            if m[H_STOP] >= 0:
-                set_time(m, t, NEVER)
-                continue
-            if state == OFF:
-                runnable(m, t)
-                continue
-            r = m[b + T_WAIT_INST]
-            if state == FALL:
-                set_time(m, t, NEVER)
-                stat(m, m[r + I_LOCK], S_SLEEPS, 1)
-                release_cpu(m, t)
-                continue
-            if state == GRANTED:
-                end_wait(m, r, t, m[b + T_MODE] == WRITE_MODE)
-                completion = 1
-            elif state == SPIN:
-                done = spin_event(m, r, m[r + I_LINE], t)
-                if done < 0:
-                    continue
-                completion = 1
-            elif state == OSQ:
-                osq_event(m, r, m[r + I_LINE], t)
-                continue
-            elif state == WAKE:
-                if m[r + I_Q_HEAD] >= 0:
-                    done = mark_wake(m, r, t, now, False, True)
-                completion = 2
-            elif state == DRAINED:
-                set_writer(m, r, -1)
-                end_wait(m, r, t, True)
-                completion = 3
-            else:  # RETRY, HANDOFF_SPIN
-                m[b + T_PENDING] = 0
-                try_write_lock(m, r, t, line_rmw(m, m[r + I_LINE], m[b + T_CPU], now))
-                continue
-            m[b + T_STATE] = RUN
-        fresh = completion == 0
+        b = HEADER + t * TF
         clock = now
-        pc = m[b + T_PC]
-        busy = m[b + T_BUSY]
-        spin = m[b + T_SPIN]
-        row = m[b + T_ROW]
+        at_point = m[b + T_STATE] == POINT
+        if not at_point and m[b + T_STATE] != RUN:
+            clock = wait_event(m, words, code, mark_vma, t, b)
+            if clock < 0:
+                continue
+        held = m[H_HELD] + t * 2 * m[H_LOCKS]
         cpu = m[b + T_CPU]
-        slice_end = m[b + T_SLICE_END]
-        draw = np.uint64(m[b + T_DRAW])
+        pc, busy, spin = m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN]
+        draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
+        scale, slice_end = np.int64(words[w + W_SCALE]), m[b + T_SLICE_END]
+        since = clock  # the operation's busy time is known up to here
         while True:
-            # -- a step that ended with an event of its own, or a LOCK that succeeded
-            if completion:
-                a = np.int64(code[(pc << 3) + 1])
-                d = m[H_LOCK] + a * DF
-                if completion == 1:
-                    mode = code[(pc << 3) + 2]
-                    operand = code[(pc << 3) + 3]
-                    m[stats + a * SF + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
-                    if m[d + D_OWNER] >= 0:
-                        done = store_owner(m, ops, mark_vma, sid, b, row, d, operand, done)
-                    if mode == WRITE_MODE and m[d + D_BUMPS] >= 0 and m[d + D_BUMP_ACQUIRE]:
-                        done = bump(m, ops, mark_vma, sid, values, b, row, d, operand, done)
-                    other = operand == CHILD or operand == TARGET_MM
-                    held[t * held_width + 2 * a + (1 if other else 0)] = done
-                elif completion == 3:
-                    o = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], 0)
-                    if m[d + D_MARKS_BY] >= 0:
-                        s = m[H_LOCK] + m[d + D_MARKS_BY] * DF
-                        so = object_of(m, ops, mark_vma, b, row, m[s + D_SCOPE], 0)
-                        if so >= 0:
-                            values[m[d + D_VALUE] + o] = values[m[s + D_VALUE] + so]
-                    line = line_of(m, ops, mark_vma, sid, b, row, d, 0)
-                    done = line_rmw(m, line, cpu, done)
-                completion = 0
-                busy += done - clock
-                clock = done
-                pc += 1
-                fresh = False
-            # -- a run of the most frequent private steps
-            while pc >= 0 and (clock < slice_end or spin > 0):
-                op = np.int64(code[pc << 3])
-                a = np.int64(code[(pc << 3) + 1])
-                if op == COST:
-                    count = code[(pc << 3) + 2]
-                    pages = ops[(row << 3) + O_PAGES]
-                    units = np.int64(1)
-                    if count == 1:
-                        units = pages & LOW
-                    elif count == 2:
-                        units = low(ops[(row << 3) + O_VMAS])
-                    elif count == 3:
-                        units = ops[(row << 3) + O_VMAS] >> 32
-                    x = np.int64(((draw ^ cost_key[a]) * U1) >> U56)
-                    value = cost_q[a] * units * (pages >> 32) >> 10
-                    value = (value * cost_draw[a * DRAWS + x] >> DRAW_BITS) >> COST_BITS
-                    clock += value
-                    busy += value
-                elif op == LOCK_PRIVATE:
-                    clock += atomic
-                    busy += atomic
-                    held[t * held_width + code[(pc << 3) + 3]] = clock
-                    write = code[(pc << 3) + 2] == WRITE_MODE
-                    m[stats + a * SF + (S_WRITE if write else S_READ)] += 1
-                    spin += code[(pc << 3) + 4]
-                elif op == UNLOCK_PRIVATE:
-                    write = code[(pc << 3) + 2] == WRITE_MODE
-                    since = held[t * held_width + code[(pc << 3) + 3]]
-                    m[stats + a * SF + (S_WRITE_HOLD if write else S_READ_HOLD)] += clock - since
-                    clock += atomic
-                    busy += atomic
-                    spin -= code[(pc << 3) + 4]
-                else:
-                    break
-                pc += 1
-            # -- is the next step ordered?
-            ordered = False
-            a = np.int64(0)
-            if pc >= 0:
-                op = np.int64(code[pc << 3])
-                a = np.int64(code[(pc << 3) + 1])
-                known = code[(pc << 3) + 5]
-                if known:
-                    ordered = known == FL_ORDERED or touches_shared(
-                        m, ops, code, mark_vma, sid, line_scope, line_sid, cond_bits, bit_base, b,
-                        row, pc,
-                    )  # fmt: skip
-                elif op == DONE:
-                    ordered = (
-                        m[b + T_WAS_ORDERED] == 0
-                        or ((ops[(row << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS) != 0
-                    )
-            else:
-                op = pc
-                if pc == PC_BEGIN:
-                    flags = ops[(row << 3) + O_PROGRAM] >> 32
-                    ordered = (flags & F_NO_PROGRAM) != 0 or (
-                        (flags & F_DEPS) != 0 and m[b + T_FIRST_LAP] != 0
-                    )
-                else:
-                    ordered = pc != PC_THINK
-            # -- ordered points
-            if ordered or (clock >= slice_end and spin == 0):
-                if m[H_STOP] >= 0:
-                    set_time(m, t, NEVER)
-                    break
-                if not fresh or clock != now:
-                    set_time(m, t, clock)
-                    if m[root] != ((clock << shift) | t):
-                        m[b + T_PC] = pc
-                        m[b + T_BUSY] = busy
-                        m[b + T_SPIN] = spin
-                        break
-                    now = clock
-                    m[H_NOW] = now
-                    fresh = True
-                if m[b + T_FIN_ROW] >= 0:
-                    record(m, ops, b)
-                c = core + cpu * CF
-                m[c + C_MM] = low(ops[(row << 3) + O_MM])
-                if clock >= slice_end and spin == 0:
-                    if m[H_RQ_HEAD] >= 0:
-                        m[b + T_PC] = pc
-                        m[b + T_BUSY] = busy
-                        m[b + T_SPIN] = spin
-                        m[b + T_AFTER] = RUN
-                        at(m, t, OFF, NEVER)
-                        rq_push(m, t)
-                        release_cpu(m, t)
-                        break
-                    slice_end = now + m[H_SLICE]
-                    m[b + T_SLICE_END] = slice_end
-                if m[c + C_OWED]:
-                    if pc >= 0:
-                        busy += m[c + C_OWED]
-                    clock += m[c + C_OWED]
-                    m[c + C_OWED] = 0
-                    fresh = False
-                    continue
-                if ordered:
-                    fresh = False
-                    if pc >= 0:
-                        m[b + T_WAS_ORDERED] = 1
-            # -- the step
-            if op == COST or op >= LOCK_PRIVATE:
-                continue  # its slice is checked: the run above goes on
-            operand = np.int64(0)
-            instance = np.int64(-1)
-            line = np.int64(-1)
-            obj = np.int64(-1)
-            d = np.int64(0)
-            if op >= LOCK and op <= CHECK:
-                if op <= UNLOCK:
-                    operand = np.int64(code[(pc << 3) + 3])
-                d = m[H_LOCK] + a * DF
-                obj = object_of(m, ops, mark_vma, b, row, m[d + D_SCOPE], operand)
-                if obj >= 0:
-                    s = np.int64(sid[m[d + D_SID] + obj])
-                    if s >= 0:
-                        instance = m[d + D_INST] + s * m[H_ISIZE]
-                line = line_of(m, ops, mark_vma, sid, b, row, d, operand)
-            if op == LOCK:
-                kind = m[d + D_KIND]
-                mode = np.int64(code[(pc << 3) + 2])
-                if instance < 0:
-                    done = line_rmw(m, line, cpu, now) if line >= 0 else clock + atomic
-                elif kind == K_RWSEM:
-                    done = line_rmw(m, line, cpu, now)
-                    if is_open(m, instance, mode):
-                        if mode == WRITE_MODE:
-                            take_write(m, instance, t)
+            if not at_point:
+                # -- private steps, up to the next ordered point
+                while True:
+                    if pc < 0:
+                        if pc == PC_THINK:
+                            if clock >= slice_end:
+                                break
+                            span = min(m[b + T_THINK], slice_end - clock)
+                            m[b + T_THINK] -= span
+                            clock += span
+                            if m[b + T_THINK]:
+                                break
+                            pc = np.int64(PC_END if m[b + T_TAIL] else PC_BEGIN)
+                        if pc != PC_BEGIN or clock >= slice_end:
+                            break
+                        flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
+                        if flags & F_NO_PROGRAM or (flags & F_DEPS and m[b + T_FIRST_LAP]):
+                            break
+                        pc = begin(m, longs, b, clock)
+                        draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
+                        scale = np.int64(words[w + W_SCALE])
+                        busy = np.int64(0)
+                        since = clock
+                    if code[pc + X_ORDERED] != PRIVATE_STEP:
+                        if code[pc + X_ORDERED] == ORDERED_STEP:
+                            break
+                        if touches_shared(m, words, code, mark_vma, b, pc):
+                            break
+                    op = code[pc + X_OP]
+                    if op == X_RUN:
+                        m[runs + code[pc + X_A]] += 1
+                        n = items + code[pc + X_B] * NF
+                        last = n + code[pc + X_COLUMN] * NF
+                        while n < last:
+                            units = np.int64(1)
+                            if m[n + N_COUNT]:
+                                units = np.int64(words[w + W_PAGES])
+                                if m[n + N_COUNT] == 2:
+                                    units = np.int64(words[w + W_VMAS])
+                                elif m[n + N_COUNT] == 3:
+                                    units = np.int64(words[w + W_TABLES])
+                            x = np.int64(((draw ^ np.uint64(m[n + N_KEY])) * U1) >> U56)
+                            value = m[n + N_COST] * units * scale >> 10
+                            value = (value * draws[m[n + N_DRAWS] + x] >> DRAW_BITS) >> COST_BITS
+                            clock += value
+                            m[m[n + N_HOLD]] += value
+                            n += NF
+                        clock += code[pc + X_C] * atomic
+                        pc += XF
+                    elif op == X_IF_BIT:
+                        obj = np.int64(words[w + code[pc + X_COLUMN]])
+                        bit = np.int64(0)
+                        if obj >= 0 and bits[code[pc + X_A] + obj]:
+                            bit = np.int64(1)
+                        pc = code[pc + X_TARGET] if bit == code[pc + X_B] else pc + XF
+                    elif op == X_EVERY:
+                        place = every + cpu * m[H_CONDS] + code[pc + X_A]
+                        m[place] -= 1
+                        if m[place] == 0:
+                            m[place] = code[pc + X_B]
+                            pc = code[pc + X_TARGET]
                         else:
-                            take_read(m, instance, m[b + T_KIND], done)
-                    else:
-                        m[b + T_PC] = pc
-                        m[b + T_BUSY] = busy
-                        m[b + T_SPIN] = spin
-                        m[instance + I_LINE] = line
-                        done = rwsem_lock_slow(m, instance, line, t, mode, done)
-                        if done < 0:
+                            pc += XF
+                    elif op == X_DONE:
+                        if m[b + T_WAS_ORDERED] == 0:
                             break
-                else:
-                    done = line_rmw(m, line, cpu, now)
-                    if kind == K_PIN:
-                        add_reader(m, instance, m[b + T_KIND])
-                    elif m[instance + I_WRITER] < 0:
-                        set_writer(m, instance, t)
-                    else:
-                        m[b + T_PC] = pc
-                        m[b + T_BUSY] = busy
-                        m[b + T_SPIN] = spin + 1
-                        spin_wait(m, instance, t)
-                        break
-                if kind == K_SPIN:
-                    spin += 1
-                completion = 1
-            elif op == TRY:
-                kind = m[d + D_KIND]
-                mode = np.int64(code[(pc << 3) + 2])
-                ok = True
-                done = clock
-                if obj < 0:
-                    ok = kind != K_PIN
-                    if ok:
-                        done += atomic
-                elif kind == K_PIN:
-                    s = m[d + D_MARKS_BY]
-                    if s >= 0:
-                        s = m[H_LOCK] + s * DF
-                        so = object_of(m, ops, mark_vma, b, row, m[s + D_SCOPE], 0)
-                        if so >= 0:
-                            seq_line = line_of(m, ops, mark_vma, sid, b, row, s, 0)
-                            done = line_read(m, seq_line, cpu, done)
-                            ok = values[m[s + D_VALUE] + so] != values[m[d + D_VALUE] + obj]
-                    if ok and instance >= 0:
-                        if m[instance + I_DRAINER] >= 0 or m[instance + I_WRITER] >= 0:
-                            ok = False
-                            done = line_read(m, line, cpu, done)
-                    if ok:
-                        done = line_rmw(m, line, cpu, done)
-                        if instance >= 0:
-                            add_reader(m, instance, m[b + T_KIND])
-                elif kind == K_SPIN:
-                    ok = instance < 0 or m[instance + I_WRITER] < 0
-                    if ok:
-                        done = line_rmw(m, line, cpu, done)
-                        if instance >= 0:
-                            set_writer(m, instance, t)
-                        spin += 1
-                    else:
-                        done = line_read(m, line, cpu, done)
-                else:
-                    ok = instance < 0 or is_open(m, instance, mode)
-                    if ok:
-                        done = line_rmw(m, line, cpu, done)
-                        if instance >= 0:
-                            if mode == WRITE_MODE:
-                                take_write(m, instance, t)
-                            else:
-                                take_read(m, instance, m[b + T_KIND], done)
-                    else:
-                        done = line_read(m, line, cpu, done)
-                if ok:
-                    completion = 1
-                else:
-                    m[stats + a * SF + S_TRY_FAILED] += 1
-                    busy += done - clock
-                    clock = done
-                    pc = np.int64(code[(pc << 3) + 4])
-            elif op == UNLOCK:
-                mode = np.int64(code[(pc << 3) + 2])
-                done = clock
-                if mode == WRITE_MODE and m[d + D_BUMPS] >= 0:
-                    done = bump(m, ops, mark_vma, sid, values, b, row, d, operand, done)
-                if mode == WRITE_MODE and m[d + D_OWNER] >= 0:
-                    done = store_owner(m, ops, mark_vma, sid, b, row, d, operand, done)
-                other = operand == CHILD or operand == TARGET_MM
-                field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
-                m[stats + a * SF + field] += (
-                    clock - held[t * held_width + 2 * a + (1 if other else 0)]
-                )
-                kind = m[d + D_KIND]
-                if instance < 0:
-                    done = line_rmw(m, line, cpu, done) if obj >= 0 else done + atomic
-                elif kind == K_RWSEM:
-                    done = rwsem_unlock(m, instance, line, t, mode, done)
-                    if done < 0:
-                        m[b + T_PC] = pc
-                        m[b + T_BUSY] = busy + m[H_RET] - clock
-                        m[b + T_SPIN] = spin
-                        break
-                elif kind == K_PIN:
-                    done = pin_unlock(m, instance, line, t, done)
-                else:
-                    done = spin_unlock(m, instance, line, t, done)
-                if kind == K_SPIN:
-                    spin -= 1
-                busy += done - clock
-                clock = done
-                pc += 1
-            elif op == DOWNGRADE:
-                done = clock
-                if m[d + D_BUMPS] >= 0:
-                    done = bump(m, ops, mark_vma, sid, values, b, row, d, 0, done)
-                m[stats + a * SF + S_WRITE_HOLD] += clock - held[t * held_width + 2 * a]
-                m[stats + a * SF + S_DOWNGRADE] += 1
-                if instance >= 0:
-                    done = rwsem_downgrade(m, instance, line, t, done)
-                else:
-                    done = line_rmw(m, line, cpu, done) if obj >= 0 else done + atomic
-                if m[d + D_OWNER] >= 0:
-                    done = store_owner(m, ops, mark_vma, sid, b, row, d, 0, done)
-                held[t * held_width + 2 * a] = done
-                busy += done - clock
-                clock = done
-                pc += 1
-            elif op == BRANCH:
-                tried = m[b + T_TRIED] != 0
-                holds = True
-                for want in range(2):  # bits that must be set, bits that must be clear
-                    x = cond_bits[a, want]
-                    if x & B_ANON:
-                        obj = object_of(m, ops, mark_vma, b, row, S_ANON, 0)
-                        holds &= (obj >= 0 and bits[bit_base[0, 0] + obj] != 0) == (want == 0)
-                    if x & B_DEAD:
-                        obj = object_of(m, ops, mark_vma, b, row, S_VMA, 0)
-                        holds &= (obj >= 0 and bits[bit_base[1, 0] + obj] != 0) == (want == 0)
-                    if x & B_TABLE:
-                        obj = object_of(m, ops, mark_vma, b, row, S_TABLE, 0)
-                        holds &= (obj >= 0 and bits[bit_base[2, 0] + obj] != 0) == (want == 0)
-                    if x & B_TRIED:
-                        holds &= tried == (want == 0)
-                if holds and cond_bits[a, 2]:
-                    n = cpu * len(cond_bits) + a
-                    every[n] += 1
-                    holds = every[n] % cond_bits[a, 2] == 0
-                pc = np.int64(code[(pc << 3) + 4]) if holds else pc + 1
-            elif op == JUMP:
-                pc = np.int64(code[(pc << 3) + 4])
-            elif op == DONE or op == PC_BEGIN:
-                if op == DONE:
-                    finish = True
-                else:
-                    flags = ops[(row << 3) + O_PROGRAM] >> 32
-                    m[b + T_WAS_ORDERED] = 0
-                    if (flags & F_DEPS) and m[b + T_FIRST_LAP]:
-                        m[b + T_PC] = pc
-                        m[b + T_SPIN] = spin
-                        if not begin_ready(
-                            m, b, t, row, flags, done_ops, dep_first, dep_op, dep_head
-                        ):
+                        if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS:
                             break
-                        m[b + T_WAS_ORDERED] = 1
-                    m[b + T_KIND] = flags >> 8
-                    m[b + T_BEGIN] = clock
-                    m[b + T_WAIT] = 0
-                    m[b + T_TRIED] = 0
-                    m[b + T_EACH] = 0
-                    m[b + T_EACH_END] = 0
+                        finish(m, b, clock, busy + clock - since)
+                        since = clock
+                        pc = next_gap(m, longs, words, t, b)
+                    elif op == X_JUMP:
+                        pc = code[pc + X_TARGET]
+                    elif op == X_LOCK_PRIVATE:
+                        clock += atomic
+                        m[held + code[pc + X_HELD]] = clock
+                        m[code[pc + X_STAT] + (S_WRITE if code[pc + X_B] else S_READ)] += 1
+                        spin += code[pc + X_C]
+                        pc += XF
+                    elif op == X_UNLOCK_PRIVATE:
+                        field = S_WRITE_HOLD if code[pc + X_B] else S_READ_HOLD
+                        m[code[pc + X_STAT] + field] += clock - m[held + code[pc + X_HELD]]
+                        clock += atomic
+                        spin -= code[pc + X_C]
+                        pc += XF
+                    else:
+                        m[b + T_SPIN] = spin
+                        clock = step(
+                            m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t,
+                            b, pc, clock,
+                        )  # fmt: skip
+                        spin = m[b + T_SPIN]
+                        pc = m[H_RET]
+                if pc >= 0:
+                    busy += clock - since
+                set_key(m, t, (clock << shift) | t)
+                if m[H_ROOT] != ((clock << shift) | t):
+                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
+                    m[b + T_STATE] = POINT
+                    break
+                now = clock
+                m[H_NOW] = now
+            at_point = False
+            since = clock
+            # -- Simulation._point
+            if m[H_STOP] >= 0:
+                set_key(m, t, NEVER)
+                break
+            if m[b + T_FIN_ROW] >= 0:
+                record(m, longs, b)
+            c = core + cpu * CF
+            m[c + C_MM] = m[b + T_MM]
+            if now >= slice_end and spin == 0:
+                if m[H_RQ_HEAD] >= 0:
+                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
+                    m[b + T_AFTER] = RUN
+                    at(m, t, OFF, NEVER)
+                    rq_push(m, t)
+                    release_cpu(m, t)
+                    break
+                slice_end = now + m[H_SLICE]
+                m[b + T_SLICE_END] = slice_end
+            if m[c + C_OWED]:
+                clock += m[c + C_OWED]
+                m[c + C_OWED] = 0
+                if pc < 0:
+                    since = clock
+                continue
+            # -- between two operations
+            if pc < 0:
+                if pc == PC_THINK:
+                    continue
+                m[b + T_PC], m[b + T_SPIN] = pc, spin
+                if pc == PC_BEGIN:
+                    flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
+                    waits = flags & F_DEPS and m[b + T_FIRST_LAP]
+                    if not waits and not flags & F_NO_PROGRAM:
+                        continue
+                    if waits and not dependencies_done(
+                        m, b, t, dep_first, dep_op, done_ops, dep_head
+                    ):
+                        break
+                    pc = begin(m, longs, b, clock)
+                    draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
+                    scale = np.int64(words[w + W_SCALE])
                     busy = np.int64(0)
-                    base = mix(np.uint64((m[H_SEED] << 40) ^ (t << 20)))
-                    draw = mix(base + np.uint64(m[b + T_NTH]) * UG)
-                    m[b + T_DRAW] = np.int64(draw)
-                    m[b + T_NTH] += 1
-                    pc = low(ops[(row << 3) + O_PROGRAM])
-                    finish = (flags & F_NO_PROGRAM) != 0
-                if finish:
-                    m[b + T_FIN_ROW] = row
-                    m[b + T_FIN_KIND] = m[b + T_KIND]
-                    m[b + T_FIN_END] = clock
-                    m[b + T_FIN_BUSY] = busy
-                    m[b + T_FIN_WAIT] = m[b + T_WAIT]
-                    m[b + T_FIN_DELAY] = clock - m[b + T_BEGIN]
-                    if (ops[(row << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS and not done_ops[row]:
-                        done_ops[row] = 1
-                        u = np.int64(dep_head[row])
-                        dep_head[row] = -1
-                        while u >= 0:
-                            at(m, u, OFF, clock + m[H_WOKEN])
-                            u = m[th + u * TF + T_DEP_NEXT]
-                    row += 1
-                    if row == m[b + T_END_ROW] and m[H_WRAP]:
-                        if loops[t] >= 0 and not m[b + T_GROUP]:
-                            row = loops[t]
-                            m[b + T_FIRST_LAP] = 0
-                    m[b + T_ROW] = row
-                    blocked = enter_gap(m, ops, tails, b, t)
-                    row = m[b + T_ROW]
-                    pc = np.int64(PC_THINK)
+                    m[b + T_WAS_ORDERED] = 1 if waits else 0
+                    if flags & F_NO_PROGRAM:
+                        finish(m, b, clock, busy)
+                        if flags & F_DEPENDENTS:
+                            release_dependents(m, done_ops, dep_head, m[b + T_ROW], clock)
+                        pc = next_gap(m, longs, words, t, b)
+                    continue
+                if pc == PC_BLOCK:
+                    m[b + T_PC] = PC_THINK
+                    m[b + T_AFTER] = RUN
+                    at(m, t, OFF, clock + m[b + T_DEP_FROM])
                     m[b + T_DEP_FROM] = -1
-                    if blocked:
-                        m[b + T_DEP_FROM] = blocked
-                        pc = np.int64(PC_BLOCK)
-            elif op == PC_THINK:
-                span = min(m[b + T_THINK], max(np.int64(0), slice_end - clock))
-                m[b + T_THINK] -= span
-                if m[b + T_THINK] == 0:
-                    pc = np.int64(PC_END if m[b + T_TAIL] else PC_BEGIN)
-                clock += span
-            elif op == COUNT:
-                reasons[a] += 1
-                pc += 1
-            elif op == SET:
-                if a == B_TRIED:
-                    m[b + T_TRIED] = 1
-                else:
-                    n = 0 if a == B_ANON else (1 if a == B_DEAD else 2)
-                    obj = object_of(m, ops, mark_vma, b, row, bit_base[n, 2], 0)
-                    if obj >= 0:
-                        bits[bit_base[n, 0] + obj] = 1
-                pc += 1
-            elif op == TOUCH:
-                done = clock
-                obj = object_of(m, ops, mark_vma, b, row, line_scope[a], code[(pc << 3) + 3])
-                if obj >= 0 and sid[line_sid[a] + obj] >= 0:
-                    line = line_base[a] + sid[line_sid[a] + obj]
-                    if code[(pc << 3) + 2] == 1:
-                        done = line_write(m, line, cpu, clock, 0)
-                    else:
-                        done = line_read(m, line, cpu, clock)
-                busy += done - clock
-                clock = done
-                pc += 1
-            elif op == EACH:
-                first = mark_first[row]
-                last = mark_first[row + 1]
-                while first < last and mark_set[first] != a:
-                    first += 1
-                end = first
-                while end < last and mark_set[end] == a:
-                    end += 1
-                if first == end:
-                    m[b + T_EACH] = 0
-                    m[b + T_EACH_END] = 0
-                    pc = np.int64(code[(pc << 3) + 4])
-                else:
-                    m[b + T_EACH] = first
-                    m[b + T_EACH_END] = end
-                    pc += 1
-            elif op == END_EACH:
-                m[b + T_EACH] += 1
-                if m[b + T_EACH] < m[b + T_EACH_END]:
-                    pc = np.int64(code[(pc << 3) + 4])
-                else:
-                    m[b + T_EACH] = 0
-                    m[b + T_EACH_END] = 0
-                    pc += 1
-            elif op == MARK:
-                done = clock
-                if obj >= 0:
-                    value = np.int64(-2)
-                    s = m[d + D_MARKS_BY]
-                    if s >= 0:
-                        s = m[H_LOCK] + s * DF
-                        so = object_of(m, ops, mark_vma, b, row, m[s + D_SCOPE], 0)
-                        if so >= 0:
-                            value = values[m[s + D_VALUE] + so]
-                    place = m[d + D_VALUE] + obj
-                    if value >= 0 and value == values[place]:
-                        done = line_read(m, line, cpu, done)
-                    else:
-                        m[stats + a * SF + S_MARK] += 1
-                        done = line_rmw(m, line, cpu, done)
-                        if instance >= 0 and m[instance + I_READERS]:
-                            m[b + T_PC] = pc
-                            m[b + T_BUSY] = busy
-                            m[b + T_SPIN] = spin
-                            m[instance + I_LINE] = line
-                            pin_drain(m, instance, t, done)
-                            break
-                        if value >= 0:
-                            values[place] = value
-                        done = line_rmw(m, line, cpu, done)
-                busy += done - clock
-                clock = done
-                pc += 1
-            elif op == SNAP or op == CHECK:
-                value = np.int64(0)
-                done = clock
-                if obj >= 0:
-                    value = values[m[d + D_VALUE] + obj]
+                    release_cpu(m, t)
+                else:  # PC_END
+                    end_thread(m, t, b, clock)
+                break
+            # -- the ordered step
+            m[b + T_WAS_ORDERED] = 1
+            op = code[pc + X_OP]
+            if op == X_DONE:
+                finish(m, b, clock, busy)
+                if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS:
+                    release_dependents(m, done_ops, dep_head, m[b + T_ROW], clock)
+                pc = next_gap(m, longs, words, t, b)
+                continue
+            if op == X_IF_BIT:
+                obj = np.int64(words[w + code[pc + X_COLUMN]])
+                bit = np.int64(0)
+                if obj >= 0 and bits[code[pc + X_A] + obj]:
+                    bit = np.int64(1)
+                pc = code[pc + X_TARGET] if bit == code[pc + X_B] else pc + XF
+                continue
+            if op < X_RWSEM_LOCK or op >= X_MODEL:
+                m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
+                clock = step(
+                    m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, pc,
+                    clock,
+                )  # fmt: skip
+                if clock < 0:
+                    break
+                spin = m[b + T_SPIN]
+                pc = m[H_RET]
+                continue
+            # -- locks that several threads use
+            obj = np.int64(0)
+            if code[pc + X_COLUMN] != W_GLOBAL:
+                obj = np.int64(words[w + code[pc + X_COLUMN]])
+            r = np.int64(-1)
+            line = np.int64(-1)
+            if code[pc + X_INST] >= 0:
+                r = code[pc + X_INST] + obj * isize
+                line = code[pc + X_LINE] + obj * lsize
+            mode = code[pc + X_B]
+            done = clock
+            if op == X_PIN_TRY:
+                ok = True
+                if code[pc + X_SEQ] >= 0:
+                    so = np.int64(words[w + code[pc + X_SEQ_COLUMN]])
+                    if code[pc + X_SEQ_LINE] >= 0:
+                        done = line_read(m, code[pc + X_SEQ_LINE] + so * lsize, cpu, done)
+                    ok = m[code[pc + X_SEQ] + so] != m[code[pc + X_C] + obj]
+                if ok and r >= 0 and (m[r + I_DRAINER] >= 0 or m[r + I_WRITER] >= 0):
+                    ok = False
                     done = line_read(m, line, cpu, done)
-                target = np.int64(code[(pc << 3) + 4])
-                if op == SNAP:
-                    failed = (value & 1) == 1 and target >= 0
-                    if not failed:
-                        snaps[t, a] = value
-                else:
-                    failed = value != snaps[t, a]
-                busy += done - clock
-                clock = done
-                pc = target if failed else pc + 1
-            elif op == FLUSH:
-                if a:
-                    done = clock + flush_others(m, cpu, low(ops[(row << 3) + O_MM]))
-                    busy += done - clock
+                if not ok:
+                    m[code[pc + X_STAT] + S_TRY_FAILED] += 1
+                    pc = code[pc + X_TARGET]
                     clock = done
-                pc += 1
-            elif op == SLEEP:
-                span = recorded_sleep[row]
-                if span < 0:
-                    span = sleep_ns[a]
-                m[H_SLEEP_NS] += span
-                m[b + T_PC] = pc + 1
-                m[b + T_BUSY] = busy
-                m[b + T_SPIN] = spin
-                m[b + T_AFTER] = RUN
-                at(m, t, OFF, clock + span)
-                release_cpu(m, t)
-                break
-            elif op == PC_BLOCK:
-                m[b + T_PC] = PC_THINK
-                m[b + T_SPIN] = spin
-                m[b + T_AFTER] = RUN
-                at(m, t, OFF, clock + m[b + T_DEP_FROM])
-                m[b + T_DEP_FROM] = -1
-                release_cpu(m, t)
-                break
-            else:  # PC_END
-                m[m[H_TEND] + t] = clock
-                at(m, t, END, NEVER)
-                release_cpu(m, t)
-                if m[b + T_GROUP] == 1 and m[H_WIN_END] < 0 and loops[t] > -2:
-                    m[H_WIN_END] = clock
-                    if m[H_WRAP]:
-                        m[H_STOP] = clock
-                break
+                    continue
+                done = write_line(m, line, cpu, done, atomic)
+                if r >= 0:
+                    add_reader(m, r, m[b + T_KIND])
+            elif op == X_RWSEM_TRY:
+                if not is_open(m, r, mode):
+                    m[code[pc + X_STAT] + S_TRY_FAILED] += 1
+                    clock = line_read(m, line, cpu, done)
+                    pc = code[pc + X_TARGET]
+                    continue
+                done = write_line(m, line, cpu, done, atomic)
+                rwsem_take(m, r, t, mode, done)
+            elif op == X_RWSEM_LOCK:
+                done = write_line(m, line, cpu, done, atomic)
+                if is_open(m, r, mode):
+                    rwsem_take(m, r, t, mode, done)
+                else:
+                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
+                    done = rwsem_lock_slow(m, r, line, t, mode, done)
+                    if done < 0:
+                        break
+            elif op == X_SPIN_LOCK:
+                done = write_line(m, line, cpu, done, atomic)
+                spin += 1
+                if m[r + I_WRITER] >= 0:
+                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
+                    spin_wait(m, r, t)
+                    break
+                set_writer(m, r, t)
+            else:  # X_RWSEM_UNLOCK, X_PIN_UNLOCK, X_SPIN_UNLOCK
+                if mode == WRITE_MODE:
+                    if code[pc + X_SEQ] >= 0:
+                        so = np.int64(words[w + code[pc + X_SEQ_COLUMN]])
+                        m[code[pc + X_SEQ] + so] += code[pc + X_SEQ_BY]
+                        if code[pc + X_SEQ_LINE] >= 0:
+                            line2 = code[pc + X_SEQ_LINE] + so * lsize
+                            done = write_line(m, line2, cpu, done, 0)
+                    if code[pc + X_OWNER] >= 0:
+                        done = write_line(m, code[pc + X_OWNER] + obj * lsize, cpu, done, 0)
+                field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
+                m[code[pc + X_STAT] + field] += clock - m[held + code[pc + X_HELD]]
+                if op == X_RWSEM_UNLOCK:
+                    done = rwsem_unlock(m, r, line, t, mode, done)
+                    if done < 0:
+                        busy += m[H_RET] - clock
+                        m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
+                        break
+                elif op == X_PIN_UNLOCK:
+                    done = pin_unlock(m, r, line, t, done)
+                else:
+                    done = spin_unlock(m, r, line, t, done)
+                    spin -= 1
+                clock = done
+                pc += XF
+                continue
+            # -- Simulation.locked
+            m[code[pc + X_STAT] + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
+            if op != X_PIN_TRY:
+                if code[pc + X_OWNER] >= 0:
+                    done = write_line(m, code[pc + X_OWNER] + obj * lsize, cpu, done, 0)
+                if mode == WRITE_MODE and code[pc + X_SEQ] >= 0 and code[pc + X_SEQ_BY] == 1:
+                    so = np.int64(words[w + code[pc + X_SEQ_COLUMN]])
+                    m[code[pc + X_SEQ] + so] += 1
+                    if code[pc + X_SEQ_LINE] >= 0:
+                        line2 = code[pc + X_SEQ_LINE] + so * lsize
+                        done = write_line(m, line2, cpu, done, 0)
+            m[held + code[pc + X_HELD]] = done
+            clock = done
+            pc += XF
     for t in range(m[H_THREADS]):
-        if m[th + t * TF + T_FIN_ROW] >= 0:
-            record(m, ops, th + t * TF)
+        if m[HEADER + t * TF + T_FIN_ROW] >= 0:
+            record(m, longs, HEADER + t * TF)
+
+
+@borrowing_njit
+def replay(
+    m, longs, words, code, draws, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
+    done_ops, dep_head, bits,
+):  # fmt: skip
+    """Run all events.  Arrays: see ``compiled.py``."""
+    _run(
+        pointer(m), pointer(longs), pointer(words), pointer(code), pointer(draws),
+        pointer(mark_first), pointer(mark_vma), pointer(mark_set), pointer(recorded_sleep),
+        pointer(dep_first), pointer(dep_op), pointer(done_ops), pointer(dep_head), pointer(bits),
+    )  # fmt: skip

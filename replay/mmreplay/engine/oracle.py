@@ -6,7 +6,7 @@ of a lock's slow path), off it the moment at which it becomes runnable.
 
 *Ordered* steps touch something that another thread can see (``Simulation.ordered``);
 all others are private.  Preemption, interrupt time and the recording of finished
-operations happen at ordered steps, at the end of a time slice, and nowhere else:
+operations happen at ordered steps and, at the end of a time slice, between operations:
 that is what allows the compiled twin to run ahead over private steps.  The oracle
 does not run ahead: each step is an event.
 """
@@ -28,6 +28,7 @@ from mmreplay.engine.setup import (
     GOLDEN,
     P,
     mix64,
+    stream_of,
 )
 from mmreplay.engine.states import State
 from mmreplay.engine.summary import Totals, delay_bucket, stuck, summarise
@@ -197,8 +198,8 @@ class Simulation(Processors):
         thread.busy_ns = thread.wait_ns = 0
         thread.tried = False
         thread.each = (0, 0)
-        key = (self.options.seed << 40) ^ (thread.index << 20)
-        thread.draw = mix64(mix64(key) + thread.nth * GOLDEN)
+        stream = stream_of(self.options.seed, thread.index)
+        thread.draw = mix64(stream + thread.nth * GOLDEN)
         thread.nth += 1
         entry = int(self.model.entry[thread.kind])
         thread.pc = entry
@@ -217,7 +218,7 @@ class Simulation(Processors):
         thread.finished = Finished(
             row, thread.kind, self.now, thread.busy_ns, thread.wait_ns, self.now - thread.begin_ns
         )
-        if self.setup.has_dependents[row] and row not in self.done_ops:
+        if self.analysis.has_dependents[row] and row not in self.done_ops:
             self.done_ops.add(row)
             for waiter in self.dep_waiters.pop(row, []):
                 self.at(waiter, State.OFF, self.now + self.setup.woken)
@@ -257,14 +258,14 @@ class Simulation(Processors):
 
     # -- steps ---------------------------------------------------------------------------------
     def _private(self, thread: Thread) -> bool:
-        """Is the thread's next step private, and not at the end of its slice?"""
-        if self.now >= thread.slice_end_ns and thread.spin_depth == 0:
+        """Is the thread's next step private, and no moment to preempt it?"""
+        if thread.pc < 0 and self.now >= thread.slice_end_ns:
             return False
         return not self.ordered(thread)
 
     def _step(self, thread: Thread) -> None:
         ordered = self.ordered(thread)
-        if ordered or (self.now >= thread.slice_end_ns and thread.spin_depth == 0):
+        if ordered or (thread.pc < 0 and self.now >= thread.slice_end_ns):
             if not self._point(thread):
                 return
         if thread.pc < 0:
@@ -285,8 +286,8 @@ class Simulation(Processors):
         op, a, b, c = (int(x) for x in self.model.code[thread.pc, :4])
         match Op(op):
             case Op.DONE:
-                setup, row = self.setup, thread.row
-                if setup.has_dependents[row] or setup.touches[row]:
+                known, row = self.analysis, thread.row
+                if known.has_dependents[row] or known.touches[row]:
                     return True
                 return not thread.was_ordered
             case Op.SLEEP | Op.FLUSH:
@@ -319,7 +320,7 @@ class Simulation(Processors):
         now, cpu = self.now, thread.cpu
         match Op(op):
             case Op.DONE:
-                if self.setup.touches[thread.row]:
+                if self.analysis.touches[thread.row]:
                     for place in self.touch_places(thread.row):
                         self.touched[place].add(cpu)
                 self._finish(thread)

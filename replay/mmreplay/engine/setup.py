@@ -56,6 +56,11 @@ def mix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def stream_of(seed: int, thread: int) -> int:
+    """The thread's random stream; operation n draws with ``mix64(stream + n * GOLDEN)``."""
+    return mix64((seed << 40) ^ (thread << 20))
+
+
 def draw_table(spread: float) -> I64:
     """256 quantiles of a lognormal with mean 1 and log-deviation ``spread``, times 4096."""
     if spread <= 0:
@@ -246,6 +251,29 @@ def touch_points(plan: Plan, model: LockingModel) -> tuple[NDArray[np.bool_], I6
 
 
 @dataclass(frozen=True, slots=True)
+class Analysis:
+    """What plan and model decide before machine and options are known."""
+
+    shared: dict[Scope, NDArray[np.bool_]]  # per scope: which objects several threads touch
+    has_dependents: NDArray[np.bool_]  # (N,)
+    touches: NDArray[np.bool_]  # (N,) leaves translations behind that ``flush touched`` asks for
+    touch_keys: I64  # sorted page keys (:func:`page_key`) at which that is remembered
+
+
+def analyse(plan: Plan, model: LockingModel, *, twin: bool = True) -> Analysis:
+    """Check that the model can run the plan; find what is shared.
+
+    ``twin``: for the compiled loop, which does not have all that the oracle has.
+    """
+    _check(plan, model)
+    if twin:
+        _check_twin(model)
+    dependents = np.zeros(plan.n_ops, np.bool_)
+    dependents[plan.dep_op] = True
+    return Analysis(shared_objects(plan), dependents, *touch_points(plan, model))
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """Integers that both twins run on.  Times in ns, costs in 1/256 ns."""
 
@@ -266,25 +294,16 @@ class Setup:
     flush_first: int
     flush_next: int
     handler: int
-    line_scope: list[Scope]
-    shared: dict[Scope, NDArray[np.bool_]]
     in_group: NDArray[np.bool_]  # (T,)
     group_ops: int
-    has_dependents: NDArray[np.bool_]  # (N,)
-    touches: NDArray[np.bool_]  # (N,) leaves translations behind that ``flush touched`` asks for
-    touch_keys: I64  # sorted page keys (:func:`page_key`) at which that is remembered
 
 
-def prepare(
-    plan: Plan, model: LockingModel, machine: Machine, options: Options, *, twin: bool = True
-) -> Setup:
-    """Check what the engine cannot run and turn every cost into an integer.
-
-    ``twin``: for the compiled loop, which does not have all that the oracle has.
-    """
-    _check(plan, model, options)
-    if twin:
-        _check_twin(model)
+def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Setup:
+    """Check the options and turn every cost into an integer."""
+    if not options.kernel_factor > 0 or options.kernel_factor > 1e6:
+        raise UserError(f"kernel factor {options.kernel_factor}", fix="give a positive factor")
+    if options.load not in ("recorded", "saturated"):
+        raise UserError(f'unknown load "{options.load}"', fix="use recorded or saturated")
     cpus = choose_cpus(machine, options.cores, options.placement)
     factor = options.kernel_factor / speed(machine, min(plan.n_threads, options.cores))
     cost_q, draws, keys = [], [], []
@@ -320,9 +339,6 @@ def prepare(
                 f"thread group {options.group} has no threads", fix="choose a group of the plan"
             )
     lengths = np.diff(plan.thread_first)
-    dependents = np.zeros(plan.n_ops, np.bool_)
-    dependents[plan.dep_op] = True
-    touches, touch_keys = touch_points(plan, model)
     r = round
     return Setup(
         cores=options.cores,
@@ -342,24 +358,15 @@ def prepare(
         flush_first=r(machine.shootdown_first_ns.value),
         flush_next=r(machine.shootdown_next_ns.value),
         handler=r(machine.shootdown_handler_ns.value),
-        line_scope=line_scopes(model),
-        shared=shared_objects(plan),
         in_group=in_group,
         group_ops=int(lengths[in_group].sum()),
-        has_dependents=dependents,
-        touches=touches,
-        touch_keys=touch_keys,
     )
 
 
-def _check(plan: Plan, model: LockingModel, options: Options) -> None:
+def _check(plan: Plan, model: LockingModel) -> None:
     where = str(model.path)
     if plan.n_threads == 0 or plan.n_ops == 0:
         raise UserError("the plan holds no operations", fix="import a trace with memory operations")
-    if not options.kernel_factor > 0 or options.kernel_factor > 1e6:
-        raise UserError(f"kernel factor {options.kernel_factor}", fix="give a positive factor")
-    if options.load not in ("recorded", "saturated"):
-        raise UserError(f'unknown load "{options.load}"', fix="use recorded or saturated")
     for row in model.code:
         if row[OP] in (Op.LOCK, Op.TRY) and row[B] == Mode.WRITE:
             if model.lock_kind[row[A]] == Kind.PIN:
@@ -368,7 +375,7 @@ def _check(plan: Plan, model: LockingModel, options: Options) -> None:
                     where=f"{where}:{row[5]}",
                     fix="use mark",
                 )
-    for kind in np.unique(plan.op):
+    for kind in np.flatnonzero(np.bincount(plan.op)):
         if kind != PlanOp.NONE and model.entry[kind] < 0:
             raise UserError(
                 f"model {model.name} has no program for {PlanOp(int(kind)).name.lower()}",

@@ -27,6 +27,8 @@ from mmreplay.engine.setup import (
     MIX1,
     P,
     Setup,
+    analyse,
+    line_scopes,
     object_scope,
     page_key,
     prepare,
@@ -113,7 +115,9 @@ class World:
 
     def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:
         self.plan, self.model, self.options = plan, model, options
-        self.setup: Setup = prepare(plan, model, machine, options, twin=False)
+        self.analysis = analyse(plan, model, twin=False)
+        self.setup: Setup = prepare(plan, model, machine, options)
+        self.line_scope = line_scopes(model)
         self.params = model.lock_params
         self.locks: dict[tuple[int, int], Any] = {}
         self.lines: dict[tuple[int, int], Line | PrivateLine] = {}
@@ -123,8 +127,8 @@ class World:
             Scope.VMA: [False] * len(plan.vma_mm),
         }
         self.every: Counter[tuple[int, int]] = Counter()
-        #: CPUs that may hold translations of a page, by position in ``setup.touch_keys``
-        self.touched: list[set[int]] = [set() for _ in self.setup.touch_keys]
+        #: CPUs that may hold translations of a page, by position in ``analysis.touch_keys``
+        self.touched: list[set[int]] = [set() for _ in self.analysis.touch_keys]
 
     def _marks(self, row: int, which: int) -> tuple[int, int]:
         """Where the operation's list for one MarkSet begins and ends."""
@@ -135,7 +139,7 @@ class World:
 
     def touch_places(self, row: int) -> range:
         """Positions in ``touched`` of the pages of an operation's range."""
-        plan, keys = self.plan, self.setup.touch_keys
+        plan, keys = self.plan, self.analysis.touch_keys
         bounds = page_key(
             plan.mm[[row, row]], np.array([plan.first_page[row], plan.last_page[row]])
         )
@@ -163,13 +167,13 @@ class World:
 
     def _shared(self, thread: Thread, scope: int, operand: int) -> bool:
         obj = self._object(thread, scope, operand)
-        return obj >= 0 and bool(self.setup.shared[object_scope(scope)][obj])
+        return obj >= 0 and bool(self.analysis.shared[object_scope(scope)][obj])
 
     def _line_shared(self, thread: Thread, line: int, operand: int) -> bool:
-        return self._shared(thread, self.setup.line_scope[line], operand)
+        return self._shared(thread, self.line_scope[line], operand)
 
     def _line(self, thread: Thread, line: int, operand: int) -> Line | PrivateLine:
-        obj = self._object(thread, self.setup.line_scope[line], operand)
+        obj = self._object(thread, self.line_scope[line], operand)
         if not self._line_shared(thread, line, operand):
             return PrivateLine(cast("Simulation", self))
         if (line, obj) not in self.lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from mmreplay.machine.profile import Machine
 from mmreplay.schema import OpKind
 
 if TYPE_CHECKING:
+    from mmreplay.engine import Replay
     from mmreplay.trace.store import Trace
 
 #: Counts of locks are exact (every operation once) up to this many operations.
@@ -93,12 +95,17 @@ class Simulator:
 
     def __init__(self, plan: Plan, model: LockingModel) -> None:
         self.plan, self.model = plan, model
+        self._lock = Lock()
+        self._replay: Replay | None = None
 
     def run(self, machine: Machine, options: Options) -> Result:
         """One simulation."""
-        from mmreplay.engine import simulate
+        from mmreplay.engine import Replay
 
-        return simulate(self.plan, self.model, machine, options)
+        with self._lock:
+            if self._replay is None:
+                self._replay = Replay(self.plan, self.model)
+        return self._replay.run(machine, options)
 
 
 @dataclass(frozen=True, slots=True)

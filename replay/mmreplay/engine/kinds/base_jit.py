@@ -1,69 +1,83 @@
 """Compiled twin of ``base.py``, and the event queue and CPUs that all kinds use.
 
 State lives in one flat array ``m`` (see ``layout.py``).  Event keys are
-``time << shift | thread`` in a tournament tree whose root is the next event.
+``time << shift | thread``; over the keys of all threads stands a tree of minima, eight
+to a node, whose root is the next event.
 """
 # ruff: noqa: F403, F405
 
 from __future__ import annotations
 
 from mmreplay.engine.layout import *
-from mmreplay.jit import borrowing_helper
+from mmreplay.jit import borrowing_helper, inlined_helper
+
+
+@inlined_helper
+def least(m, first):  # type: ignore[no-untyped-def]
+    """The least of eight values that lie side by side."""
+    a = min(m[first], m[first + 1])
+    b = min(m[first + 2], m[first + 3])
+    c = min(m[first + 4], m[first + 5])
+    d = min(m[first + 6], m[first + 7])
+    return min(min(a, b), min(c, d))
+
+
+@inlined_helper
+def set_key(m, t, key):  # type: ignore[no-untyped-def]
+    """Set the key of the thread's next event, and the least key of each level above."""
+    base = m[H_LEVEL_0]
+    m[base + t] = key
+    for level in range(H_LEVEL_1, H_LEVEL_1 + m[H_LEVELS]):
+        t >>= 3
+        lowest = least(m, base + (t << 3))
+        base = m[level]
+        m[base + t] = lowest
 
 
 @borrowing_helper
 def set_time(m, t, time):  # type: ignore[no-untyped-def]
     """Set the thread's next event; ``NEVER``: somebody else will."""
-    tree = m[H_TREE]
-    node = m[H_LEAVES] + t
-    key = NEVER
-    if time != NEVER:
-        key = (time << m[H_SHIFT]) | t
-    m[tree + node] = key
-    while node > 1:
-        other = m[tree + (node ^ 1)]
-        if other < key:
-            key = other
-        node >>= 1
-        if m[tree + node] == key:
-            break
-        m[tree + node] = key
+    set_key(m, t, NEVER if time == NEVER else (time << m[H_SHIFT]) | t)
 
 
 @borrowing_helper
 def sooner(m, t, time):  # type: ignore[no-untyped-def]
-    if m[m[H_TREE] + m[H_LEAVES] + t] > ((time << m[H_SHIFT]) | t):
+    if m[m[H_LEVEL_0] + t] > (time << m[H_SHIFT]) | t:
         set_time(m, t, time)
 
 
 @borrowing_helper
 def at(m, t, state, time):  # type: ignore[no-untyped-def]
-    m[m[H_TH] + t * TF + T_STATE] = state
+    m[HEADER + t * TF + T_STATE] = state
     set_time(m, t, time)
 
 
-@borrowing_helper
-def line_write(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
+@inlined_helper
+def write_line(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
     """Line._write; a negative line is private."""
     if line < 0:
         return at_ns + owned_ns
-    r = m[H_LINE] + line * m[H_LSIZE]
-    begin = max(at_ns, m[r + L_FREE])
+    begin = max(at_ns, m[line + L_FREE])
     cost = owned_ns
-    owner = m[r + L_OWNER]
-    last = m[r + L_LAST_READER]
+    owner = m[line + L_OWNER]
+    last = m[line + L_LAST_READER]
     if owner >= 0:
         if owner != cpu:
             cost = m[m[H_DIST] + owner * m[H_CORES] + cpu]
         elif last >= 0 and last != cpu:
             cost = m[m[H_DIST] + last * m[H_CORES] + cpu]
-    m[r + L_OWNER] = cpu
+    m[line + L_OWNER] = cpu
     if last >= 0:
-        m[r + L_LAST_READER] = -1
-        for w in range(L_READERS, m[H_LSIZE]):
-            m[r + w] = 0
-    m[r + L_FREE] = begin + cost
+        m[line + L_LAST_READER] = -1
+        for w in range(line + L_READERS, line + m[H_LSIZE]):
+            m[w] = 0
+    m[line + L_FREE] = begin + cost
     return begin + cost
+
+
+@borrowing_helper
+def line_write(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
+    return write_line(m, line, cpu, at_ns, owned_ns)
 
 
 @borrowing_helper
@@ -75,17 +89,16 @@ def line_rmw(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
 def line_read(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
     if line < 0:
         return at_ns
-    r = m[H_LINE] + line * m[H_LSIZE]
-    owner = m[r + L_OWNER]
+    owner = m[line + L_OWNER]
     if owner < 0 or owner == cpu:
         return at_ns
-    w = r + L_READERS + (cpu >> 6)
+    w = line + L_READERS + (cpu >> 6)
     bit = 1 << (cpu & 63)
     if m[w] & bit:
         return at_ns
     m[w] |= bit
-    m[r + L_LAST_READER] = cpu
-    return max(at_ns, m[r + L_FREE]) + m[m[H_DIST] + owner * m[H_CORES] + cpu]
+    m[line + L_LAST_READER] = cpu
+    return max(at_ns, m[line + L_FREE]) + m[m[H_DIST] + owner * m[H_CORES] + cpu]
 
 
 @borrowing_helper
@@ -122,7 +135,7 @@ def _charge(m, r):  # type: ignore[no-untyped-def]
         m[total + first] += left
 
 
-@borrowing_helper
+@inlined_helper
 def advance(m, r):  # type: ignore[no-untyped-def]
     if m[r + I_WAITING] == 0:
         m[r + I_LAST] = m[H_NOW]
@@ -130,14 +143,14 @@ def advance(m, r):  # type: ignore[no-untyped-def]
         _charge(m, r)
 
 
-@borrowing_helper
+@inlined_helper
 def add_reader(m, r, kind):  # type: ignore[no-untyped-def]
     advance(m, r)
     m[r + I_READERS] += 1
     m[r + I_BY_KIND + kind] += 1
 
 
-@borrowing_helper
+@inlined_helper
 def drop_reader(m, r, kind):  # type: ignore[no-untyped-def]
     advance(m, r)
     m[r + I_READERS] -= 1
@@ -149,7 +162,7 @@ def set_writer(m, r, t):  # type: ignore[no-untyped-def]
     advance(m, r)
     m[r + I_WRITER] = t
     if t >= 0:
-        m[r + I_WKIND] = m[m[H_TH] + t * TF + T_KIND]
+        m[r + I_WKIND] = m[HEADER + t * TF + T_KIND]
 
 
 @borrowing_helper
@@ -161,7 +174,7 @@ def enter(m, r, t):  # type: ignore[no-untyped-def]
     total = r + I_BY_KIND + kinds
     for k in range(kinds + 1):
         m[snap + k] = m[total + k]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     m[b + T_WAIT_FROM] = m[H_NOW]
     m[b + T_GRANTED] = m[H_NOW]
 
@@ -171,7 +184,7 @@ def leave(m, r, t):  # type: ignore[no-untyped-def]
     _charge(m, r)
     m[r + I_WAITING] -= 1
     kinds = m[H_KINDS]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     snap = m[H_SNAP] + t * (kinds + 1)
     total = r + I_BY_KIND + kinds
     out = m[H_BLAME] + m[r + I_LOCK] * (kinds + 1) * kinds + m[b + T_KIND]
@@ -184,7 +197,7 @@ def leave(m, r, t):  # type: ignore[no-untyped-def]
 def end_wait(m, r, t, write):  # type: ignore[no-untyped-def]
     kinds = m[H_KINDS]
     now = m[H_NOW]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     lock = m[r + I_LOCK]
     m[m[H_BLAME] + (lock * (kinds + 1) + kinds) * kinds + m[b + T_KIND]] += now - m[b + T_GRANTED]
     wait = now - m[b + T_WAIT_FROM]
@@ -195,22 +208,22 @@ def end_wait(m, r, t, write):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def need_resched(m, t):  # type: ignore[no-untyped-def]
-    return m[H_RQ_HEAD] >= 0 and m[H_NOW] >= m[m[H_TH] + t * TF + T_SLICE_END]
+    return m[H_RQ_HEAD] >= 0 and m[H_NOW] >= m[HEADER + t * TF + T_SLICE_END]
 
 
 @borrowing_helper
 def rq_push(m, t):  # type: ignore[no-untyped-def]
-    m[m[H_TH] + t * TF + T_RQ_NEXT] = -1
+    m[HEADER + t * TF + T_RQ_NEXT] = -1
     if m[H_RQ_HEAD] < 0:
         m[H_RQ_HEAD] = t
     else:
-        m[m[H_TH] + m[H_RQ_TAIL] * TF + T_RQ_NEXT] = t
+        m[HEADER + m[H_RQ_TAIL] * TF + T_RQ_NEXT] = t
     m[H_RQ_TAIL] = t
 
 
 @borrowing_helper
 def dispatch(m, t, cpu, at_ns):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     m[m[H_CORE] + cpu * CF + C_RUNNING] = t
     m[b + T_CPU] = cpu
     m[b + T_LAST_CPU] = cpu
@@ -222,7 +235,7 @@ def dispatch(m, t, cpu, at_ns):  # type: ignore[no-untyped-def]
 @borrowing_helper
 def runnable(m, t):  # type: ignore[no-untyped-def]
     core = m[H_CORE]
-    cpu = m[m[H_TH] + t * TF + T_LAST_CPU]
+    cpu = m[HEADER + t * TF + T_LAST_CPU]
     if m[core + cpu * CF + C_RUNNING] >= 0:
         if m[H_IDLE_CORES] == 0:
             set_time(m, t, NEVER)
@@ -245,13 +258,13 @@ def notify_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
 @borrowing_helper
 def notify_handoff_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
     head = m[r + I_Q_HEAD]
-    if head >= 0 and m[m[H_TH] + head * TF + T_STATE] == HANDOFF_SPIN:
+    if head >= 0 and m[HEADER + head * TF + T_STATE] == HANDOFF_SPIN:
         sooner(m, head, at_ns + m[H_POLL])
 
 
 @borrowing_helper
 def release_cpu(m, t):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     cpu = m[b + T_CPU]
     if m[b + T_STATE] == FALL:
         m[b + T_STATE] = OFF
@@ -260,7 +273,7 @@ def release_cpu(m, t):  # type: ignore[no-untyped-def]
     m[b + T_CPU] = -1
     u = m[H_RQ_HEAD]
     if u >= 0:
-        m[H_RQ_HEAD] = m[m[H_TH] + u * TF + T_RQ_NEXT]
+        m[H_RQ_HEAD] = m[HEADER + u * TF + T_RQ_NEXT]
         dispatch(m, u, cpu, m[H_NOW] + m[H_SWITCH])
     else:
         m[c + C_IDLE_SINCE] = m[H_NOW]
@@ -274,7 +287,7 @@ def release_cpu(m, t):  # type: ignore[no-untyped-def]
 @borrowing_helper
 def wake_up(m, t, state, at_ns):  # type: ignore[no-untyped-def]
     """Rwsem._wake_up."""
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     if m[b + T_CPU] < 0:
         at_ns += m[H_WAKER]
         m[b + T_AFTER] = state

@@ -10,7 +10,7 @@ from mmreplay.jit import borrowing_helper
 
 @borrowing_helper
 def pin_unlock(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     done = line_rmw(m, line, m[b + T_CPU], at_ns)
     drop_reader(m, r, m[b + T_KIND])
     u = m[r + I_DRAINER]
@@ -25,7 +25,7 @@ def pin_unlock(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
 @borrowing_helper
 def pin_drain(m, r, t, done):  # type: ignore[no-untyped-def]
     """The second half of a MARK that found readers in flight."""
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     window = 0
     if m[m[H_LOCK] + m[r + I_LOCK] * DF + D_FORM] == 0:
         window = (20 + min(m[r + I_READERS], 30)) * 500

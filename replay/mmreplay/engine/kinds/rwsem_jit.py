@@ -28,14 +28,23 @@ def take_write(m, r, t):  # type: ignore[no-untyped-def]
     set_writer(m, r, t)
     m[r + I_ROWNED] = 0
     m[r + I_NONSPIN] = 0
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     m[b + T_OWNED_0 + m[b + T_OWNED]] = r
     m[b + T_OWNED] += 1
 
 
 @borrowing_helper
+def rwsem_take(m, r, t, mode, at_ns):  # type: ignore[no-untyped-def]
+    """The fast path of an open lock."""
+    if mode == WRITE:
+        take_write(m, r, t)
+    else:
+        take_read(m, r, m[HEADER + t * TF + T_KIND], at_ns)
+
+
+@borrowing_helper
 def disown(m, r, t):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     n = m[b + T_OWNED]
     k = 0
     while k < n and m[b + T_OWNED_0 + k] != r:
@@ -54,7 +63,7 @@ def is_open(m, r, mode):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def q_remove(m, r, t):  # type: ignore[no-untyped-def]
-    th = m[H_TH]
+    th = HEADER
     nxt = m[th + t * TF + T_Q_NEXT]
     u = m[r + I_Q_HEAD]
     if u == t:
@@ -71,7 +80,7 @@ def q_remove(m, r, t):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def mark_wake(m, r, waker, at_ns, read_owned, any_):  # type: ignore[no-untyped-def]
-    th = m[H_TH]
+    th = HEADER
     head = m[r + I_Q_HEAD]
     d = m[H_LOCK] + m[r + I_LOCK] * DF
     hb = th + head * TF
@@ -130,7 +139,7 @@ def mark_wake(m, r, waker, at_ns, read_owned, any_):  # type: ignore[no-untyped-
 
 @borrowing_helper
 def fall_asleep(m, r, t, at_ns):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     m[b + T_AWAKE] = at_ns
     m[b + T_WAIT_INST] = r
     at(m, t, FALL, at_ns + m[H_FALL])
@@ -138,7 +147,7 @@ def fall_asleep(m, r, t, at_ns):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def try_write_lock(m, r, t, at_ns):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     lock = m[r + I_LOCK]
     m[b + T_WAIT_INST] = r
     first = m[r + I_Q_HEAD] == t
@@ -159,7 +168,7 @@ def try_write_lock(m, r, t, at_ns):  # type: ignore[no-untyped-def]
         m[r + I_HANDOFF] = 1
         stat(m, lock, S_HANDOFFS, 1)
     owner = m[r + I_WRITER]
-    if m[r + I_HANDOFF] and first and owner >= 0 and m[m[H_TH] + owner * TF + T_CPU] >= 0:
+    if m[r + I_HANDOFF] and first and owner >= 0 and m[HEADER + owner * TF + T_CPU] >= 0:
         at(m, t, HANDOFF_SPIN, NEVER)
     else:
         fall_asleep(m, r, t, at_ns)
@@ -167,7 +176,7 @@ def try_write_lock(m, r, t, at_ns):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def queue(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
-    th = m[H_TH]
+    th = HEADER
     b = th + t * TF
     m[b + T_PENDING] = 0
     m[b + T_QUEUED] = m[H_NOW]
@@ -200,12 +209,12 @@ def can_spin(m, r, t):  # type: ignore[no-untyped-def]
     if m[r + I_NONSPIN] or need_resched(m, t):
         return False
     owner = m[r + I_WRITER]
-    return owner < 0 or m[m[H_TH] + owner * TF + T_CPU] >= 0
+    return owner < 0 or m[HEADER + owner * TF + T_CPU] >= 0
 
 
 @borrowing_helper
 def join_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     m[b + T_WAIT_INST] = r
     m[b + T_SAW] = SAW_NOTHING
     m[b + T_ENTRY] = m[r + I_ROWNED]
@@ -215,14 +224,14 @@ def join_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
         m[r + I_OSQ_TAIL] = t
         at(m, t, SPIN, at_ns + m[H_POLL])
     else:
-        m[m[H_TH] + m[r + I_OSQ_TAIL] * TF + T_OSQ_NEXT] = t
+        m[HEADER + m[r + I_OSQ_TAIL] * TF + T_OSQ_NEXT] = t
         m[r + I_OSQ_TAIL] = t
         at(m, t, OSQ, max(at_ns, m[b + T_SLICE_END]))
 
 
 @borrowing_helper
 def leave_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
-    th = m[H_TH]
+    th = HEADER
     nxt = m[th + t * TF + T_OSQ_NEXT]
     if m[r + I_OSQ_HEAD] == t:
         m[r + I_OSQ_HEAD] = nxt
@@ -242,7 +251,7 @@ def leave_osq(m, r, t, at_ns):  # type: ignore[no-untyped-def]
 @borrowing_helper
 def rwsem_lock_slow(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
     """What follows when the fast path of down_read or down_write failed at ``at_ns``."""
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     d = m[H_LOCK] + m[r + I_LOCK] * DF
     m[b + T_MODE] = mode
     if mode == READ:
@@ -273,7 +282,7 @@ def rwsem_lock_slow(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
 @borrowing_helper
 def rwsem_unlock(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
     """-1: the wake-up comes as a step of its own, at ``m[H_RET]``."""
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     done = line_rmw(m, line, m[b + T_CPU], at_ns)
     if mode == READ:
         drop_reader(m, r, m[b + T_KIND])
@@ -297,7 +306,7 @@ def rwsem_unlock(m, r, line, t, mode, at_ns):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def rwsem_downgrade(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     done = line_rmw(m, line, m[b + T_CPU], at_ns)
     set_writer(m, r, -1)
     disown(m, r, t)
@@ -312,7 +321,7 @@ def rwsem_downgrade(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def reader_takes(m, r, line, t):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     done = line_rmw(m, line, m[b + T_CPU], m[H_NOW])
     leave(m, r, t)
     take_read(m, r, m[b + T_KIND], done)
@@ -324,7 +333,7 @@ def reader_takes(m, r, line, t):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def osq_event(m, r, line, t):  # type: ignore[no-untyped-def]
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     if need_resched(m, t):
         leave_osq(m, r, t, m[H_NOW])
         queue(m, r, line, t, m[H_NOW])
@@ -336,7 +345,7 @@ def osq_event(m, r, line, t):  # type: ignore[no-untyped-def]
 @borrowing_helper
 def spin_event(m, r, line, t):  # type: ignore[no-untyped-def]
     """One look of the first spinner; returns when it holds the lock, or -1."""
-    b = m[H_TH] + t * TF
+    b = HEADER + t * TF
     now = m[H_NOW]
     mode = m[b + T_MODE]
     owner = m[r + I_WRITER]
@@ -357,7 +366,7 @@ def spin_event(m, r, line, t):  # type: ignore[no-untyped-def]
     deadline = NEVER
     if not out and owner >= 0:
         m[b + T_SAW] = SAW_WRITER
-        out = m[m[H_TH] + owner * TF + T_CPU] < 0
+        out = m[HEADER + owner * TF + T_CPU] < 0
     elif not out and m[r + I_ROWNED]:
         if m[b + T_SAW] != SAW_READER:
             m[b + T_SAW] = SAW_READER
