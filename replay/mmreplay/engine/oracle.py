@@ -103,6 +103,8 @@ class Simulation(Processors):
                 lock.spin_event(thread)
             case State.OSQ:
                 lock.osq_event(thread)
+            case State.REVOKE:
+                lock.bravo.event(thread)
             case State.WAKE:
                 self._advance(thread, lock.wake(thread, self.now))
             case State.DRAINED:
@@ -416,6 +418,17 @@ class Simulation(Processors):
 
     def locked(self, thread: Thread, at_ns: int) -> None:
         """The LOCK or TRY at the thread's program counter has succeeded."""
+        _, a, mode, c = (int(x) for x in self.model.code[thread.pc, :4])
+        lock = self._instance(thread, a, c)
+        if isinstance(lock, Rwsem) and lock.bravo is not None:
+            taken = lock.bravo.locked(thread, mode, at_ns)
+            if taken is None:
+                return
+            at_ns = taken
+        self.held(thread, at_ns)
+
+    def held(self, thread: Thread, at_ns: int) -> None:
+        """The lock at the thread's program counter is held, for good."""
         _, a, mode, c = (int(x) for x in self.model.code[thread.pc, :4])
         self.stat(a, "write" if mode == Mode.WRITE else "read", 1)
         at_ns = self._store_owner(thread, a, c, at_ns)

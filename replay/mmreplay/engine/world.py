@@ -126,6 +126,7 @@ class World:
             Scope.TABLE: plan.table_initial.astype(bool).tolist(),
             Scope.VMA: [False] * len(plan.vma_mm),
         }
+        self.visible_readers: set[int] = set()  # slots of the table of BRAVO readers
         self.every: Counter[tuple[int, int]] = Counter()
         #: CPUs that may hold translations of a page, by position in ``analysis.touch_keys``
         self.touched: list[set[int]] = [set() for _ in self.analysis.touch_keys]
@@ -198,6 +199,9 @@ class World:
             else:
                 factory = _FACTORY[Kind(kind)]
                 made: Lock = factory(cast("Simulation", self), a, line)
+                made.obj = obj
+                if isinstance(made, Rwsem) and not self._shared(thread, scope, operand):
+                    made.bravo = None
                 self.locks[key] = made
         return self.locks[key]
 

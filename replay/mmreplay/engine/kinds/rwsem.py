@@ -8,9 +8,11 @@ slow path is not seen by others: each decision is one instant.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.kinds.bravo import Bravo
 from mmreplay.engine.setup import P
 from mmreplay.engine.states import State
 from mmreplay.locking.isa import Mode
@@ -39,6 +41,14 @@ class Rwsem(Lock):
         self.spin_us = int(self.params[P["spin_us"]])
         self.handoff_ns = int(self.params[P["handoff_ns"]])
         self.batch = max(1, int(self.params[P["batch"]]))
+        slots = int(self.params[P["bravo_slots"]])
+        inhibit = int(self.params[P["bravo_inhibit"]])
+        self.bravo = Bravo(self, slots, inhibit) if slots else None
+
+    def blockers(self, waiter: Thread) -> Counter[int]:
+        if self.bravo is not None and self.bravo.revoker is waiter:
+            return self.bravo.blockers()
+        return super().blockers(waiter)
 
     # -- taking and dropping -----------------------------------------------------
     def _take_read(self, kind: int, at_ns: int) -> None:
@@ -56,6 +66,13 @@ class Rwsem(Lock):
 
     def try_lock(self, thread: Thread, mode: int, at_ns: int) -> tuple[bool, int]:
         """down_read_trylock, down_write_trylock: plain load, then one CAS."""
+        if self.bravo is not None:
+            if mode == Mode.WRITE and self.bravo.published:
+                return False, self.line.read(thread.cpu, at_ns)
+            if mode == Mode.READ:
+                published, at_ns = self.bravo.publish(thread, at_ns)
+                if published:
+                    return True, at_ns
         open_ = self.writer is None and not self.queue and (mode == Mode.READ or self.readers == 0)
         if not open_:
             return False, self.line.read(thread.cpu, at_ns)
@@ -68,6 +85,10 @@ class Rwsem(Lock):
 
     def lock(self, thread: Thread, mode: int, at_ns: int) -> int | None:
         """down_read, down_write.  Returns when it is held, or None: the thread waits."""
+        if self.bravo is not None and mode == Mode.READ:
+            published, at_ns = self.bravo.publish(thread, at_ns)
+            if published:
+                return at_ns
         done = self.line.rmw(thread.cpu, at_ns)
         if self.writer is None and not self.queue and (mode == Mode.READ or self.readers == 0):
             if mode == Mode.READ:
@@ -107,6 +128,9 @@ class Rwsem(Lock):
 
     def unlock(self, thread: Thread, mode: int, at_ns: int) -> int | None:
         """up_read, up_write.  None: the wake-up of waiters comes as a step of its own."""
+        if mode == Mode.READ and self.bravo is not None and thread.index in self.bravo.published:
+            self.bravo.withdraw(thread, at_ns)
+            return at_ns
         done = self.line.rmw(thread.cpu, at_ns)
         if mode == Mode.READ:
             self.drop_reader(thread.kind)
