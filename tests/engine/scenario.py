@@ -40,8 +40,12 @@ def has_twin(model: LockingModel) -> bool:
     """Does the compiled loop have all that the model uses?"""
     code, params = model.code, model.lock_params
     touched = (code[:, OP] == Op.FLUSH) & (code[:, A] == FlushScope.TOUCHED)
+    unfair = (model.lock_kind == Kind.SPIN) & (params[:, P["fifo"]] == 0)
     return not (
-        (model.lock_kind == Kind.RANGE).any() or params[:, P["bravo_slots"]].any() or touched.any()
+        (model.lock_kind == Kind.RANGE).any()
+        or params[:, P["bravo_slots"]].any()
+        or touched.any()
+        or unfair.any()
     )
 
 

@@ -400,6 +400,12 @@ def _check_twin(model: LockingModel) -> None:
                 where=where,
                 fix="use rwsem, pin, spin or seq",
             )
+        if kind == Kind.SPIN and not params[P["fifo"]]:
+            raise UserError(
+                f'lock "{name}": fifo = false has no engine yet',
+                where=where,
+                fix="use fifo = true",
+            )
         if kind == Kind.RWSEM and params[P["bravo_slots"]]:
             raise UserError(
                 f'lock "{name}": bravo readers have no engine yet',

@@ -1,10 +1,17 @@
-"""Spin locks (queued, first in first out; preemption is off while one is held): the oracle."""
+"""Spin locks (preemption is off while one is held or waited for): the oracle.
+
+``fifo`` (qspinlock, MCS, ticket): each waiter spins on a line of its own and they take
+turns.  Without (test and set): all poll the lock's line, the waiter that the release
+reaches first gets it (the nearest CPU; of equals, the one that waits longest), and the
+others fetch the line again, so that the next release finds it shared.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.setup import P
 from mmreplay.engine.states import State
 
 if TYPE_CHECKING:
@@ -13,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class Spin(Lock):
-    """The next waiter has the lock when the line has moved to its CPU."""
+    """See the module docstring.  The next waiter has the lock when the line is at its CPU."""
 
     def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
         super().__init__(sim, index, line)
         self.queue: list[Thread] = []
+        self.fifo = bool(self.params[P["fifo"]])
 
     def try_lock(self, thread: Thread, at_ns: int) -> tuple[bool, int]:
         if self.writer is not None:
@@ -41,8 +49,16 @@ class Spin(Lock):
         done = self.line.rmw(thread.cpu, at_ns)
         self.set_writer(None)
         if self.queue:
-            head = self.queue.pop(0)
+            head = self.queue[0]
+            if not self.fifo:
+                distance = self.sim.setup.distance[thread.cpu]
+                head = min(self.queue, key=lambda t: distance[t.cpu])
+            self.queue.remove(head)
             self.leave(head)
             self.set_writer(head)
-            self.sim.at(head, State.GRANTED, self.line.rmw(head.cpu, done))
+            taken = self.line.rmw(head.cpu, done)
+            self.sim.at(head, State.GRANTED, taken)
+            if not self.fifo:
+                for other in self.queue:
+                    self.line.read(other.cpu, taken)
         return done
