@@ -158,21 +158,6 @@ def test_mmap_lock_readers_take_the_line_of_mm_lock_seq_from_vma_lock_faults() -
         assert ends(result)[0] == 1000 + 4 * 1020 + 50 * transfers
 
 
-def test_vma_locks_that_share_a_line_bounce_together() -> None:
-    # 6.4-6.14: the lock is an object of 40 bytes of its own; two may share a line.
-    fault = [
-        (Op.TRY, "vma", R, "no"), (Op.COST, SHORT), (Op.UNLOCK, "vma", R), "no", (Op.DONE,),
-    ]  # fmt: skip
-    threads = [[op(vma=0), op(vma=0)], [op(vma=1), op(vma=1)]]
-    own = run(fault, threads, [0, 100])
-    assert ends(own) == [2040, 2140]
-    locks = {**LOCKS, "vma": {**LOCKS["vma"], "line": "mm.slab"}}
-    # T0 10..1010, its line is at T1 (150): 1060..; T1 150..1150, ..
-    shared = run(fault, threads, [0, 100], locks)
-    assert ends(shared)[0] > ends(own)[0]
-    assert ends(shared)[1] > ends(own)[1]
-
-
 def test_a_lock_of_one_thread_costs_its_two_rmws() -> None:
     locks = {
         "a": {"kind": Kind.RWSEM, "scope": Scope.FILE, "line": "file.a"},
