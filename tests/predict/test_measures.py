@@ -202,7 +202,8 @@ class TestCalibration:
         )
         part = alone(plan, np.array([0, 2]))
         assert part.mark_first.tolist() == [0, 2, 3]
-        assert part.mark_vma.tolist() == [4, 5, 6]
+        assert part.mark_vma.tolist() == [0, 1, 2]  # 4, 5, 6, and no VMA that they do not mean
+        assert len(part.vma_mm) == 3
         assert part.dep_first.tolist() == [0, 0, 0]
 
 

@@ -60,6 +60,8 @@ _COSTLY: Final = np.uint64(
     | Trait.FAILED
 )
 
+_NONE: Final[NDArray[np.int32]] = np.zeros(0, np.int32)
+
 Simulate = Callable[[Plan], Result]
 
 
@@ -109,6 +111,12 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
     np.cumsum(lengths, out=mark_first[1:])
     picked = np.repeat(first - mark_first[:-1], lengths) + np.arange(mark_first[-1])
     zeros = np.zeros(count, np.int64)
+    # Only the objects that these operations mean: a replay of few costs little.
+    objects, vma, mark_vma = _fewer(plan.vma[rows], plan.mark_vma[picked])
+    spaces, mm, child_mm = _fewer(plan.mm[rows], plan.child_mm[rows])
+    slots, anon_slot, _ = _fewer(plan.anon_slot[rows])
+    tables, table, _ = _fewer(plan.table[rows])
+    files, file, _ = _fewer(plan.file[rows])
     return plan._replace(
         thread_first=np.array([0, count], np.int64),
         thread_offset_ns=np.zeros(1, np.int64),
@@ -117,8 +125,8 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
         thread_tail_cpu_ns=np.zeros(1, np.int64),
         thread_tail_blocked_ns=np.zeros(1, np.int64),
         op=plan.op[rows],
-        mm=plan.mm[rows],
-        child_mm=plan.child_mm[rows],
+        mm=mm,
+        child_mm=child_mm,
         traits=plan.traits[rows],
         think_cpu_ns=zeros,
         think_blocked_ns=zeros.copy(),
@@ -126,10 +134,10 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
         pages=plan.pages[rows],
         vmas=plan.vmas[rows],
         tables=plan.tables[rows],
-        vma=plan.vma[rows],
-        anon_slot=plan.anon_slot[rows],
-        table=plan.table[rows],
-        file=plan.file[rows],
+        vma=vma,
+        anon_slot=anon_slot,
+        table=table,
+        file=file,
         first_page=plan.first_page[rows],
         last_page=plan.last_page[rows],
         vma_first_page=plan.vma_first_page[rows],
@@ -137,11 +145,26 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
         scale=np.full(count, SCALE_ONE, np.int32),
         row=plan.row[rows],
         mark_first=mark_first,
-        mark_vma=plan.mark_vma[picked],
+        mark_vma=mark_vma,
         mark_set=plan.mark_set[picked],
         dep_first=np.zeros(count + 1, np.int64),
         dep_op=np.zeros(0, np.int64),
+        vma_mm=np.searchsorted(spaces, plan.vma_mm[objects]).astype(np.int32),
+        anon_initial=plan.anon_initial[slots],
+        table_initial=plan.table_initial[tables],
+        mm_users=plan.mm_users[spaces],
+        n_files=len(files),
     )
+
+
+def _fewer(
+    used: NDArray[np.int32], more: NDArray[np.int32] = _NONE
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    """The objects that two columns name (-1: none), and the columns renumbered."""
+    both = np.concatenate([used, more])
+    objects = np.unique(both[both >= 0]).astype(np.int64)
+    new = np.where(both >= 0, np.searchsorted(objects, both), -1).astype(np.int32)
+    return objects, new[: len(used)], new[len(used) :]
 
 
 def calibrate(plan: Plan, recorded: Recorded, simulate: Simulate) -> Calibration:
