@@ -307,6 +307,33 @@ def test_failed_faults_lock_unless_page_faults_were_disabled(
     assert not bundle.plan.anon_initial.any()
 
 
+@pytest.mark.parametrize("source", ["mmap2", "snapshot"])
+def test_a_mapping_recorded_as_anonymous_is_no_file(source: str) -> None:
+    """perf calls the mappings of MAP_ANONYMOUS //anon: that is no path."""
+    tape = Tape()
+    tape.vmas.append(
+        {
+            "address_space": 0,
+            "ns": 0 if source == "snapshot" else 1050,
+            "start": A,
+            "length": 4 * PAGE,
+            "prot": RW,
+            "flags": 0x02,
+            "inode": 0,
+            "device": 0,
+            "name": "//anon",
+            "source": source,
+        }
+    )
+    if source == "mmap2":
+        tape.mmap(A, 4)
+    fault = tape.fault(A, WRITE)
+    bundle = tape.plan()
+    assert traits(bundle, fault) & Trait.ANON
+    assert not traits(bundle, fault) & (Trait.FILE | Trait.COW)
+    assert bundle.plan.n_files == 0
+
+
 def test_clones_map_and_fault_in_ranges_of_their_own() -> None:
     tape = Tape(threads=1)
     tape.mmap(A, 4)

@@ -184,7 +184,7 @@ def read_mappings(trace: Any, files: Files) -> dict[str, NDArray[Any]]:
     for i in range(n):
         if inode[i] or device[i]:
             number[i] = files.number((device[i], inode[i]))
-        elif names[i].startswith("/"):
+        elif names[i].startswith("/") and names[i] != "//anon":
             number[i] = files.number((hash(names[i]),))
     anon = table["has_anon_vma"].cast(pl.Int8).fill_null(-1).to_numpy().astype(np.int8)
     source = table["source"].to_list()
