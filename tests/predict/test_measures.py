@@ -157,10 +157,20 @@ class TestCalibration:
             rows = np.flatnonzero(scaled.op == op)
             once = alone(scaled, rows)._replace(scale=scaled.scale[rows])
             result = self.run(once)
-            # Median recorded service; the simulated distribution is skewed by its spread.
-            assert quantile_ns(result.op_delay[op], 0.5) == pytest.approx(wanted, rel=0.05)
+            assert result.op_busy_ns[op] / result.op_count[op] == pytest.approx(wanted, rel=0.05)
         assert found.clipped == 0
         assert found.covered_share == 1.0
+
+    def test_a_class_keeps_its_total_time_but_for_single_stalls(self) -> None:
+        plan = loop(3, 300)
+        service = np.full(plan.n_ops, 1_000.0)
+        faults = np.flatnonzero(plan.op == PlanOp.FAULT)
+        service[faults[::5]] = 11_000.0  # a fifth is slow: mean 3,000, median 1,000
+        service[faults[0]] = 1e9
+        found = calibrate(plan, Recorded(service, np.zeros(plan.n_ops)), self.run)
+        once = alone(found.apply(plan), faults)._replace(scale=found.apply(plan).scale[faults])
+        mean = self.run(once).op_busy_ns[PlanOp.FAULT] / len(faults)
+        assert mean == pytest.approx(3_000, rel=0.05)
 
     def test_recorded_waits_change_nothing(self) -> None:
         plan = loop(3, 300)
@@ -173,7 +183,7 @@ class TestCalibration:
         plan = loop(3, 300)
         found = calibrate(plan, Recorded(np.full(plan.n_ops, 1e6), np.zeros(plan.n_ops)), self.run)
         assert found.clipped == found.classes == 2
-        assert set(found.apply(plan).scale) == {8 * SCALE_ONE}
+        assert set(found.apply(plan).scale) == {32 * SCALE_ONE}
 
     def test_rare_and_unknown_operations_keep_the_machine_or_their_kind(self) -> None:
         plan = loop(3, 300)

@@ -11,7 +11,7 @@ from mmreplay.errors import UserError
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
 from mmreplay.predict import rooms
-from mmreplay.predict.calibration import Calibration, calibrate
+from mmreplay.predict.calibration import LARGEST_FACTOR, Calibration, calibrate
 from mmreplay.predict.checks import check_choice
 from mmreplay.predict.drift import baseline_drift
 from mmreplay.predict.planning import Planner, Wanted
@@ -125,8 +125,8 @@ def baseline(base: Ground, planner: Planner) -> Baseline:
         if calibration.clipped:
             notes.append(
                 f"{calibration.clipped} of {calibration.classes} classes of operations took more "
-                "than 8 times longer or shorter than the machine profile says; their cost was "
-                "cut off there."
+                f"than {LARGEST_FACTOR:.0f} times longer or shorter than the machine profile says; "
+                "their cost was cut off there."
             )
     results = run_all(
         {
