@@ -22,6 +22,7 @@ from typing import Any, Final
 import numba
 import numba.extending
 import numba.np.arrayobj
+from llvmlite import ir
 
 _PACKAGE: Final = Path(__file__).resolve().parent
 _KEEP: Final = 3
@@ -128,6 +129,28 @@ def pointer(array: Any) -> Any:
     keeps the array alive.  With ``NUMBA_BOUNDSCHECK=1`` it stays an array.
     """
     return array if _CHECKED else _pointer(array)
+
+
+@numba.extending.intrinsic
+def prefetch(_context: Any, array: Any, index: Any) -> Any:
+    """In compiled code: ask for the cache line of ``array[index]``, to be read later."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = signature.args[0]
+        data = args[0]
+        if isinstance(kind, numba.types.Array):
+            data = numba.np.arrayobj.make_array(kind)(context, builder, data).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.PointerType(ir.IntType(8)))
+        word = ir.IntType(32)
+        name = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [place.type],
+            ir.FunctionType(ir.VoidType(), [place.type, word, word, word]),
+        )
+        builder.call(name, [place, word(0), word(3), word(1)])  # read, keep in every level, data
+        return context.get_dummy_value()
+
+    return numba.types.void(array, index), codegen
 
 
 def inlined_helper(function: Callable[..., Any]) -> Any:

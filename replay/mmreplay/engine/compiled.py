@@ -80,7 +80,7 @@ class Memory:
             levels.append(-(-levels[-1] // 64) * 8)
         sizes = {
             HEADER: threads * TF,  # the threads: right behind the header
-            H_CORE: setup.cores * CF, H_DIST: setup.cores**2, H_LOCK: locks * DF,
+            H_CORE: setup.cores * CF, H_LOCK: locks * DF,
             H_STAT: locks * SF, H_BLAME: locks * (kinds + 1) * kinds,
             H_SNAP: threads * (kinds + 1), H_TWAIT: threads * locks, H_OPCOUNT: kinds,
             H_OPBUSY: kinds, H_OPWAIT: kinds, H_DELAY: kinds * DELAY_BUCKETS, H_TEND: threads,
@@ -176,8 +176,9 @@ class Memory:
         for row, scope, line in zip(touch, line_scopes(model), prepared.numbers.line, strict=True):
             row[:] = COLUMN[scope], prepared.shared[scope], self.base[H_LINE] + line * self.lsize
         self.part(H_SLEEPS, len(model.sleeps))[:] = setup.sleep_ns
-        self.part(H_DIST, setup.cores, setup.cores)[:] = setup.distance
+        self.m[H_DIST_0 : H_DIST_0 + 4] = setup.line_ns
         cpus = self.part(H_CORE, setup.cores, CF)
+        cpus[:, C_CORE : C_SOCKET + 1] = setup.place
         cpus[:, C_RUNNING] = cpus[:, C_MM] = -1
 
     def _fill_locks(self) -> None:

@@ -18,7 +18,8 @@ NEVER: Final = (1 << 63) - 1
 (
     H_ROOT, H_LEVELS, H_LEVEL_0, H_LEVEL_1, H_LEVEL_2, H_LEVEL_3, H_LEVEL_4, H_LEVEL_5, H_LEVEL_6,
     H_NOW, H_STOP, H_RQ_HEAD, H_RQ_TAIL,
-    H_SHIFT, H_SLICE, H_ATOMIC, H_RET, H_CORE, H_DIST, H_CORES, H_INST, H_ISIZE, H_LINE, H_LSIZE,
+    H_SHIFT, H_SLICE, H_ATOMIC, H_RET, H_CORE, H_DIST_0, H_DIST_1, H_DIST_2, H_DIST_3, H_CORES,
+    H_INST, H_ISIZE, H_LINE, H_LSIZE,
     H_LOCK, H_LOCKS, H_STAT, H_BLAME, H_SNAP, H_TWAIT, H_KINDS, H_IDLE_CORES, H_IDLE_NS,
     H_SLEEP_NS, H_DEP_WAIT_NS, H_WIN_BEGIN, H_WIN_END, H_WIN_OPS, H_WIN_USER, H_GRP_OPS,
     H_GRP_USER, H_GRP_RECORDED, H_GRP_TOTAL, H_WAKER, H_WOKEN, H_FALL, H_SWITCH, H_POLL,
@@ -26,7 +27,7 @@ NEVER: Final = (1 << 63) - 1
     H_TEND, H_THREADS, H_WRAP, H_SATURATED, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH,
-) = range(75)  # fmt: skip
+) = range(78)  # fmt: skip
 HEADER: Final = 80
 
 # -- thread; the records begin right behind the header -----------------------------
@@ -51,8 +52,8 @@ TF: Final = 64
 L_OWNER, L_LAST_READER, L_FREE, L_READERS = range(4)
 
 # -- CPU ---------------------------------------------------------------------------------
-C_RUNNING, C_MM, C_OWED, C_IDLE_SINCE = range(4)
-CF: Final = 4
+C_RUNNING, C_MM, C_OWED, C_IDLE_SINCE, C_CORE, C_LLC, C_SOCKET = range(7)
+CF: Final = 8
 
 # -- lock of the model -----------------------------------------------------------------------
 (

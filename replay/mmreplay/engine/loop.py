@@ -14,7 +14,7 @@ import numpy as np
 from mmreplay.engine.layout import *
 from mmreplay.engine.setup import COST_BITS, DRAW_BITS, GOLDEN
 from mmreplay.engine.steps_jit import *
-from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, pointer
+from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, pointer, prefetch
 
 UG = np.uint64(GOLDEN)
 #: A delay's exponent and four bits of its mantissa, as a double, number its bucket.
@@ -134,6 +134,7 @@ def begin(m, longs, b, clock):
     m[b + T_EACH_END] = 0
     m[b + T_DRAW] = np.int64(mix(np.uint64(m[b + T_STREAM]) + np.uint64(m[b + T_NTH]) * UG))
     m[b + T_NTH] += 1
+    prefetch(longs, (m[b + T_ROW] << 3) + 16)  # many threads: too many streams for the CPU
     return (word << 32) >> 32
 
 

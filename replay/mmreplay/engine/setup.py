@@ -110,25 +110,33 @@ def choose_cpus(machine: Machine, cores: int, placement: str) -> I32:
     return np.array([key[-1] for key in sorted(keys)][:cores], dtype=np.int32)
 
 
+def line_levels(machine: Machine) -> list[int]:
+    """ns to move a cache line to the same core's other thread, within a cache, a socket, beyond."""
+    numbers = (
+        machine.line_smt_ns,
+        machine.line_llc_ns,
+        machine.line_socket_ns,
+        machine.line_cross_ns,
+    )
+    return [round(number.value) for number in numbers]
+
+
 def distances(machine: Machine, cpus: I32) -> I64:
     """(C, C) ns to move a cache line between the chosen CPUs; the diagonal is 0."""
-    level = [
-        round(number.value)
-        for number in (
-            machine.line_smt_ns,
-            machine.line_llc_ns,
-            machine.line_socket_ns,
-            machine.line_cross_ns,
-        )
-    ]
-    core, llc = machine.cpu_core[cpus], machine.cpu_llc[cpus]
-    socket = machine.cpu_socket[cpus]
+    level = line_levels(machine)
+    core, llc, socket = places(machine, cpus).T
     out = np.full((len(cpus), len(cpus)), level[3], np.int64)
     out[socket[:, None] == socket[None, :]] = level[2]
     out[llc[:, None] == llc[None, :]] = level[1]
     out[core[:, None] == core[None, :]] = level[0]
     np.fill_diagonal(out, 0)
     return out
+
+
+def places(machine: Machine, cpus: I32) -> I64:
+    """(C, 3) core, last-level cache and socket of the chosen CPUs."""
+    columns = (machine.cpu_core[cpus], machine.cpu_llc[cpus], machine.cpu_socket[cpus])
+    return np.stack(columns, axis=1).astype(np.int64)
 
 
 def speed(machine: Machine, active: int) -> float:
@@ -278,7 +286,9 @@ class Setup:
     """Integers that both twins run on.  Times in ns, costs in 1/256 ns."""
 
     cores: int
-    distance: I64  # (C, C)
+    place: I64  # (C, 3) core, last-level cache, socket
+    line_ns: list[int]  # by how far apart two CPUs are (:func:`line_levels`)
+    distance: I64  # (C, C) the same as a matrix
     cost_q: I64  # (costs,)
     cost_key: NDArray[np.uint64]  # (costs,) hash of the cost's name
     cost_draw: I64  # (costs, 256)
@@ -342,6 +352,8 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
     r = round
     return Setup(
         cores=options.cores,
+        place=places(machine, cpus),
+        line_ns=line_levels(machine),
         distance=distances(machine, cpus),
         cost_q=np.array(cost_q, np.int64),
         cost_key=np.array(keys, np.uint64),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mmreplay.engine.layout import *  # noqa: F403
 from mmreplay.engine.setup import P, line_scopes, object_scope
-from mmreplay.jit import njit
+from mmreplay.jit import njit, pointer
 from mmreplay.locking.isa import OP, TARGET, A, B, C, Kind, Mode, Op, Operand, RuntimeBit, Scope
 from mmreplay.locking.model import LockingModel
 
@@ -355,9 +355,17 @@ def pack(  # type: ignore[no-untyped-def]
     shared.  ``slots`` is an empty (-1) hash table whose size is a power of two.  Returns
     how many classes there are, -1 when too many for ``keys``.
     """
-    size = len(slots)
-    count = 0
-    for row in range(len(op)):
+    size, room, count = len(slots), len(keys), 0
+    n = len(op)
+    op, traits, masks = pointer(op), pointer(traits), pointer(masks)
+    think, blocked, pages, scale = pointer(think), pointer(blocked), pointer(pages), pointer(scale)
+    vmas, tables, mm, child = pointer(vmas), pointer(tables), pointer(mm), pointer(child)
+    vma, table, file, anon = pointer(vma), pointer(table), pointer(file), pointer(anon)
+    new_mm, new_vma, new_table = pointer(new_mm), pointer(new_vma), pointer(new_table)
+    new_file, new_anon, first_private = pointer(new_file), pointer(new_anon), pointer(first_private)
+    keys, slots, class_of = pointer(keys), pointer(slots), pointer(class_of)
+    words, longs = pointer(words), pointer(longs)
+    for row in range(n):
         key = np.int64(traits[row]) & masks[op[row]]
         key |= np.int64(op[row]) << CLASS_OP_SHIFT
         state = np.int64(0)
@@ -403,7 +411,7 @@ def pack(  # type: ignore[no-untyped-def]
         while slots[place] >= 0 and keys[slots[place]] != key:
             place = (place + 1) & (size - 1)
         if slots[place] < 0:
-            if count == len(keys):
+            if count == room:
                 return -1
             keys[count] = key
             slots[place] = count

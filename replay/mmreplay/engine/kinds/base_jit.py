@@ -53,6 +53,17 @@ def at(m, t, state, time):  # type: ignore[no-untyped-def]
 
 
 @inlined_helper
+def distance(m, a, b):  # type: ignore[no-untyped-def]
+    """What moving a cache line between two different CPUs takes (setup.distances)."""
+    x, y = m[H_CORE] + a * CF, m[H_CORE] + b * CF
+    apart = H_DIST_0
+    apart += m[x + C_CORE] != m[y + C_CORE]
+    apart += m[x + C_LLC] != m[y + C_LLC]
+    apart += m[x + C_SOCKET] != m[y + C_SOCKET]
+    return m[apart]
+
+
+@inlined_helper
 def write_line(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
     """Line._write; a negative line is private."""
     if line < 0:
@@ -63,9 +74,9 @@ def write_line(m, line, cpu, at_ns, owned_ns):  # type: ignore[no-untyped-def]
     last = m[line + L_LAST_READER]
     if owner >= 0:
         if owner != cpu:
-            cost = m[m[H_DIST] + owner * m[H_CORES] + cpu]
+            cost = distance(m, owner, cpu)
         elif last >= 0 and last != cpu:
-            cost = m[m[H_DIST] + last * m[H_CORES] + cpu]
+            cost = distance(m, last, cpu)
     m[line + L_OWNER] = cpu
     if last >= 0:
         m[line + L_LAST_READER] = -1
@@ -98,7 +109,7 @@ def line_read(m, line, cpu, at_ns):  # type: ignore[no-untyped-def]
         return at_ns
     m[w] |= bit
     m[line + L_LAST_READER] = cpu
-    return max(at_ns, m[line + L_FREE]) + m[m[H_DIST] + owner * m[H_CORES] + cpu]
+    return max(at_ns, m[line + L_FREE]) + distance(m, owner, cpu)
 
 
 @borrowing_helper
