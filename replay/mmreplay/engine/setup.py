@@ -379,14 +379,14 @@ def _check(plan: Plan, model: LockingModel) -> None:
     where = str(model.path)
     if plan.n_threads == 0 or plan.n_ops == 0:
         raise UserError("the plan holds no operations", fix="import a trace with memory operations")
-    for row in model.code:
-        if row[OP] in (Op.LOCK, Op.TRY) and row[B] == Mode.WRITE:
-            if model.lock_kind[row[A]] == Kind.PIN:
-                raise UserError(
-                    f'pin lock "{model.locks[row[A]]}" cannot be locked for writing',
-                    where=f"{where}:{row[5]}",
-                    fix="use mark",
-                )
+    takes = np.isin(model.code[:, OP], (Op.LOCK, Op.TRY)) & (model.code[:, B] == Mode.WRITE)
+    for row in model.code[takes]:
+        if model.lock_kind[row[A]] == Kind.PIN:
+            raise UserError(
+                f'pin lock "{model.locks[row[A]]}" cannot be locked for writing',
+                where=f"{where}:{row[5]}",
+                fix="use mark",
+            )
     for kind in np.flatnonzero(np.bincount(plan.op)):
         if kind != PlanOp.NONE and model.entry[kind] < 0:
             raise UserError(
@@ -398,13 +398,13 @@ def _check(plan: Plan, model: LockingModel) -> None:
 
 def _check_twin(model: LockingModel) -> None:
     where = str(model.path)
-    for row in model.code:
-        if row[OP] == Op.FLUSH and row[A] == FlushScope.TOUCHED:
-            raise UserError(
-                "flush touched has no compiled engine yet",
-                where=f"{where}:{row[5]}",
-                fix="use flush mm",
-            )
+    asks = (model.code[:, OP] == Op.FLUSH) & (model.code[:, A] == FlushScope.TOUCHED)
+    for row in model.code[asks]:
+        raise UserError(
+            "flush touched has no compiled engine yet",
+            where=f"{where}:{row[5]}",
+            fix="use flush mm",
+        )
     for name, kind, params in zip(model.locks, model.lock_kind, model.lock_params, strict=True):
         if kind == Kind.RANGE:
             raise UserError(

@@ -72,22 +72,19 @@ class Code:
 
 def trait_masks(model: LockingModel) -> list[int]:
     """For each program's first instruction: all traits that its conditions test."""
+    # the programs lie one behind the other, and none jumps out of its own
+    first = np.sort(model.entry[model.entry >= 0])
+    tested = np.zeros(len(model.code), np.uint64)
+    branches = model.code[:, OP] == Op.BRANCH
+    conditions = model.code[branches, A]
+    tested[branches] = (model.cond_traits_set | model.cond_traits_clear)[conditions]
     out = []
     for entry in model.entry.tolist():
-        mask, todo, seen = 0, [entry] if entry >= 0 else [], set[int]()
-        while todo:
-            pc = todo.pop()
-            if pc in seen:
-                continue
-            seen.add(pc)
-            row = model.code[pc]
-            if row[OP] == Op.BRANCH:
-                cond = int(row[A])
-                mask |= int(model.cond_traits_set[cond]) | int(model.cond_traits_clear[cond])
-            if row[TARGET] >= 0:
-                todo.append(int(row[TARGET]))
-            if row[OP] not in _ENDS:
-                todo.append(pc + 1)
+        mask = 0
+        if entry >= 0:
+            later = first[first > entry]
+            end = int(later[0]) if len(later) else len(tested)
+            mask = int(np.bitwise_or.reduce(tested[entry:end], initial=np.uint64(0)))
         out.append(mask & ((1 << CLASS_OP_SHIFT) - 1))
     return out
 

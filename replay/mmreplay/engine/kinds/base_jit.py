@@ -137,6 +137,9 @@ def _charge(m, r):  # type: ignore[no-untyped-def]
         first = -1
         for k in range(kinds):
             count = m[r + I_BY_KIND + k]
+            if count == readers:  # the usual case: no division
+                m[total + k] += span
+                return
             if count:
                 if first < 0:
                     first = k
