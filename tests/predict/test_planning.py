@@ -106,3 +106,21 @@ def test_rows_beyond_the_threads_repeat(trace: Trace) -> None:
         ]
         assert rows[0] == rows[1] == rows[2]
     assert found.simulations == 2 * 2 + 2  # one core count, two kernels, two seeds; the factor
+
+
+def test_a_simulator_gets_ready_once_for_all_its_jobs(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mmreplay.engine as engine
+
+    made = []
+    real = engine.Replay
+
+    def counted(*words: Any) -> engine.Replay:
+        made.append(words)
+        return real(*words)
+
+    monkeypatch.setattr(engine, "Replay", counted)
+    api.predict(trace, to_kernel=NEW, cores=(1, 2, 3), machine="generic-server", costs="machine")
+    # one plan under each kernel, and the baseline's under the recorded one
+    assert len(made) == 3

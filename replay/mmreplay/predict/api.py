@@ -234,7 +234,7 @@ def replay(
         simulator = rooms.Simulator(plan, model)
         for wrap in (False, True):
             wish = Options(count, placement, load, wrap, group, seed)
-            jobs[i, wrap] = rooms.Job(simulator, base.machine, wish)
+            jobs[i, wrap] = simulator.job(base.machine, wish)
     done = run_all(jobs)
     wall_s = time.perf_counter() - begin
     once = [done[i, False] for i in range(len(plans))]

@@ -130,7 +130,7 @@ def baseline(base: Ground, planner: Planner) -> Baseline:
             )
     results = run_all(
         {
-            i: rooms.Job(rooms.Simulator(plan, model), machine, Options(cores=cores))
+            i: rooms.Simulator(plan, model).job(machine, Options(cores=cores))
             for i, plan in enumerate(plans)
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -21,6 +22,8 @@ from mmreplay.schema import OpKind
 if TYPE_CHECKING:
     from mmreplay.engine import Replay
     from mmreplay.trace.store import Trace
+
+Job = Callable[[], Result]
 
 #: Counts of locks are exact (every operation once) up to this many operations.
 EXACT_OPS: Final = 1_000_000
@@ -90,34 +93,40 @@ def recorded_cores(trace: Trace) -> int | None:
 class Simulator:
     """A plan and a model, ready for any number of simulations, from any thread.
 
-    What depends on neither the machine nor the options is computed once, at the first.
+    What depends on neither the machine nor the options is computed once, when the first
+    simulation begins, and kept until the last of its jobs is done.
     """
 
     def __init__(self, plan: Plan, model: LockingModel) -> None:
         self.plan, self.model = plan, model
         self._lock = Lock()
-        self._replay: Replay | None = None
+        self._ready: Replay | None = None
+        self._jobs = 0
 
     def run(self, machine: Machine, options: Options) -> Result:
         """One simulation."""
-        from mmreplay.engine import Replay
-
         with self._lock:
-            if self._replay is None:
-                self._replay = Replay(self.plan, self.model)
-        return self._replay.run(machine, options)
+            ready = self._ready
+            if ready is None:
+                from mmreplay.engine import Replay
 
+                ready = self._ready = Replay(self.plan, self.model)
+        return ready.run(machine, options)
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One simulation that waits for its turn."""
+    def job(self, machine: Machine, options: Options) -> Job:
+        """The same for later, once."""
+        self._jobs += 1
 
-    simulator: Simulator
-    machine: Machine
-    options: Options
+        def run() -> Result:
+            try:
+                return self.run(machine, options)
+            finally:
+                with self._lock:
+                    self._jobs -= 1
+                    if self._jobs == 0:
+                        self._ready = None
 
-    def __call__(self) -> Result:
-        return self.simulator.run(self.machine, self.options)
+        return run
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from mmreplay.engine.result import Result
+from mmreplay.predict.rooms import Job
 
 Progress = Callable[[int, int], None]
-Job = Callable[[], Result]
 Key = TypeVar("Key", bound=Hashable)
 
 

@@ -77,7 +77,6 @@ def simulate_grid(
     simulated for the first window and seed: on the target, unless the target is the recorded
     kernel and the other is not.
     """
-    jobs: dict[Hashable, rooms.Job] = {}
     same = old.model.sha256 == new.model.sha256
     vary_old = new.recorded and not old.recorded and not same
     vary_new = not new.recorded and not same
@@ -87,22 +86,10 @@ def simulate_grid(
         for threads in grid.threads
     }
 
-    simulators: dict[tuple[int, str], rooms.Simulator] = {}
-    aliases: dict[Hashable, Hashable] = {}
-    first_of: dict[Hashable, Hashable] = {}
+    work = _Work(grid)
 
     def add(key: Hashable, side: Side, model: LockingModel, plan: Plan, **options: Any) -> None:
-        # Each thread has a CPU of its own then, and more of them change nothing.
-        options["cores"] = min(options["cores"], plan.n_threads)
-        wanted = Options(wrap=True, group=side.group, placement=grid.placement, **options)
-        simulator = simulators.setdefault((id(plan), kind_of(model)), rooms.Simulator(plan, model))
-        first = first_of.setdefault((id(simulator), wanted), key)
-        aliases[key] = first
-        if first == key:
-            jobs[key] = rooms.Job(simulator, grid.machine, wanted)
-
-    def kind_of(model: LockingModel) -> str:
-        return "alike" if model is alike else model.sha256
+        work.add(key, plan, model, group=side.group, **options)
 
     points = grid.points()
     for threads, cores, load in points:
@@ -136,11 +123,10 @@ def simulate_grid(
                         seed=grid.seeds[0],
                         kernel_factor=factor,
                     )
-    results = run_all(jobs, progress)
+    results = work.run(progress)
     cells: dict[Hashable, Cell] = {}
-    for whole, simulated in aliases.items():
+    for whole, result in results.items():
         assert isinstance(whole, tuple)
-        result = results[simulated]
         name, threads, cores, load, kind, window, seed = whole
         side = old if name == "old" else new
         cell = cells.setdefault((name, threads, cores, load), Cell(side.plans[threads]))
@@ -151,7 +137,37 @@ def simulate_grid(
                 (name, threads, cores, load),
                 cells[_stand_in("old" if same else name, threads, cores, load, cells)],
             )
-    return cells, len(results), sum(result.ops for result in results.values())
+    return cells, work.simulations, work.ops
+
+
+class _Work:
+    """Simulations to do: none twice, and those of one plan and model one after the other."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._jobs: dict[rooms.Simulator, dict[Options, rooms.Job]] = {}
+        self._simulators: dict[tuple[int, int], rooms.Simulator] = {}
+        self._wanted: dict[Hashable, tuple[rooms.Simulator, Options]] = {}
+        self.simulations = self.ops = 0
+
+    def add(self, key: Hashable, plan: Plan, model: LockingModel, **options: Any) -> None:
+        """``key``'s result is that of ``plan`` under ``model``."""
+        # Each thread has a CPU of its own then, and more of them change nothing.
+        options["cores"] = min(options["cores"], plan.n_threads)
+        wanted = Options(wrap=True, placement=self._grid.placement, **options)
+        simulator = self._simulators.setdefault((id(plan), id(model)), rooms.Simulator(plan, model))
+        self._wanted[key] = simulator, wanted
+        jobs = self._jobs.setdefault(simulator, {})
+        if wanted not in jobs:
+            jobs[wanted] = simulator.job(self._grid.machine, wanted)
+
+    def run(self, progress: Progress | None) -> dict[Hashable, Result]:
+        """All results, by key."""
+        jobs = {(s, o): job for s, some in self._jobs.items() for o, job in some.items()}
+        done = run_all(jobs, progress)
+        self.simulations = len(done)
+        self.ops = sum(result.ops for result in done.values())
+        return {key: done[wanted] for key, wanted in self._wanted.items()}
 
 
 def _stand_in(
