@@ -264,6 +264,15 @@ def test_threads_that_wait_for_ever_are_an_error_of_the_model() -> None:
             twin(*inputs)
 
 
+def test_a_lap_that_takes_no_time_is_not_repeated() -> None:
+    """Operations without a program and without think time: round and round at one instant."""
+    idle = [op(PlanOp.NONE, think_cpu_ns=0)] * 2
+    the_plan = plan([[op()] * 3, idle], groups=[0, 1], loops=[-1, 3])
+    inputs = (the_plan, model({PlanOp.FAULT: FAULT}), machine(4))
+    for twin in (simulate, simulate_oracle):
+        assert twin(*inputs, Options(cores=2, wrap=True, group=0)).op_count[PlanOp.NONE] == 2
+
+
 @pytest.mark.parametrize("cores", [0, -1, 5, 10**9])
 def test_core_counts_outside_the_machine_are_refused(cores: int) -> None:
     with pytest.raises(UserError, match="cores"):

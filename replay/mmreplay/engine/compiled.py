@@ -232,6 +232,7 @@ class Memory:
         th[:, T_FIRST_LAP], th[:, T_TAIL], th[:, T_GROUP] = 1, empty, setup.in_group
         th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
         th[:, T_DEP_FROM] = -1
+        th[:, T_LAP] = plan.thread_offset_ns
         th[:, T_MM] = prepared.longs.view(np.int32).reshape(-1, 16)[th[:, T_ROW], W_MM]
         streams = [stream_of(options.seed, t) for t in range(plan.n_threads)]
         th[:, T_STREAM] = np.array(streams, np.uint64).view(np.int64)

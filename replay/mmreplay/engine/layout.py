@@ -37,9 +37,10 @@ HEADER: Final = 80
     T_FIN_KIND, T_FIN_END, T_FIN_BUSY, T_FIN_WAIT, T_FIN_DELAY, T_STREAM, T_END_ROW, T_TAIL,
     T_NTH, T_TRIED, T_EACH, T_EACH_END, T_AFTER, T_LAST_CPU, T_FIRST_LAP, T_DEP_FROM,
     T_DEP_NEXT, T_RQ_NEXT, T_WAIT_INST, T_MODE, T_WAIT_FROM, T_GRANTED, T_AWAKE, T_PENDING,
-    T_SAW, T_SPIN_UNTIL, T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_QUEUED, T_OWNED, T_OWNED_0,
-) = range(48)  # fmt: skip
-MAX_OWNED: Final = 16
+    T_SAW, T_SPIN_UNTIL, T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_QUEUED, T_OWNED, T_LAP,
+    T_OWNED_0,
+) = range(49)  # fmt: skip
+MAX_OWNED: Final = 15
 TF: Final = 64
 
 # -- shared lock instance -----------------------------------------------------------

@@ -56,7 +56,9 @@ def next_gap(m, longs, words, t, b):
     row = m[b + T_ROW] + 1
     if row == m[b + T_END_ROW]:
         loop = m[m[H_LOOPS] + t]
-        if m[H_WRAP] and loop >= 0 and not m[b + T_GROUP]:
+        end = m[b + T_FIN_END]
+        if m[H_WRAP] and loop >= 0 and not m[b + T_GROUP] and end > m[b + T_LAP]:
+            m[b + T_LAP] = end
             row = loop
             m[b + T_FIRST_LAP] = 0
     if row == m[b + T_END_ROW]:

@@ -61,6 +61,7 @@ class Simulation(Processors):
         self.threads = [Thread(i) for i in range(plan.n_threads)]
         for thread in self.threads:
             thread.last_cpu = thread.index % cores
+            thread.lap_ns = int(plan.thread_offset_ns[thread.index])
             thread.row = int(plan.thread_first[thread.index])
             blocked = self._enter_gap(thread)
             self.at(thread, State.OFF, int(plan.thread_offset_ns[thread.index]) + blocked)
@@ -152,7 +153,9 @@ class Simulation(Processors):
         thread.row += 1
         if thread.row == plan.thread_first[t + 1] and self.options.wrap:
             loop = int(plan.thread_loop[t])
-            if loop >= 0 and not self.setup.in_group[t]:
+            # a lap that takes no time would go on for ever at one instant
+            if loop >= 0 and not self.setup.in_group[t] and self.now > thread.lap_ns:
+                thread.lap_ns = self.now
                 thread.row = loop
                 thread.first_lap = False
         thread.dep_from_ns = self._enter_gap(thread)  # until PC_BLOCK: how long

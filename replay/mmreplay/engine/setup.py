@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import Plan, PlanOp, Trait
+from mmreplay.engine.layout import MAX_OWNED
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
 from mmreplay.jit import njit
@@ -398,6 +399,12 @@ def _check(plan: Plan, model: LockingModel) -> None:
 
 def _check_twin(model: LockingModel) -> None:
     where = str(model.path)
+    if 2 * int((model.lock_kind == Kind.RWSEM).sum()) > MAX_OWNED:  # twice: of another mm too
+        raise UserError(
+            f"more than {MAX_OWNED // 2} rwsem locks",
+            where=where,
+            fix="let locks that are never held together be one",
+        )
     asks = (model.code[:, OP] == Op.FLUSH) & (model.code[:, A] == FlushScope.TOUCHED)
     for row in model.code[asks]:
         raise UserError(

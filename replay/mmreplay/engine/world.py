@@ -80,6 +80,7 @@ class Thread:
     nth: int = 0  # operations begun, over all laps
     first_lap: bool = True
     in_tail: bool = False
+    lap_ns: int = 0  # when this lap began
     pc: int = PC_THINK
     think_left_ns: int = 0
     # the running operation
