@@ -37,6 +37,8 @@ REPLAY_KEYS = {
     "locks",
     "by_op",
     "blame",
+    "processes",
+    "foreign_holders",
     "engine",
 }
 LOCK_KEYS = {
@@ -84,11 +86,13 @@ def refused(*words: object, capsys: pytest.CaptureFixture[str]) -> str:
 
 class TestReplay:
     @pytest.fixture(scope="class")
-    def old(self, workers: Path) -> dict[str, Any]:
+    @classmethod
+    def old(cls, workers: Path) -> dict[str, Any]:
         return replay_object(api.replay(workers, kernel="linux-6.1"))
 
     @pytest.fixture(scope="class")
-    def new(self, workers: Path) -> dict[str, Any]:
+    @classmethod
+    def new(cls, workers: Path) -> dict[str, Any]:
         return replay_object(api.replay(workers, kernel="linux-6.18"))
 
     def test_exactly_the_keys_of_the_contract(self, old: dict[str, Any]) -> None:
@@ -194,7 +198,8 @@ class TestReplay:
 
 class TestPredict:
     @pytest.fixture(scope="class")
-    def found(self, workers: Path) -> Any:
+    @classmethod
+    def found(cls, workers: Path) -> Any:
         return api.predict(workers, to_kernel="linux-6.18", cores=(1, 2, 4))
 
     def test_rows_have_the_keys_of_the_contract(self, found: Any) -> None:

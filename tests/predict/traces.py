@@ -129,3 +129,55 @@ def change(trace: Trace, **columns: pl.Expr) -> Trace:
         expression.cast(schema[name]).alias(name) for name, expression in columns.items()
     )
     return Trace.in_memory(trace.header, {"operations": rows, "threads": trace.threads.collect()})
+
+
+def beside(first: Trace, second: Trace, *more: dict[str, Any]) -> Trace:
+    """Two traces as two processes of one: the second's pid, tids and address space are moved.
+
+    ``more``: rows of the locks table.
+    """
+    schema = polars_schema("operations")
+    moved = second.operations.collect().with_columns(
+        pid=pl.lit(200), tid=pl.col("tid") + 100, address_space=pl.lit(1), cpu=pl.col("cpu")
+    )
+    rows = pl.concat(
+        [
+            part.select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+            for part in (first.operations.collect(), moved)
+        ]
+    ).sort("begin_ns", "tid")
+    rows = rows.with_columns(
+        seq=pl.int_range(pl.len(), dtype=pl.UInt32).over("begin_ns").cast(pl.UInt32)
+    )
+    people = polars_schema("threads")
+    others = second.threads.collect().with_columns(
+        pid=pl.lit(200),
+        tid=pl.col("tid") + 100,
+        address_space=pl.lit(1),
+        comm=pl.lit("other"),
+        group=pl.lit("other"),
+    )
+    threads = pl.concat(
+        [
+            part.select(pl.col(name).cast(dtype) for name, dtype in people.items())
+            for part in (first.threads.collect(), others)
+        ]
+    )
+    tables = {"operations": rows, "threads": threads}
+    if more:
+        tables["locks"] = frame("locks", list(more))
+    return Trace.in_memory(first.header, tables)
+
+
+def waited(tid: int, space: int, address: int, mode: str, wait_ns: int = 5_000) -> dict[str, Any]:
+    """One recorded wait for a rwsem."""
+    return {
+        "tid": tid,
+        "address_space": space,
+        "lock_address": address,
+        "kind": "rwsem",
+        "mode": mode,
+        "begin_ns": 1_000,
+        "wait_ns": wait_ns,
+        "hold_ns": None,
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from mmreplay.engine.result import Options
@@ -19,9 +19,11 @@ from mmreplay.predict.baseline import Costs, Ground, baseline, ground
 from mmreplay.predict.checks import check_choice, check_predictable, check_replayable
 from mmreplay.predict.counts import check_count
 from mmreplay.predict.detail import blame_table, lock_table, op_table
-from mmreplay.predict.explain import headline, series
+from mmreplay.predict.explain import headline, headline_row, series
+from mmreplay.predict.gains import Cell
 from mmreplay.predict.planning import Planner, Wanted
-from mmreplay.predict.prediction import Prediction, Replay, Saturation
+from mmreplay.predict.prediction import Prediction, ProcessShare, Replay, Row, Saturation
+from mmreplay.predict.processes import People, foreign_holders, people, process_shares, processes
 from mmreplay.predict.recorded import LOSS_LIMIT, quality
 from mmreplay.predict.runner import Progress, run_all
 from mmreplay.predict.sweep import Grid, Load, Placement, Side, rows_of, simulate_grid
@@ -66,7 +68,7 @@ def predict(
         default is the recorded number, ``"cores"`` one per core.
     scale_group:
         The thread group whose throughput counts and which ``threads`` clones; by default
-        the one with the most operations.
+        the one with the most lock-relevant time.
     load:
         ``recorded`` keeps idle times, ``saturated`` drops them, ``both`` gives rows for each.
     costs:
@@ -129,11 +131,16 @@ def predict(
     sides = []
     for model in (from_model, to_model):
         own = base.model is not None and base.model.sha256 == model.sha256
-        plans = {}
-        for count in counts:
-            bundles = planner.bundles(wanted[model.vma_rules, count])
-            plans[count] = {i: found_base.priced(b.plan) for i, b in enumerate(bundles)}
-        sides.append(Side(model, own, plans, planner.group_in(bundles[0])))
+        bundles = {
+            count: dict(enumerate(planner.bundles(wanted[model.vma_rules, count])))
+            for count in counts
+        }
+        plans = {
+            count: {i: found_base.priced(bundle.plan) for i, bundle in some.items()}
+            for count, some in bundles.items()
+        }
+        group = planner.group_in(bundles[counts[0]][0])
+        sides.append(Side(model, own, plans, bundles, group))
     old, new = sides
     drift = found_base.drift
     grid = Grid(base.machine, cores, counts, pairs, loads, tuple(range(1, n_seeds + 1)), placement)
@@ -144,6 +151,7 @@ def predict(
         for mine in series(rows):
             for kernel in dict.fromkeys(row.kernel for row in mine):
                 points_of.append(gains.saturation([r for r in mine if r.kernel == kernel]))
+    who = people(source)
     first_plans = old.plans[counts[0]]
     notes = [*found_base.notes, *planner.notes, *notes]
     notes += _caveats(base, cores, counts, recorded_threads, old, new)
@@ -163,6 +171,8 @@ def predict(
         saturation=tuple(points_of),
         unattributed_share=state.unattributed_share,
         scope=planner.scope,
+        processes=_shares(who, old, new, rows, cells),
+        foreign_holders=foreign_holders(source, who),
         notes=tuple(dict.fromkeys(notes)),
         headline=headline(rows, from_model.name, to_model.name, drift),
         simulations=simulations,
@@ -239,6 +249,7 @@ def replay(
     wall_s = time.perf_counter() - begin
     once = [done[i, False] for i in range(len(plans))]
     steady = [done[i, True] for i in range(len(plans))]
+    who = people(source)
     state = quality(source)
     sound = state.lost_share <= LOSS_LIMIT
     if not sound:
@@ -268,10 +279,29 @@ def replay(
         locks=lock_table(model, once),
         by_op=op_table(once),
         blame=blame_table(model, once),
+        processes=processes(who, bundles, once, model.locks),
+        foreign_holders=foreign_holders(source, who),
         wall_s=wall_s,
         ops_per_s=simulated / wall_s if wall_s > 0 else 0.0,
         notes=tuple(dict.fromkeys([*found_base.notes, *planner.notes, *notes])),
     )
+
+
+def _shares(
+    who: People, old: Side, new: Side, rows: Sequence[Row], cells: Mapping[Hashable, Cell]
+) -> tuple[ProcessShare, ...]:
+    """Per process, at the point that the headline is about."""
+    row = headline_row(rows, new.model.name)
+    sides = {
+        side.model.name: (
+            side.model.name,
+            side.model.locks,
+            cells[name, row.threads, row.cores, row.load],
+            side.bundles[row.threads],
+        )
+        for name, side in (("old", old), ("new", new))
+    }
+    return process_shares(who, list(sides.values()))
 
 
 def _counts(values: Sequence[int], option: str, what: str) -> tuple[int, ...]:

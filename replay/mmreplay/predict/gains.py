@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.engine.result import Result
@@ -149,11 +150,15 @@ def lock_shares(cell: Cell, locks: Sequence[str], group: int) -> dict[str, float
         plan = cell.plans[window]
         mine = plan.thread_group == group if group >= 0 else np.ones(plan.n_threads, bool)
         waited += result.thread_wait_ns[mine].sum(axis=0)
-        end = result.thread_end_ns[mine]
-        end = np.where(end < 0, result.makespan_ns, end)  # still running when the replay stopped
-        span = end - plan.thread_offset_ns[mine]
-        alive += float(np.maximum(span, 0).sum())
+        alive += float(thread_spans(plan, result)[mine].sum())
     return {name: float(waited[i] / alive) if alive else 0.0 for i, name in enumerate(locks)}
+
+
+def thread_spans(plan: Plan, result: Result) -> NDArray[np.int64]:
+    """(T,) ns from each thread's begin to its end, or to where the replay stopped."""
+    end = np.where(result.thread_end_ns < 0, result.makespan_ns, result.thread_end_ns)
+    spans: NDArray[np.int64] = np.maximum(end - plan.thread_offset_ns, 0)
+    return spans
 
 
 def blame(results: Iterable[Result], locks: Sequence[str]) -> tuple[Blame, ...]:

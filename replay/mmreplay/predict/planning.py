@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import polars as pl
 
 from mmreplay.errors import UserError, closest
+from mmreplay.predict import rooms
 
 if TYPE_CHECKING:
     from mmreplay.address_space.planner import PlanBundle
@@ -46,7 +47,7 @@ class Planner:
         The recording.
     scale_group:
         The thread group whose throughput counts and which is cloned; None: the one
-        with the most operations.
+        with the most lock-relevant time.
 
     Raises
     ------
@@ -126,15 +127,15 @@ class Planner:
 
 
 def _group_sizes(trace: Trace) -> dict[str, int]:
-    """Threads per group, the group with most operations first."""
-    ops = trace.operations.group_by("tid").agg(ops=pl.len())
+    """Threads per group, the busiest first: see :func:`rooms.lock_relevant`."""
+    used = rooms.lock_relevant(trace).group_by("tid").agg(pl.col("ns").sum(), pl.col("ops").sum())
     rows = (
         trace.threads.select("tid", "group")
         .unique("tid")
-        .join(ops, on="tid", how="left")
-        .group_by("group")
-        .agg(threads=pl.len(), ops=pl.col("ops").sum())
-        .sort("ops", "group", descending=[True, False])
         .collect()
+        .join(used, on="tid", how="left")
+        .group_by("group")
+        .agg(threads=pl.len(), ns=pl.col("ns").sum(), ops=pl.col("ops").sum())
+        .sort("ns", "ops", "group", descending=[True, True, False])
     )
-    return {name: int(threads) for name, threads, _ in rows.iter_rows()}
+    return {name: int(threads) for name, threads, *_ in rows.iter_rows()}

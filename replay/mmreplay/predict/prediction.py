@@ -127,6 +127,57 @@ class Saturation:
 
 
 @dataclass(frozen=True, slots=True)
+class Process:
+    """One process in a replay of every operation; all processes together are the replay.
+
+    ``target``: the process with the most lock-relevant time.  ``end_ns``: when its last
+    thread ended (summed over windows).  ``wait_ns`` is the sum of ``lock_wait_ns``.
+    """
+
+    pid: int
+    name: str
+    address_spaces: tuple[int, ...]
+    threads: int
+    target: bool
+    ops: int
+    end_ns: int
+    wait_ns: int
+    lock_wait_ns: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessShare:
+    """One process at the point that the headline is about.
+
+    ``lock_share[kernel][lock]``: share of its threads' time spent waiting for the lock.
+    """
+
+    pid: int
+    name: str
+    address_spaces: tuple[int, ...]
+    threads: int
+    target: bool
+    lock_share: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignHolder:
+    """A process that takes the ``mmap_lock`` of another one, as the recording shows it.
+
+    ``how``: what shows it.  ``hold_ns`` is None where the recording shows waits only.
+    """
+
+    pid: int
+    name: str
+    target_pid: int
+    target: str
+    how: str
+    count: int
+    wait_ns: int
+    hold_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What another kernel gains, per core count."""
 
@@ -145,6 +196,8 @@ class Prediction:
     saturation: tuple[Saturation, ...]
     unattributed_share: float | None
     scope: str  # "upper bound: memory map only" or "with recorded dependencies"
+    processes: tuple[ProcessShare, ...]
+    foreign_holders: tuple[ForeignHolder, ...]
     notes: tuple[str, ...]
     headline: str
     simulations: int
@@ -174,6 +227,8 @@ class Replay:
     locks: dict[str, dict[str, Any]]
     by_op: tuple[dict[str, Any], ...]
     blame: tuple[dict[str, Any], ...]
+    processes: tuple[Process, ...]
+    foreign_holders: tuple[ForeignHolder, ...]
     wall_s: float = field(compare=False)
     ops_per_s: float = field(compare=False)
     notes: tuple[str, ...] = ()

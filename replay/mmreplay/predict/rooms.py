@@ -9,10 +9,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import polars as pl
 
-from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.address_space.plan import Plan
 from mmreplay.engine.result import Options, Result
 from mmreplay.errors import UserError
 from mmreplay.locking.model import LockingModel
@@ -27,6 +26,8 @@ Job = Callable[[], Result]
 
 #: Counts of locks are exact (every operation once) up to this many operations.
 EXACT_OPS: Final = 1_000_000
+#: Operations that take the mmap_lock of the address space that they name, mostly another's.
+REMOTE: Final = (int(OpKind.PROC_READ), int(OpKind.PROCESS_VM), int(OpKind.PROCESS_MADVISE))
 #: Operations that take no lock of the memory map's by themselves.
 _SILENT: Final = (int(OpKind.THREAD_START), int(OpKind.THREAD_EXIT), int(OpKind.SNAPSHOT_VMA))
 
@@ -156,6 +157,21 @@ def facts(trace: Trace) -> Facts:
     return Facts(int(row["ops"]), int(row["faults"]), int(row["threads"]), bool(row["times"]))
 
 
-def lock_relevant(plan: Plan) -> int:
-    """Operations of a plan that run a locking program."""
-    return int(np.count_nonzero(plan.op != PlanOp.NONE))
+def lock_relevant(trace: Trace) -> pl.DataFrame:
+    """Lock-relevant time per ``pid``, ``tid`` and ``address_space``: ``ns`` and ``ops``.
+
+    ``ns`` is the service and wait of operations in address spaces that more than one thread
+    of the process uses, 0 elsewhere (a vfork child waits for nobody); ``ops`` counts all
+    operations; ``home``: not only those that name another's address space.
+    """
+    used = (
+        trace.operations.group_by("pid", "tid", "address_space")
+        .agg(
+            ops=pl.len().cast(pl.Int64),
+            ns=pl.col("service_ns").sum() + pl.col("wait_ns").sum(),
+            home=(~pl.col("kind").is_in(REMOTE)).any(),
+        )
+        .collect()
+    )
+    at_home = pl.col("tid").filter(pl.col("home")).n_unique().over("pid", "address_space")
+    return used.with_columns(ns=pl.when(at_home > 1).then("ns").otherwise(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmreplay.address_space.plan import Plan
 from mmreplay.engine.result import Options, Result
@@ -14,6 +14,9 @@ from mmreplay.predict import gains, rooms
 from mmreplay.predict.gains import KERNEL_FACTOR_SPREAD, Cell
 from mmreplay.predict.prediction import Basis, Row
 from mmreplay.predict.runner import Progress, run_all
+
+if TYPE_CHECKING:
+    from mmreplay.address_space.planner import PlanBundle
 
 Load = Literal["recorded", "saturated"]
 Placement = Literal["compact", "scatter"]
@@ -26,6 +29,7 @@ class Side:
     model: LockingModel
     recorded: bool  # it is the kernel the trace was recorded on
     plans: Mapping[int, Mapping[int, Plan]]  # by thread count, then window
+    bundles: Mapping[int, Mapping[int, PlanBundle]]  # what belongs to these plans
     group: int  # dense index of the scaled group in those plans; -1 all
 
 

@@ -7,12 +7,22 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mmreplay.predict.explain import blame_share, headline_row, percent, plural, series, span, times
-from mmreplay.predict.prediction import Drift, Prediction, Replay, Row
+from mmreplay.predict.prediction import (
+    Drift,
+    ForeignHolder,
+    Prediction,
+    Process,
+    ProcessShare,
+    Replay,
+    Row,
+)
 
 WIDTH: Final = 80
 _BAR: Final = 16
 #: Tables longer than this show their first, last and evenly spread rows.
 _LONGEST: Final = 24
+#: Processes that a table shows.
+_PROCESSES: Final = 8
 
 
 def rate(value: float) -> str:
@@ -113,9 +123,8 @@ def prediction_text(prediction: Prediction) -> str:
             blocks.append(_lock_block(prediction, pairs))
         if rows[0].load == found[-1][0].load:
             blocks.append(_delay_block(prediction, pairs))
-    who = _who(prediction)
-    if who:
-        blocks.append(who)
+    blocks += [block for block in (_who(prediction), _shares(prediction)) if block]
+    blocks += foreign_text(prediction.foreign_holders)
     if prediction.notes:
         blocks.append("\n".join(bullet(note) for note in prediction.notes))
     return "\n\n".join(blocks) + "\n"
@@ -278,6 +287,82 @@ def _who(p: Prediction) -> str:
     return "\n".join(lines)
 
 
+def _shares(p: Prediction) -> str:
+    """Thread time that each process loses to locks, where there are several."""
+    if len(p.processes) < 2:
+        return ""
+    kernels = list(dict.fromkeys((p.from_kernel, p.to_kernel)))
+
+    def lost(process: ProcessShare, kernel: str) -> float:
+        return sum(process.lock_share.get(kernel, {}).values())
+
+    shown = p.processes[:_PROCESSES]
+    rows = [
+        (
+            f"{process.name}{' *' if process.target else ''}",
+            str(process.pid),
+            str(process.threads),
+            " → ".join(percent(lost(process, kernel)) for kernel in kernels),
+        )
+        for process in shown
+    ]
+    row = headline_row(p.rows, p.to_kernel)
+    title = (
+        f"Thread time that each process loses to locks on {plural(row.cores, 'core')}, "
+        f"{' → '.join(kernels)} (* most lock-relevant):"
+    )
+    head = ("process", "pid", "threads", "lost")
+    return "\n".join([fill(title), table(head, rows, left=(0,)), *_others(p.processes)])
+
+
+def _others(every: Sequence[object]) -> list[str]:
+    more = len(every) - _PROCESSES
+    return [f"({more} more; --format json has all)"] if more > 0 else []
+
+
+def foreign_text(holders: Sequence[ForeignHolder]) -> list[str]:
+    """Blocks about processes that take another one's mmap_lock; none where there are none."""
+    if not holders:
+        return []
+    rows = [
+        (
+            f"{holder.name} ({holder.pid})",
+            f"{holder.target} ({holder.target_pid})",
+            holder.how,
+            f"{holder.count:,}",
+            duration(holder.hold_ns) if holder.hold_ns is not None else "-",
+            duration(holder.wait_ns) if holder.wait_ns else "-",
+        )
+        for holder in holders[:_PROCESSES]
+    ]
+    head = ("process", "takes that of", "seen by", "count", "held", "waited")
+    title = "Foreign holders: processes that take another one's mmap_lock, as recorded:"
+    return ["\n".join([fill(title), table(head, rows, left=(0, 1, 2)), *_others(holders)])]
+
+
+def _processes(processes: Sequence[Process]) -> str:
+    """What each process did, where there are several."""
+    if len(processes) < 2:
+        return ""
+    rows = []
+    for process in processes[:_PROCESSES]:
+        most = max(process.lock_wait_ns, key=lambda n: process.lock_wait_ns[n], default="")
+        rows.append(
+            (
+                f"{process.name}{' *' if process.target else ''}",
+                str(process.pid),
+                str(process.threads),
+                f"{process.ops:,}",
+                duration(process.end_ns),
+                duration(process.wait_ns) if process.wait_ns else "-",
+                most,
+            )
+        )
+    head = ("process", "pid", "threads", "ops", "done after", "wait", "most for")
+    title = f"{len(processes)} processes, by waiting (* most lock-relevant):"
+    return "\n".join([title, table(head, rows, left=(0, 6)), *_others(processes)])
+
+
 def replay_text(replay: Replay) -> str:
     """The whole text of ``mmreplay replay``."""
     rate_text = (
@@ -352,6 +437,9 @@ def replay_text(replay: Replay) -> str:
         blocks.append(
             "Who blocks whom:\n" + table(("held by", "waiting", "wait", "share"), rows, left=(0, 1))
         )
+    people = _processes(replay.processes)
+    blocks += [people] if people else []
+    blocks += foreign_text(replay.foreign_holders)
     if replay.notes:
         blocks.append("\n".join(bullet(note) for note in replay.notes))
     return "\n\n".join(blocks) + "\n"

@@ -45,6 +45,8 @@ def prediction_object(prediction: Prediction) -> dict[str, Any]:
         "scope": prediction.scope,
         "rows": [_row(row) for row in prediction.rows],
         "saturation": [asdict(point) for point in prediction.saturation],
+        "processes": [asdict(process) for process in prediction.processes],
+        "foreign_holders": [asdict(holder) for holder in prediction.foreign_holders],
         "notes": list(prediction.notes),
         "engine": {
             "wall_s": prediction.wall_s,
@@ -83,6 +85,8 @@ def replay_object(replay: Replay) -> dict[str, Any]:
         "locks": replay.locks,
         "by_op": list(replay.by_op),
         "blame": list(replay.blame),
+        "processes": [asdict(process) for process in replay.processes],
+        "foreign_holders": [asdict(holder) for holder in replay.foreign_holders],
         "engine": {"wall_s": replay.wall_s, "ops_per_s": replay.ops_per_s},
     }
 
