@@ -18,7 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("mmreplay.cli.show", "Say what a trace holds and what it can support."),
     "replay": ("mmreplay.cli.replay", "Replay a trace once against one kernel, in detail."),
     "predict": ("mmreplay.cli.predict", "Predict what another kernel gains, per core count."),
-    "models": ("mmreplay.cli.models", "List, show and check locking models."),
+    "models": ("mmreplay.cli.models", "List, show, check and compare locking models."),
+    "locks": ("mmreplay.cli.locks", "Compare lock counts of real kernels with the models."),
     "machines": ("mmreplay.cli.machines", "List and show machine profiles."),
 }
 
