@@ -9,8 +9,6 @@ import numpy as np
 from mmreplay.address_space.plan import Plan
 from mmreplay.engine import LockStats, Options, Result, simulate
 from mmreplay.engine.oracle import simulate_oracle
-from mmreplay.engine.setup import P
-from mmreplay.locking.isa import OP, A, FlushScope, Kind, Op
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
 
@@ -36,25 +34,11 @@ def check_accounts(result: Result) -> None:
     assert (result.blame_ns >= 0).all()  # I2
 
 
-def has_twin(model: LockingModel) -> bool:
-    """Does the compiled loop have all that the model uses?"""
-    code, params = model.code, model.lock_params
-    touched = (code[:, OP] == Op.FLUSH) & (code[:, A] == FlushScope.TOUCHED)
-    unfair = (model.lock_kind == Kind.SPIN) & (params[:, P["fifo"]] == 0)
-    return not (
-        (model.lock_kind == Kind.RANGE).any()
-        or params[:, P["bravo_slots"]].any()
-        or touched.any()
-        or unfair.any()
-    )
-
-
 def replay(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Result:
     """The oracle's result; the compiled loop's is equal."""
     expected = simulate_oracle(plan, model, machine, options)
     check_accounts(expected)
-    if has_twin(model):
-        assert_equal(simulate(plan, model, machine, options), expected)
+    assert_equal(simulate(plan, model, machine, options), expected)
     return expected
 
 

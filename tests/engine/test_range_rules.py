@@ -70,6 +70,7 @@ def test_disjoint_ranges_of_a_list_run_side_by_side() -> None:
     result = run(KOGAN, (0, body(W, SHORT), pages(0, 9)), (100, body(W, SHORT), pages(10, 19)))
     assert ends(result) == [1060, 1260]
     assert lock(result, "range").write_wait_ns == 0
+    assert lock(result, "range").steals == 0
 
 
 def test_overlapping_writers_of_a_list_spin_one_after_the_other() -> None:

@@ -13,12 +13,32 @@ from small import LOCKS, R, W, machine, model, op, plan
 from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.engine import Options, simulate
 from mmreplay.engine.oracle import simulate_oracle
-from mmreplay.locking.isa import Count, Form, Op, Operand, RuntimeBit
+from mmreplay.locking.isa import Count, FlushScope, Form, Kind, Op, Operand, RuntimeBit, Scope
 
 ANON = int(RuntimeBit.VMA_ANON_VMA)
 DEAD = int(RuntimeBit.VMA_DEAD)
 TABLE = int(RuntimeBit.TABLE_PRESENT)
 TRIED = int(RuntimeBit.OP_TRIED)
+
+
+#: Locks in the order in which random programs take them.
+ORDER = ["range", "mmap_lock", "vma", "ptl", "zone"]
+RANGES = [Operand.PAGE, Operand.OP, Operand.VMA, Operand.VMA1, Operand.NODE, Operand.ALL]
+
+
+@st.composite
+def page_columns(draw: Any) -> dict[str, int]:
+    """Ranges that overlap, touch, nest, and cross page-table nodes."""
+    first = draw(st.sampled_from([0, 3, 500, 511, 512, (1 << 18) - 2, 1 << 18]))
+    columns = {"first_page": first, "last_page": first + draw(st.sampled_from([-1, 0, 1, 9, 600]))}
+    if draw(st.booleans()):
+        start = max(0, first - draw(st.sampled_from([0, 1, 40])))
+        columns["vma_first_page"] = start
+        columns["vma_last_page"] = first + draw(st.sampled_from([0, 7, 700]))
+    return columns
+
+
+places = page_columns()
 
 
 # -- random programs ------------------------------------------------------------------
@@ -29,14 +49,13 @@ costs = st.sampled_from(["a", "b", "c"]).flatmap(
 
 @st.composite
 def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[int]) -> list[Any]:
-    """A balanced piece of program; locks are taken in the order mmap_lock, vma, ptl, zone."""
+    """A balanced piece of program; locks are taken in the order of ``ORDER``."""
     out: list[Any] = []
-    order = ["mmap_lock", "vma", "ptl", "zone"]
     for _ in range(draw(st.integers(1, 3))):
         choice = draw(st.integers(0, 11))
         tag[0] += 1
         label = f"l{tag[0]}"
-        after = order[max((order.index(h) + 1 for h in held), default=0) :]
+        after = ORDER[max((ORDER.index(h) + 1 for h in held), default=0) :]
         if choice <= 2 or depth == 0:
             out.append(draw(costs))
         elif choice <= 6 and after:
@@ -45,13 +64,14 @@ def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[
             if lock in ("ptl", "zone"):
                 mode = W
             spin = lock in ("ptl", "zone")
+            at = [draw(st.sampled_from(RANGES))] if lock == "range" else []
             inner = draw(bodies(depth - 1, (*held, lock), sleep and not spin, tag))
             if draw(st.booleans()) or lock == "vma":
                 skip = draw(bodies(0, held, sleep, tag))
                 out += [
-                    (Op.TRY, lock, mode, label),
+                    (Op.TRY, lock, mode, *at, label),
                     *inner,
-                    (Op.UNLOCK, lock, mode),
+                    (Op.UNLOCK, lock, mode, *at),
                     (Op.JUMP, label + "x"),
                     label,
                     (Op.COUNT, lock),
@@ -74,7 +94,7 @@ def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[
                     down = [(Op.DOWNGRADE, lock), *rest, (Op.UNLOCK, lock, R)]
                 out += [(Op.LOCK, lock, W), *marks, *each, *inner, *down]
             else:
-                out += [(Op.LOCK, lock, mode), *inner, (Op.UNLOCK, lock, mode)]
+                out += [(Op.LOCK, lock, mode, *at), *inner, (Op.UNLOCK, lock, mode, *at)]
         elif choice == 7:
             bit = draw(st.sampled_from([ANON, DEAD, TABLE, TRIED]))
             out += [(Op.BRANCH, (0, 0, bit), label), draw(costs), (Op.SET, bit), label]
@@ -99,7 +119,7 @@ def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[
                 label,
             ]
         elif choice == 10:
-            out.append((Op.FLUSH, 1))
+            out.append((Op.FLUSH, draw(st.sampled_from([FlushScope.MM, FlushScope.TOUCHED]))))
         elif sleep:
             out.append((Op.SLEEP, "io"))
     return out
@@ -110,13 +130,15 @@ def worlds(draw: Any) -> tuple[Any, ...]:
     kinds = [PlanOp.FAULT, PlanOp.MMAP, PlanOp.MUNMAP]
     tag = [0]
     programs = {k: [*draw(bodies(3, (), True, tag)), (Op.DONE,)] for k in kinds}
+    forked = draw(st.sampled_from(["mmap_lock", "range"]))
+    whole = [Operand.ALL] if forked == "range" else []
     fork = [
-        (Op.LOCK, "mmap_lock", W),
+        (Op.LOCK, forked, W, *whole),
         (Op.COST, "a"),
-        (Op.LOCK, "mmap_lock", W, Operand.CHILD),
+        (Op.LOCK, forked, W, Operand.CHILD),
         (Op.COST, "b"),
-        (Op.UNLOCK, "mmap_lock", W, Operand.CHILD),
-        (Op.UNLOCK, "mmap_lock", W),
+        (Op.UNLOCK, forked, W, Operand.CHILD),
+        (Op.UNLOCK, forked, W, *whole),
         (Op.DONE,),
     ]
     programs[PlanOp.FORK] = fork
@@ -129,7 +151,21 @@ def worlds(draw: Any) -> tuple[Any, ...]:
         batch=draw(st.sampled_from([1, 2, 256])),
         spin_us=draw(st.sampled_from([0, 1, 3])),
         handoff_ns=draw(st.sampled_from([0, 2000, 4_000_000])),
+        bravo_slots=draw(st.sampled_from([0, 0, 1, 3, 200])),
+        bravo_inhibit=draw(st.sampled_from([0, 2, 9])),
     )
+    locks["range"] = {
+        "kind": Kind.RANGE,
+        "scope": Scope.MM,
+        "line": draw(st.sampled_from(["mm.range", "mm.2"])),
+        "bumps": draw(st.sampled_from(["mm_seq", -1])),
+        "round": draw(st.integers(0, 2)),
+        "wait": draw(st.integers(0, 1)),
+        "range_cost": draw(st.integers(0, 2)),
+        "ancestors": draw(st.integers(0, 1)),
+    }
+    for name in ("ptl", "zone"):
+        locks[name]["fifo"] = draw(st.integers(0, 1))
     owner_line = draw(st.sampled_from([None, "mm.3", "mm.2"]))
     if owner_line:
         locks["mmap_lock"]["owner_line"] = owner_line
@@ -137,7 +173,9 @@ def worlds(draw: Any) -> tuple[Any, ...]:
     if draw(st.booleans()):
         locks["mm_seq"]["line"] = "mm.2"
     n_threads = draw(st.integers(1, 6))
-    traits = st.sampled_from([0, int(Trait.WRITE), int(Trait.ANON), int(Trait.WRITE | Trait.ANON)])
+    traits = st.sampled_from(
+        [0, int(Trait.WRITE), int(Trait.ANON), int(Trait.WRITE | Trait.ANON | Trait.POPULATE)]
+    )
     times = st.sampled_from([0, 0, 100, 1000, 7000])
     mms = draw(st.integers(1, 2))
     threads: list[list[dict[str, Any]]] = []
@@ -167,6 +205,7 @@ def worlds(draw: Any) -> tuple[Any, ...]:
                     anon_slot=draw(st.sampled_from([obj, own, -1])),
                     pages=draw(st.integers(0, 3)),
                     sleep_ns=draw(st.sampled_from([-1, 500])),
+                    **draw(places),
                     marks=marks,
                     deps=deps,
                     scale=draw(st.sampled_from([512, 1024, 1500])),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import PlanOp
+from mmreplay.engine.kinds.range import policy
 from mmreplay.engine.layout import *
 from mmreplay.engine.loop import replay
 from mmreplay.engine.prepared import Prepared
@@ -90,6 +91,11 @@ class Memory:
             H_TOUCH: len(model.lines) * 3,
             H_REASONS: len(model.reasons), H_HELD: threads * 2 * locks, H_SNAPS: threads * locks,
             H_TAILS: threads * 2, H_LOOPS: threads, H_SLEEPS: len(model.sleeps), H_NOWHERE: 1,
+            H_MORE: self._more_sizes(threads, kinds)[-1], H_BLOCKERS: kinds, H_SCRATCH: EF,
+            H_NODES: prepared.pages.node_places * (self.lsize + 8),
+            H_VISIBLE: int(model.lock_params[:, P["bravo_slots"]].max(initial=0)),
+            H_TOUCH_KEYS: len(prepared.pages.touch_keys),
+            H_TOUCHED: len(prepared.pages.touch_keys) * cpu_mask_words(setup.cores),
             H_INST: prepared.n_instances * self.isize, H_LINE: prepared.n_lines * self.lsize,
             **{H_LEVEL_0 + i: size for i, size in enumerate(levels)},
         }  # fmt: skip
@@ -109,6 +115,17 @@ class Memory:
         self._fill_model(setup)
         self._fill_locks()
         self._fill_threads(setup, options, levels)
+
+    def _more_sizes(self, threads: int, kinds: int) -> list[int]:
+        """Where the rest of each lock's instances begins in H_MORE; the last: how much in all."""
+        model, shared = self.prepared.model, self.prepared.shared
+        self.more_each = np.where(
+            model.lock_kind == Kind.RANGE,
+            EF * threads,
+            np.where(model.lock_params[:, P["bravo_slots"]] > 0, B_BY_KIND + kinds + threads, 0),
+        )
+        counts = [shared[object_scope(scope)] for scope in model.lock_scope.tolist()]
+        return [0, *np.cumsum(self.more_each * counts).tolist()]
 
     def part(self, region: int, *shape: int) -> I64:
         """The region as an array of the given shape; a view."""
@@ -146,7 +163,9 @@ class Memory:
             H_FLUSH_FIRST: setup.flush_first, H_FLUSH_NEXT: setup.flush_next,
             H_HANDLER: setup.handler, H_THREADS: plan.n_threads, H_WRAP: int(options.wrap),
             H_SATURATED: int(options.load == "saturated"),
-            H_CONDS: len(self.prepared.model.cond_every),
+            H_CONDS: len(self.prepared.model.cond_every), H_PAGES: 16 * plan.n_ops,
+            H_NODE_PLACES: self.prepared.pages.node_places,
+            H_TOUCH_COUNT: len(self.prepared.pages.touch_keys),
         }  # fmt: skip
         for field, value in scalars.items():
             self.m[field] = value
@@ -175,6 +194,7 @@ class Memory:
         touch = self.part(H_TOUCH, len(model.lines), 3)
         for row, scope, line in zip(touch, line_scopes(model), prepared.numbers.line, strict=True):
             row[:] = COLUMN[scope], prepared.shared[scope], self.base[H_LINE] + line * self.lsize
+        self.part(H_TOUCH_KEYS, len(prepared.pages.touch_keys))[:] = prepared.pages.touch_keys
         self.part(H_SLEEPS, len(model.sleeps))[:] = setup.sleep_ns
         self.m[H_DIST_0 : H_DIST_0 + 4] = setup.line_ns
         cpus = self.part(H_CORE, setup.cores, CF)
@@ -184,6 +204,7 @@ class Memory:
     def _fill_locks(self) -> None:
         prepared, model = self.prepared, self.prepared.model
         numbers = prepared.numbers
+        more = self._more_sizes(prepared.plan.n_threads, len(prepared.kinds))
         values = self.part(H_VALUES, prepared.n_values)
         lines = self.part(H_LINE, prepared.n_lines, self.lsize)
         lines[:, L_OWNER] = lines[:, L_LAST_READER] = -1
@@ -203,10 +224,13 @@ class Memory:
                 (D_MARKS_BY, "marks_by"), (D_BUMPS, "bumps"), (D_BUMP_ACQUIRE, "bump_acquire"),
                 (D_STEAL, "steal"), (D_READER_SPIN, "reader_spin"), (D_OSQ, "osq"),
                 (D_SPIN_US, "spin_us"), (D_HANDOFF_NS, "handoff_ns"), (D_BATCH, "batch"),
-                (D_FORM, "form"),
+                (D_FORM, "form"), (D_FIFO, "fifo"), (D_BRAVO, "bravo_slots"),
+                (D_INHIBIT, "bravo_inhibit"), (D_ROUND, "round"), (D_WAIT, "wait"),
+                (D_COST, "range_cost"), (D_ANCESTORS, "ancestors"),
             ):  # fmt: skip
                 d[column] = params[P[name]]
             d[D_BATCH] = max(1, d[D_BATCH])
+            d[D_FAIR], d[D_LEFTWARDS] = policy(params)
             owner = int(params[P["owner_line"]])
             d[D_OWNER] = -1
             if owner >= 0:
@@ -218,6 +242,12 @@ class Memory:
                 mine = instances[numbers.instance[index] : numbers.instance[index] + shared]
                 mine[:, I_LOCK] = index
                 mine[:, I_LINE] = d[D_LINE] + np.arange(shared) * self.lsize
+                each = int(self.more_each[index])
+                if each:
+                    first = self.base[H_MORE] + more[index]
+                    mine[:, I_MORE] = first + np.arange(shared) * each
+                    if kind == Kind.RWSEM:
+                        self.m[mine[:, I_MORE] + B_REVOKER] = -1
 
     def _fill_threads(self, setup: Setup, options: Options, levels: list[int]) -> None:
         prepared, plan = self.prepared, self.prepared.plan
@@ -233,7 +263,7 @@ class Memory:
         th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
         th[:, T_DEP_FROM] = -1
         th[:, T_LAP] = plan.thread_offset_ns
-        th[:, T_MM] = prepared.longs.view(np.int32).reshape(-1, 16)[th[:, T_ROW], W_MM]
+        th[:, T_MM] = prepared.longs.view(np.int32)[(th[:, T_ROW] << 4) + W_MM]
         streams = [stream_of(options.seed, t) for t in range(plan.n_threads)]
         th[:, T_STREAM] = np.array(streams, np.uint64).view(np.int64)
         self.part(H_TEND, plan.n_threads)[:] = -1

@@ -26,9 +26,10 @@ NEVER: Final = (1 << 63) - 1
     H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER, H_OPCOUNT, H_OPBUSY, H_OPWAIT, H_DELAY,
     H_TEND, H_THREADS, H_WRAP, H_SATURATED, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
-    H_TOUCH,
-) = range(78)  # fmt: skip
-HEADER: Final = 80
+    H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
+    H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED,
+) = range(88)  # fmt: skip
+HEADER: Final = 88
 
 # -- thread; the records begin right behind the header -----------------------------
 (
@@ -48,6 +49,14 @@ TF: Final = 64
     I_LOCK, I_WRITER, I_READERS, I_Q_HEAD, I_WAITING, I_LAST, I_ROWNED, I_LINE, I_WKIND,
     I_HANDOFF, I_NONSPIN, I_Q_TAIL, I_OSQ_HEAD, I_OSQ_TAIL, I_DRAINER, I_BY_KIND,
 ) = range(16)  # fmt: skip
+I_MORE: Final = I_DRAINER  # range lock, rwsem with BRAVO readers: where the rest of it lies
+
+# -- what I_MORE points at: a thread's entry of a range lock, or the bias of an rwsem -------------
+E_FIRST, E_LAST, E_MODE, E_REACH, E_CPU, E_SEEN, E_NEXT, E_PREV = range(8)
+EF: Final = 8
+(
+    B_BIASED, B_INHIBIT_UNTIL, B_PUBLISHED, B_REVOKER, B_BEGAN, B_CHARGED, B_BY_KIND,
+) = range(7)  # fmt: skip
 
 # -- shared cache line -----------------------------------------------------------------
 L_OWNER, L_LAST_READER, L_FREE, L_READERS = range(4)
@@ -59,9 +68,10 @@ CF: Final = 8
 # -- lock of the model -----------------------------------------------------------------------
 (
     D_KIND, D_COLUMN, D_SHARED, D_INST, D_LINE, D_VALUE, D_MARKS_BY, D_BUMPS, D_BUMP_ACQUIRE,
-    D_OWNER, D_STEAL, D_READER_SPIN, D_OSQ, D_SPIN_US, D_HANDOFF_NS, D_BATCH, D_FORM,
-) = range(17)  # fmt: skip
-DF: Final = 20
+    D_OWNER, D_STEAL, D_READER_SPIN, D_OSQ, D_SPIN_US, D_HANDOFF_NS, D_BATCH, D_FORM, D_FIFO,
+    D_BRAVO, D_INHIBIT, D_ROUND, D_WAIT, D_COST, D_ANCESTORS, D_FAIR, D_LEFTWARDS,
+) = range(26)  # fmt: skip
+DF: Final = 28
 
 # -- columns of the counters per lock (as summary.LOCK_FIELDS) -----------------------------------
 (
@@ -81,10 +91,14 @@ W_GLOBAL: Final = -1
 F_DEPS: Final = 1
 F_DEPENDENTS: Final = 2
 F_NO_PROGRAM: Final = 4
+F_TOUCHES: Final = 8
+#: Page columns of an operation, behind all packed operations (only where the model uses them).
+G_FIRST, G_LAST, G_VMA_FIRST, G_VMA_LAST = range(4)
 
 # -- states, as states.State (an enum is no constant for the compiler) ----------------------------
 OFF, RUN, FALL, GRANTED, RETRY, SPIN, OSQ, HANDOFF_SPIN, WAKE, DRAINED, END = range(11)
 POINT: Final = 11  # RUN, at an ordered step
+REVOKE: Final = 12
 PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
 
 # -- specialised code, rows of XF int64: see specialise.py -----------------------------------------
@@ -99,6 +113,9 @@ XF: Final = 16
     X_RWSEM_LOCK, X_RWSEM_TRY, X_RWSEM_UNLOCK, X_PIN_TRY, X_PIN_UNLOCK, X_SPIN_LOCK, X_SPIN_UNLOCK,
 ) = range(14)  # fmt: skip
 X_MODEL: Final = 16
+#: LOCK, TRY, UNLOCK of what only designs have, and FLUSH of what was touched.
+X_DESIGN: Final = 40
+X_DESIGN_TRY, X_DESIGN_UNLOCK, X_FLUSH_TOUCHED = range(41, 44)
 #: X_ORDERED: does the step touch what another thread can see?
 PRIVATE_STEP, ORDERED_STEP, DYNAMIC_STEP = range(3)  # dynamic: depends on the VMA of EACH
 

@@ -247,7 +247,8 @@ def _run(
                     elif op == X_DONE:
                         if m[b + T_WAS_ORDERED] == 0:
                             break
-                        if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS:
+                        flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
+                        if flags & (F_DEPENDENTS | F_TOUCHES):
                             break
                         finish(m, b, clock, busy + clock - since)
                         since = clock
@@ -347,8 +348,11 @@ def _run(
             m[b + T_WAS_ORDERED] = 1
             op = code[pc + X_OP]
             if op == X_DONE:
+                flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
+                if flags & F_TOUCHES:
+                    touch(m, words, b, cpu)
                 finish(m, b, clock, busy)
-                if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_DEPENDENTS:
+                if flags & F_DEPENDENTS:
                     release_dependents(m, done_ops, dep_head, m[b + T_ROW], clock)
                 pc = next_gap(m, longs, words, t, b)
                 continue

@@ -17,6 +17,7 @@ from mmreplay.engine.layout import (
     CLASS_VMA,
     XF,
 )
+from mmreplay.engine.pages import Pages, pages_of
 from mmreplay.engine.setup import SCOPES, Analysis, analyse, line_scopes, object_scope
 from mmreplay.engine.specialise import (
     BIT_SCOPE,
@@ -58,11 +59,12 @@ class Prepared:
     n_values: int
     code: Code
     rows: I64  # (instructions, XF), addresses not yet bound
-    longs: I64  # (8 * N,) packed operations
+    longs: I64  # (8 * N,) packed operations; behind them the page columns
     mark_vma: I32
     bits: NDArray[np.uint8]  # runtime bits at the start
     tails: I64  # (T, 2) tail think: on CPU, blocked
     loops: I64  # (T,) -2: without operations
+    pages: Pages
 
 
 def prepare_replay(plan: Plan, model: LockingModel) -> Prepared:
@@ -74,7 +76,8 @@ def prepare_replay(plan: Plan, model: LockingModel) -> Prepared:
     numbers, n_instances, n_lines, n_values = _count(model, size, shared)
     kinds = np.flatnonzero(np.bincount(plan.op, minlength=len(PlanOp)))
     emitter = Emitter(model, numbers, many_threads=plan.n_threads > 1)
-    longs = _operations(plan, model, analysis, emitter, new, shared, kinds)
+    pages = pages_of(plan, model, analysis, new[Scope.MM])
+    longs = _operations(plan, model, analysis, emitter, new, shared, kinds, pages)
     loops = plan.thread_loop.astype(np.int64)
     loops[np.diff(plan.thread_first) == 0] = -2  # without operations: its end ends nothing
     initial = {
@@ -103,6 +106,7 @@ def prepare_replay(plan: Plan, model: LockingModel) -> Prepared:
         bits=bits,
         tails=np.stack([plan.thread_tail_cpu_ns, plan.thread_tail_blocked_ns], axis=1),
         loops=loops,
+        pages=pages,
     )
 
 
@@ -144,10 +148,12 @@ def _operations(
     new: dict[Scope, I32],
     shared: dict[Scope, int],
     kinds: I64,
+    pages: Pages,
 ) -> I64:
     first_private = np.array([shared[_CLASS[c]] for c in sorted(_CLASS)], np.int64)
     masks = np.array(trait_masks(model), np.int64)
-    longs = np.empty(8 * plan.n_ops, np.int64)
+    longs = np.empty(8 * plan.n_ops + pages.columns.size, np.int64)
+    longs[8 * plan.n_ops :] = pages.columns.ravel()
     class_of = np.empty(plan.n_ops, np.int32)
     limit = 1 << 10
     while True:
@@ -165,5 +171,14 @@ def _operations(
     starts = np.array([emitter.emit(key) for key in keys[:count].tolist()], np.int64)
     dense = np.zeros(len(PlanOp), np.int64)
     dense[kinds] = np.arange(len(kinds))
-    enter_programs(class_of, starts, dense, plan.op, plan.dep_first, analysis.has_dependents, longs)
+    enter_programs(
+        class_of,
+        starts,
+        dense,
+        plan.op,
+        plan.dep_first,
+        analysis.has_dependents,
+        analysis.touches,
+        longs,
+    )
     return longs

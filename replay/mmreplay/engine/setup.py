@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import Plan, PlanOp, Trait
-from mmreplay.engine.layout import MAX_OWNED
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
 from mmreplay.jit import njit
@@ -271,14 +270,9 @@ class Analysis:
     touch_keys: I64  # sorted page keys (:func:`page_key`) at which that is remembered
 
 
-def analyse(plan: Plan, model: LockingModel, *, twin: bool = True) -> Analysis:
-    """Check that the model can run the plan; find what is shared.
-
-    ``twin``: for the compiled loop, which does not have all that the oracle has.
-    """
+def analyse(plan: Plan, model: LockingModel) -> Analysis:
+    """Check that the model can run the plan; find what is shared."""
     _check(plan, model)
-    if twin:
-        _check_twin(model)
     dependents = np.zeros(plan.n_ops, np.bool_)
     dependents[plan.dep_op] = True
     return Analysis(shared_objects(plan), dependents, *touch_points(plan, model))
@@ -396,42 +390,6 @@ def _check(plan: Plan, model: LockingModel) -> None:
                 f"model {model.name} has no program for {PlanOp(int(kind)).name.lower()}",
                 where=where,
                 fix="add the program, or let the model extend one that has it",
-            )
-
-
-def _check_twin(model: LockingModel) -> None:
-    where = str(model.path)
-    if 2 * int((model.lock_kind == Kind.RWSEM).sum()) > MAX_OWNED:  # twice: of another mm too
-        raise UserError(
-            f"more than {MAX_OWNED // 2} rwsem locks",
-            where=where,
-            fix="let locks that are never held together be one",
-        )
-    asks = (model.code[:, OP] == Op.FLUSH) & (model.code[:, A] == FlushScope.TOUCHED)
-    for row in model.code[asks]:
-        raise UserError(
-            "flush touched has no compiled engine yet",
-            where=f"{where}:{row[5]}",
-            fix="use flush mm",
-        )
-    for name, kind, params in zip(model.locks, model.lock_kind, model.lock_params, strict=True):
-        if kind == Kind.RANGE:
-            raise UserError(
-                f'lock "{name}": kind range has no engine yet',
-                where=where,
-                fix="use rwsem, pin, spin or seq",
-            )
-        if kind == Kind.SPIN and not params[P["fifo"]]:
-            raise UserError(
-                f'lock "{name}": fifo = false has no engine yet',
-                where=where,
-                fix="use fifo = true",
-            )
-        if kind == Kind.RWSEM and params[P["bravo_slots"]]:
-            raise UserError(
-                f'lock "{name}": bravo readers have no engine yet',
-                where=where,
-                fix='use readers = "plain"',
             )
 
 

@@ -19,7 +19,20 @@ from numpy.typing import NDArray
 from mmreplay.engine.layout import *  # noqa: F403
 from mmreplay.engine.setup import P, line_scopes, object_scope
 from mmreplay.jit import njit, pointer
-from mmreplay.locking.isa import OP, TARGET, A, B, C, Kind, Mode, Op, Operand, RuntimeBit, Scope
+from mmreplay.locking.isa import (
+    OP,
+    TARGET,
+    A,
+    B,
+    C,
+    FlushScope,
+    Kind,
+    Mode,
+    Op,
+    Operand,
+    RuntimeBit,
+    Scope,
+)
 from mmreplay.locking.model import LockingModel
 
 I64 = NDArray[np.int64]
@@ -221,6 +234,8 @@ class Emitter:
             out[X_OP] = X_JUMP
         elif op == Op.DONE:
             out[X_OP] = X_DONE
+        elif op == Op.FLUSH and row[A] == FlushScope.TOUCHED:
+            out[X_OP] = X_FLUSH_TOUCHED
         return out
 
     def _lower_branch(self, row: list[int], out: list[int]) -> None:
@@ -244,9 +259,13 @@ class Emitter:
         other = operand in _OTHER_MM
         seq = int(params[P["marks_by"] if kind == Kind.PIN else P["bumps"]])
         out[X_HELD], out[X_STAT] = 2 * lock + other, lock * SF
+        shared = out[X_ORDERED] != PRIVATE_STEP
+        if kind == Kind.RANGE or (kind == Kind.RWSEM and params[P["bravo_slots"]] and shared):
+            out[X_OP] = X_DESIGN + op - Op.LOCK
+            return
         if out[X_ORDERED] == PRIVATE_STEP:
             moves = mode == Mode.WRITE and params[P["bumps"]] >= 0
-            if not moves and not (op == Op.TRY and kind == Kind.PIN) and kind != Kind.RANGE:
+            if not moves and not (op == Op.TRY and kind == Kind.PIN):
                 out[X_OP] = X_UNLOCK_PRIVATE if op == Op.UNLOCK else X_LOCK_PRIVATE
                 out[X_C] = int(kind == Kind.SPIN)
             return
@@ -266,7 +285,7 @@ class Emitter:
             if self._state(key, where, operand) == SHARED_OBJECT:
                 out[X_SEQ_LINE] = numbers.line[int(model.lock_line[seq])]
             out[X_SEQ_BY] = 1 if params[P["bump_acquire"]] else 2
-        if kind == Kind.RWSEM and state == SHARED_OBJECT and not params[P["bravo_slots"]]:
+        if kind == Kind.RWSEM and state == SHARED_OBJECT:
             owner = int(params[P["owner_line"]])
             out[X_OWNER] = numbers.line[owner] if owner >= 0 else -1
             out[X_OP] = {Op.LOCK: X_RWSEM_LOCK, Op.TRY: X_RWSEM_TRY}.get(Op(op), X_RWSEM_UNLOCK)
@@ -418,7 +437,9 @@ def pack(  # type: ignore[no-untyped-def]
 
 
 @njit
-def enter_programs(class_of, starts, dense, op, dep_first, dependents, longs):  # type: ignore[no-untyped-def]
+def enter_programs(  # type: ignore[no-untyped-def]
+    class_of, starts, dense, op, dep_first, dependents, touches, longs
+):  # fmt: skip
     """Fill O_PROGRAM: the first instruction, the flags, and the dense number of the kind."""
     for row in range(len(op)):
         start = starts[class_of[row]]
@@ -430,4 +451,6 @@ def enter_programs(class_of, starts, dense, op, dep_first, dependents, longs):  
             bits |= F_DEPS
         if dependents[row]:
             bits |= F_DEPENDENTS
+        if touches[row]:
+            bits |= F_TOUCHES
         longs[(row << 3) + O_PROGRAM] = start | (bits << 32)

@@ -19,4 +19,4 @@ class State(IntEnum):
     WAKE = 8  # rwsem: second half of an unlock
     DRAINED = 9  # pin: the last reader is gone
     END = 10
-    REVOKE = 11  # rwsem: a writer that has read the table of BRAVO readers
+    REVOKE = 12  # rwsem: a writer that has read the table of BRAVO readers

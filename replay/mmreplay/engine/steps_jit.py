@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmreplay.engine.designs_jit import *
 from mmreplay.engine.kinds.pin_jit import *
 from mmreplay.engine.kinds.rwsem_jit import *
 from mmreplay.engine.kinds.spin_jit import *
 from mmreplay.engine.layout import *
-from mmreplay.engine.setup import MIX1, MIX2
+from mmreplay.engine.objects_jit import *
 from mmreplay.jit import borrowing_helper
-from mmreplay.locking.isa import Kind, Op, Operand, RuntimeBit
+from mmreplay.locking.isa import Kind, Op, RuntimeBit
 
 # Enumerations as plain integers, which the compiler folds.
 COST, SLEEP, FLUSH, TOUCH = (X_MODEL + int(x) for x in (Op.COST, Op.SLEEP, Op.FLUSH, Op.TOUCH))
@@ -25,60 +26,17 @@ DOWNGRADE, MARK, SNAP = (X_MODEL + int(x) for x in (Op.DOWNGRADE, Op.MARK, Op.SN
 CHECK, BRANCH, EACH = (X_MODEL + int(x) for x in (Op.CHECK, Op.BRANCH, Op.EACH))
 END_EACH, SET, COUNT = (X_MODEL + int(x) for x in (Op.END, Op.SET, Op.COUNT))
 K_RWSEM, K_PIN, K_SPIN = int(Kind.RWSEM), int(Kind.PIN), int(Kind.SPIN)
-CHILD, TARGET_MM = int(Operand.CHILD), int(Operand.TARGET)
 B_ANON, B_DEAD = int(RuntimeBit.VMA_ANON_VMA), int(RuntimeBit.VMA_DEAD)
 B_TABLE, B_TRIED = int(RuntimeBit.TABLE_PRESENT), int(RuntimeBit.OP_TRIED)
-U1, U2 = np.uint64(MIX1), np.uint64(MIX2)
-U30, U27, U31, U56 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(56)
-WRITE_MODE = 1
-
-
-@borrowing_helper
-def mix(x):
-    x = (x ^ (x >> U30)) * U1
-    x = (x ^ (x >> U27)) * U2
-    return x ^ (x >> U31)
-
-
-@borrowing_helper
-def object_of(m, words, mark_vma, b, column, operand):
-    """World._object: the number of the object that the running operation means; -1 none."""
-    w = m[b + T_ROW] << 4
-    if column == W_MM and (operand == CHILD or operand == TARGET_MM):
-        if words[w + W_CHILD] >= 0:
-            return np.int64(words[w + W_CHILD])
-    if column == W_VMA and m[b + T_EACH] < m[b + T_EACH_END]:
-        return np.int64(mark_vma[m[b + T_EACH]])
-    if column == W_GLOBAL:
-        return np.int64(0)
-    return np.int64(words[w + column])
-
-
-@borrowing_helper
-def lock_object(m, words, mark_vma, b, lock, operand):
-    return object_of(m, words, mark_vma, b, m[m[H_LOCK] + lock * DF + D_COLUMN], operand)
-
-
-@borrowing_helper
-def shared_line(m, d, obj):
-    """The line of a lock instance; -1 where one thread uses it."""
-    if obj < 0 or obj >= m[d + D_SHARED]:
-        return np.int64(-1)
-    return m[d + D_LINE] + obj * m[H_LSIZE]
-
-
-@borrowing_helper
-def is_shared(m, words, mark_vma, b, lock, operand):
-    if lock < 0:
-        return False
-    obj = lock_object(m, words, mark_vma, b, lock, operand)
-    return obj >= 0 and obj < m[m[H_LOCK] + lock * DF + D_SHARED]
+U56 = np.uint64(56)
 
 
 @borrowing_helper
 def touches_shared(m, words, code, mark_vma, b, pc):
     """Simulation.ordered for an instruction whose VMA is only known now."""
     op = code[pc + X_OP]
+    if op >= X_DESIGN:
+        op += LOCK - X_DESIGN
     a = code[pc + X_A]
     if op == TOUCH:
         info = m[H_TOUCH] + 3 * a
@@ -105,48 +63,6 @@ def touches_shared(m, words, code, mark_vma, b, pc):
     if op == DOWNGRADE or (op <= UNLOCK and code[pc + X_B] == WRITE_MODE):
         return is_shared(m, words, mark_vma, b, m[d + D_BUMPS], operand)
     return False
-
-
-@borrowing_helper
-def bump(m, words, mark_vma, b, d, operand, at_ns, release):
-    """Simulation._bump."""
-    seq = m[d + D_BUMPS]
-    if seq < 0 or not (release or m[d + D_BUMP_ACQUIRE]):
-        return at_ns
-    obj = lock_object(m, words, mark_vma, b, seq, operand)
-    if obj < 0:
-        return at_ns
-    s = m[H_LOCK] + seq * DF
-    m[m[s + D_VALUE] + obj] += 1 if m[d + D_BUMP_ACQUIRE] else 2
-    return line_write(m, shared_line(m, s, obj), m[b + T_CPU], at_ns, 0)
-
-
-@borrowing_helper
-def store_owner(m, words, mark_vma, b, d, operand, at_ns):
-    """Simulation._store_owner."""
-    if m[d + D_OWNER] < 0:
-        return at_ns
-    obj = object_of(m, words, mark_vma, b, m[d + D_COLUMN], operand)
-    if obj < 0 or obj >= m[d + D_SHARED]:
-        return at_ns
-    return line_write(m, m[d + D_OWNER] + obj * m[H_LSIZE], m[b + T_CPU], at_ns, 0)
-
-
-@borrowing_helper
-def locked(m, words, code, mark_vma, t, b, pc, done):
-    """Simulation.locked: the LOCK or TRY at ``pc`` has succeeded."""
-    a, mode = code[pc + X_A], code[pc + X_B]
-    d = m[H_LOCK] + a * DF
-    operand = 0
-    other = code[pc + X_HELD] & 1
-    if other:
-        operand = CHILD
-    m[m[H_STAT] + a * SF + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
-    done = store_owner(m, words, mark_vma, b, d, operand, done)
-    if mode == WRITE_MODE:
-        done = bump(m, words, mark_vma, b, d, operand, done, False)
-    m[m[H_HELD] + t * 2 * m[H_LOCKS] + code[pc + X_HELD]] = done
-    return done
 
 
 @borrowing_helper
@@ -182,15 +98,16 @@ def wait_event(m, words, code, mark_vma, t, b):
     done = now
     if state == GRANTED:
         end_wait(m, r, t, m[b + T_MODE] == WRITE_MODE)
-        done = locked(m, words, code, mark_vma, t, b, pc, now)
     elif state == SPIN:
         done = spin_event(m, r, m[r + I_LINE], t)
-        if done < 0:
-            return -1
-        done = locked(m, words, code, mark_vma, t, b, pc, done)
     elif state == OSQ:
-        osq_event(m, r, m[r + I_LINE], t)
+        if m[m[H_LOCK] + m[r + I_LOCK] * DF + D_KIND] == K_RANGE:
+            spin_on(m, t, OSQ)
+        else:
+            osq_event(m, r, m[r + I_LINE], t)
         return -1
+    elif state == REVOKE:
+        done = bravo_event(m, r, t)
     elif state == WAKE:
         if m[r + I_Q_HEAD] >= 0:
             done = mark_wake(m, r, t, now, False, True)
@@ -202,6 +119,12 @@ def wait_event(m, words, code, mark_vma, t, b):
         m[b + T_PENDING] = 0
         try_write_lock(m, r, t, line_rmw(m, m[r + I_LINE], m[b + T_CPU], now))
         return -1
+    if state == GRANTED or state == SPIN or state == REVOKE:
+        if state != REVOKE and done >= 0 and m[m[H_LOCK] + code[pc + X_A] * DF + D_BRAVO]:
+            done = bravo_locked(m, r, t, code[pc + X_B], done)
+        if done < 0:
+            return -1
+        done = locked(m, words, code, mark_vma, t, b, pc, done)
     m[b + T_STATE] = RUN
     m[b + T_PC] = pc + XF
     m[b + T_BUSY] += done - now
@@ -490,6 +413,12 @@ def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t
         if failed:
             m[H_RET] = code[pc + X_TARGET]
         return done
+    elif op >= X_DESIGN:
+        if op == X_FLUSH_TOUCHED:
+            return clock + flush_touched(m, words, b)
+        if op == X_DESIGN_UNLOCK:
+            return design_unlock(m, words, code, mark_vma, t, b, pc, clock)
+        return design_lock(m, words, code, mark_vma, t, b, pc, clock)
     else:  # SLEEP
         span = np.int64(recorded_sleep[m[b + T_ROW]])
         if span < 0:

@@ -116,7 +116,7 @@ class World:
 
     def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:
         self.plan, self.model, self.options = plan, model, options
-        self.analysis = analyse(plan, model, twin=False)
+        self.analysis = analyse(plan, model)
         self.setup: Setup = prepare(plan, model, machine, options)
         self.line_scope = line_scopes(model)
         self.params = model.lock_params
@@ -200,8 +200,9 @@ class World:
             else:
                 factory = _FACTORY[Kind(kind)]
                 made: Lock = factory(cast("Simulation", self), a, line)
-                made.obj = obj
-                if isinstance(made, Rwsem) and not self._shared(thread, scope, operand):
+                shared = self.analysis.shared[object_scope(scope)]
+                made.obj = int(shared[:obj].sum())
+                if isinstance(made, Rwsem) and not shared[obj]:
                     made.bravo = None
                 self.locks[key] = made
         return self.locks[key]

@@ -99,7 +99,7 @@ class Lock:
     def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
         self.sim = sim
         self.index = index  # of the lock in the model
-        self.obj = 0  # that it belongs to, within its scope
+        self.obj = 0  # that it belongs to: its number among the shared ones of its scope
         self.params = sim.params[index]
         self.line = line
         self.writer: Thread | None = None

@@ -264,6 +264,21 @@ def runnable(m, t):  # type: ignore[no-untyped-def]
 
 
 @borrowing_helper
+def spin_on(m, t, state):  # type: ignore[no-untyped-def]
+    """Processors.spin_on."""
+    b = HEADER + t * TF
+    if need_resched(m, t):
+        m[b + T_AFTER] = state
+        at(m, t, OFF, NEVER)
+        rq_push(m, t)
+        release_cpu(m, t)
+        return
+    if m[H_NOW] >= m[b + T_SLICE_END]:
+        m[b + T_SLICE_END] = m[H_NOW] + m[H_SLICE]
+    at(m, t, state, m[b + T_SLICE_END])
+
+
+@borrowing_helper
 def notify_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
     if m[r + I_OSQ_HEAD] >= 0:
         sooner(m, m[r + I_OSQ_HEAD], at_ns + m[H_POLL])

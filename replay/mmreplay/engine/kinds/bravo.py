@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from mmreplay.engine.kinds.base import shares
 from mmreplay.engine.setup import GOLDEN, mix64
 from mmreplay.engine.states import State
 from mmreplay.locking.isa import Mode
@@ -42,6 +43,7 @@ class Bravo:
         self.published: dict[int, tuple[int, int]] = {}  # thread -> slot, kind of operation
         self.revoker: Thread | None = None  # waits for the published readers
         self.began_ns = 0  # of the revocation
+        self.charged_ns = 0  # the revoker's wait is charged up to here
 
     def slot_of(self, thread: Thread) -> int:
         lock = mix64((self.lock.index << 32) | self.lock.obj)
@@ -55,21 +57,28 @@ class Bravo:
         slot = self.slot_of(thread)
         if slot in self.sim.visible_readers:
             return False, at_ns
-        self.lock.advance()
         self.sim.visible_readers.add(slot)
         self.published[thread.index] = (slot, thread.kind)
         return True, at_ns + self.sim.setup.atomic
 
     def withdraw(self, thread: Thread, at_ns: int) -> None:
         """The reader's unlock: a store to its slot.  The last one lets the writer go on."""
-        self.lock.advance()
+        writer = self.revoker
+        if writer is not None:
+            span, self.charged_ns = self.sim.now - self.charged_ns, self.sim.now
+            kinds = Counter(kind for _, kind in self.published.values())
+            for holder, share in shares(span, kinds).items():
+                writer.charges[holder] += share
         slot, _ = self.published.pop(thread.index)
         self.sim.visible_readers.remove(slot)
-        if self.revoker is not None and not self.published:
-            self.lock.leave(self.revoker)
-            if self.revoker.cpu >= 0:
-                way = int(self.sim.setup.distance[thread.cpu, self.revoker.cpu])
-                self.sim.sooner(self.revoker, at_ns + way)
+        if writer is not None and not self.published:
+            for holder, share in writer.charges.items():
+                self.sim.blame(self.lock.index, holder, writer.kind, share)
+            writer.charges.clear()
+            writer.granted_ns = self.sim.now
+            if writer.cpu >= 0:
+                way = int(self.sim.setup.distance[thread.cpu, writer.cpu])
+                self.sim.sooner(writer, at_ns + way)
 
     def locked(self, thread: Thread, mode: int, at_ns: int) -> int | None:
         """After the rwsem was taken: turn the bias on (reader) or off (writer).
@@ -105,7 +114,7 @@ class Bravo:
             if self.revoker is None:
                 self.revoker = thread
                 thread.wait_mode = Mode.WRITE
-                self.lock.enter(thread)
+                thread.wait_from_ns = self.charged_ns = self.sim.now
             self.sim.spin_on(thread, State.REVOKE)
             return
         if self.revoker is thread:
@@ -113,6 +122,3 @@ class Bravo:
             self.lock.end_wait(thread, write=True)
         self._revoked(self.sim.now)
         self.sim.held(thread, self.sim.now)
-
-    def blockers(self) -> Counter[int]:
-        return Counter(kind for _, kind in self.published.values())

@@ -26,6 +26,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
 from mmreplay.engine.setup import P
 from mmreplay.engine.states import State
@@ -107,6 +110,13 @@ def slots(first: int, last: int) -> int:
     return count
 
 
+def policy(params: NDArray[np.int64]) -> tuple[bool, bool]:
+    """Of a range lock: is it first come, first served; is it taken from left to right?"""
+    by_page, by_node = (params[P["round"]] == x for x in (Round.PAGE, Round.PT_NODE))
+    leftwards = not by_page and not (by_node and params[P["ancestors"]])
+    return bool(params[P["wait"]] or not by_page), bool(leftwards)
+
+
 @dataclass(eq=False)
 class Entry:
     """A range that a thread holds, or waits for (then ``reach < last``)."""
@@ -139,10 +149,7 @@ class Range(Lock):
         self.cost = Cost(int(self.params[P["range_cost"]]))
         self.sleeps = bool(self.params[P["wait"]])
         self.reads_ancestors = bool(self.params[P["ancestors"]])
-        self.fair = self.sleeps or self.round != Round.PAGE
-        self.leftwards = self.round == Round.SLOT or (
-            self.round == Round.PT_NODE and not self.reads_ancestors
-        )
+        self.fair, self.leftwards = policy(self.params)
         self.entries: list[Entry] = []  # in the order they came
         self.nodes: dict[tuple[int, int], Line | PrivateLine] = {}
 
@@ -242,7 +249,9 @@ class Range(Lock):
         return entry
 
     def _count_steal(self, entry: Entry) -> None:
-        if not self.fair and any(not e.complete() and entry.conflicts(e) for e in self.entries):
+        """Before ``entry`` holds anything: does it pass somebody who waits?"""
+        passed = (e for e in self.entries if e is not entry and not e.complete())
+        if not self.fair and any(entry.conflicts(e) for e in passed):
             self.sim.stat(self.index, "steals", 1)
 
     def try_lock(self, thread: Thread, mode: int, operand: int, at_ns: int) -> tuple[bool, int]:

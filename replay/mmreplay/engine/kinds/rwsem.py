@@ -8,7 +8,6 @@ slow path is not seen by others: each decision is one instant.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
@@ -44,11 +43,6 @@ class Rwsem(Lock):
         slots = int(self.params[P["bravo_slots"]])
         inhibit = int(self.params[P["bravo_inhibit"]])
         self.bravo = Bravo(self, slots, inhibit) if slots else None
-
-    def blockers(self, waiter: Thread) -> Counter[int]:
-        if self.bravo is not None and self.bravo.revoker is waiter:
-            return self.bravo.blockers()
-        return super().blockers(waiter)
 
     # -- taking and dropping -----------------------------------------------------
     def _take_read(self, kind: int, at_ns: int) -> None:

@@ -24,14 +24,51 @@ def spin_wait(m, r, t):  # type: ignore[no-untyped-def]
 
 
 @borrowing_helper
+def spin_give(m, r, line, u, at_ns):  # type: ignore[no-untyped-def]
+    taken = line_rmw(m, line, m[HEADER + u * TF + T_CPU], at_ns)
+    leave(m, r, u)
+    set_writer(m, r, u)
+    at(m, u, GRANTED, taken)
+    return taken
+
+
+@borrowing_helper
+def spin_give_nearest(m, r, line, cpu, at_ns):  # type: ignore[no-untyped-def]
+    """Without order: the waiter whose CPU is nearest to ``cpu``; the others read again."""
+    best = before_best = before = -1
+    nearest = NEVER
+    u = m[r + I_Q_HEAD]
+    while u >= 0:
+        way = distance(m, cpu, m[HEADER + u * TF + T_CPU])
+        if way < nearest:
+            nearest = way
+            best = u
+            before_best = before
+        before = u
+        u = m[HEADER + u * TF + T_Q_NEXT]
+    after = m[HEADER + best * TF + T_Q_NEXT]
+    if before_best < 0:
+        m[r + I_Q_HEAD] = after
+    else:
+        m[HEADER + before_best * TF + T_Q_NEXT] = after
+    if after < 0:
+        m[r + I_Q_TAIL] = before_best
+    taken = spin_give(m, r, line, best, at_ns)
+    u = m[r + I_Q_HEAD]
+    while u >= 0:
+        line_read(m, line, m[HEADER + u * TF + T_CPU], taken)
+        u = m[HEADER + u * TF + T_Q_NEXT]
+
+
+@borrowing_helper
 def spin_unlock(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     done = line_rmw(m, line, m[HEADER + t * TF + T_CPU], at_ns)
     set_writer(m, r, -1)
-    u = m[r + I_Q_HEAD]
-    if u >= 0:
-        b = HEADER + u * TF
-        m[r + I_Q_HEAD] = m[b + T_Q_NEXT]
-        leave(m, r, u)
-        set_writer(m, r, u)
-        at(m, u, GRANTED, line_rmw(m, line, m[b + T_CPU], done))
+    if m[r + I_Q_HEAD] >= 0:
+        if m[m[H_LOCK] + m[r + I_LOCK] * DF + D_FIFO]:
+            u = m[r + I_Q_HEAD]
+            m[r + I_Q_HEAD] = m[HEADER + u * TF + T_Q_NEXT]
+            spin_give(m, r, line, u, done)
+        else:
+            spin_give_nearest(m, r, line, m[HEADER + t * TF + T_CPU], done)
     return done
