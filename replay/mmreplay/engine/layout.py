@@ -89,9 +89,10 @@ O_PROGRAM, O_THINK, O_BLOCKED, O_PAGES = range(4)
 #: A column that no operation has: the one object of scope global.
 W_GLOBAL: Final = -1
 F_DEPS: Final = 1
-F_DEPENDENTS: Final = 2
+F_SEEN: Final = 2  # others see its end: it has dependents, or touches
 F_NO_PROGRAM: Final = 4
 F_TOUCHES: Final = 8
+F_DEPENDENTS: Final = 16
 #: Page columns of an operation, behind all packed operations (only where the model uses them).
 G_FIRST, G_LAST, G_VMA_FIRST, G_VMA_LAST = range(4)
 

@@ -90,8 +90,13 @@ def finish(m, b, clock, busy):
 
 
 @borrowing_helper
-def release_dependents(m, done_ops, dep_head, row, clock):
-    if done_ops[row]:
+def end_is_seen(m, longs, words, b, done_ops, dep_head, clock):
+    """What the end of an operation means to others (F_SEEN)."""
+    row = m[b + T_ROW]
+    flags = longs[(row << 3) + O_PROGRAM] >> 32
+    if flags & F_TOUCHES:
+        touch(m, words, b, m[b + T_CPU])
+    if not flags & F_DEPENDENTS or done_ops[row]:
         return
     done_ops[row] = 1
     u = np.int64(dep_head[row])
@@ -247,8 +252,7 @@ def _run(
                     elif op == X_DONE:
                         if m[b + T_WAS_ORDERED] == 0:
                             break
-                        flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
-                        if flags & (F_DEPENDENTS | F_TOUCHES):
+                        if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_SEEN:
                             break
                         finish(m, b, clock, busy + clock - since)
                         since = clock
@@ -331,8 +335,8 @@ def _run(
                     m[b + T_WAS_ORDERED] = 1 if waits else 0
                     if flags & F_NO_PROGRAM:
                         finish(m, b, clock, busy)
-                        if flags & F_DEPENDENTS:
-                            release_dependents(m, done_ops, dep_head, m[b + T_ROW], clock)
+                        if flags & F_SEEN:
+                            end_is_seen(m, longs, words, b, done_ops, dep_head, clock)
                         pc = next_gap(m, longs, words, t, b)
                     continue
                 if pc == PC_BLOCK:
@@ -348,12 +352,9 @@ def _run(
             m[b + T_WAS_ORDERED] = 1
             op = code[pc + X_OP]
             if op == X_DONE:
-                flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
-                if flags & F_TOUCHES:
-                    touch(m, words, b, cpu)
                 finish(m, b, clock, busy)
-                if flags & F_DEPENDENTS:
-                    release_dependents(m, done_ops, dep_head, m[b + T_ROW], clock)
+                if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_SEEN:
+                    end_is_seen(m, longs, words, b, done_ops, dep_head, clock)
                 pc = next_gap(m, longs, words, t, b)
                 continue
             if op == X_IF_BIT:

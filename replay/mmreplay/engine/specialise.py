@@ -450,7 +450,7 @@ def enter_programs(  # type: ignore[no-untyped-def]
         if dep_first[row + 1] > dep_first[row]:
             bits |= F_DEPS
         if dependents[row]:
-            bits |= F_DEPENDENTS
+            bits |= F_SEEN | F_DEPENDENTS
         if touches[row]:
-            bits |= F_TOUCHES
+            bits |= F_SEEN | F_TOUCHES
         longs[(row << 3) + O_PROGRAM] = start | (bits << 32)
