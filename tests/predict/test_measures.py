@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from mmreplay.predict.drift import DRIFT_HIGH, baseline_drift
 from mmreplay.predict.gains import Cell
 from mmreplay.predict.prediction import Row
 from mmreplay.predict.recorded import Recorded
+from mmreplay.predict.steady import Part
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "engine"))
 import small
@@ -217,12 +219,18 @@ class TestCalibration:
         assert part.dep_first.tolist() == [0, 0, 0]
 
 
+def whole(plan: Plan) -> Part:
+    """``plan`` measured by all of its threads."""
+    unused: Any = None
+    return Part(unused, plan, plan, -1, 1.0, 1.0, plan.n_threads, idle=False)
+
+
 def cell(threads: int, cores: int, seeds: int = 2, wrap: bool = True) -> Cell:
     plan = loop(threads, 90)
     machine = small.machine(8, COSTS, spread=0.3)
     options = [Options(cores=cores, wrap=wrap, seed=seed) for seed in range(1, seeds + 1)]
     results = {(0, o.seed): simulate(plan, MODEL, machine, o) for o in options}
-    return Cell({0: plan}, results)
+    return Cell({0: whole(plan)}, "recorded", results)
 
 
 class TestGains:
@@ -231,7 +239,7 @@ class TestGains:
         results = list(found.results.values())
         charges = gains.blame(results, MODEL.locks)
         assert sum(c.wait_ns for c in charges) == sum(int(r.op_wait_ns.sum()) for r in results)
-        shares = gains.lock_shares(found, MODEL.locks, 0)
+        shares = gains.lock_shares(found, MODEL.locks)
         assert 0 < shares["mmap_lock"] < 1
         lock, op = gains.limiting(shares, charges)
         assert lock == "mmap_lock"
@@ -240,7 +248,7 @@ class TestGains:
 
     def test_no_contention_limits_nothing(self) -> None:
         found = cell(1, 1)
-        shares = gains.lock_shares(found, MODEL.locks, 0)
+        shares = gains.lock_shares(found, MODEL.locks)
         charges = gains.blame(found.results.values(), MODEL.locks)
         assert gains.limiting(shares, charges) == (None, None)
 
@@ -266,7 +274,7 @@ class TestGains:
     def test_kernel_factor_widens_the_range_of_the_varied_kernel(self) -> None:
         old, new = cell(4, 4), cell(4, 4)
         pair = (0, 1)
-        plan = new.plans[0]
+        plan = new.parts[0].recorded
         for slot, factor in ((new.cheaper, 0.85), (new.dearer, 1.15)):
             slot[pair] = simulate(
                 plan,
@@ -287,7 +295,11 @@ class TestGains:
         plan = loop(2, 90, think_ns=0)
         machine = small.machine(8, COSTS)
         cells = [
-            Cell({0: plan}, {(0, 1): simulate(plan, MODEL, machine, Options(cores=c, wrap=True))})
+            Cell(
+                {0: whole(plan)},
+                "recorded",
+                {(0, 1): simulate(plan, MODEL, machine, Options(cores=c, wrap=True))},
+            )
             for c in (1, 2)
         ]
         expected = gains.throughput(cells[1]) / gains.throughput(cells[0])
@@ -297,6 +309,7 @@ class TestGains:
 def series(values: list[float], threads: int = 64, **columns: object) -> list[Row]:
     blank = dict.fromkeys(Row.__dataclass_fields__)
     blank |= {"kernel": "k", "load": "saturated", "threads": threads, "limiting_lock": "mmap_lock"}
+    blank |= {"busy_threads": threads, "lock_share": {"mmap_lock": 0.4}}
     blank |= columns
     return [
         replace(Row(**blank), cores=2**i, throughput_ops_per_s=value)  # type: ignore[arg-type]
@@ -315,6 +328,20 @@ class TestSaturation:
     def test_out_of_threads(self) -> None:
         point = gains.saturation(series([10, 20, 20], threads=2, limiting_lock=None))
         assert (point.cores, point.reason) == (2, "threads")
+
+    def test_out_of_busy_threads(self) -> None:
+        point = gains.saturation(series([10, 20, 20], threads=9, busy_threads=2))
+        assert (point.cores, point.reason) == (2, "threads")
+
+    def test_a_lock_that_takes_little_is_not_the_reason(self) -> None:
+        rows = series([10, 20, 20], lock_share={"mmap_lock": 0.02})
+        assert gains.saturation(rows).reason == "cores"
+
+    def test_capacity_shows_that_the_load_asks_for_no_more(self) -> None:
+        rows = series([10, 20, 20], load="recorded")
+        assert gains.saturation(rows).reason == "mmap_lock"
+        assert gains.saturation(rows, series([15, 30, 60])).reason == "demand"
+        assert gains.saturation(rows, series([10, 20, 20])).reason == "mmap_lock"
 
     def test_no_more_demand(self) -> None:
         rows = series([10, 20, 20], limiting_lock=None, load="recorded")

@@ -26,6 +26,7 @@ from mmreplay.predict.prediction import Prediction, ProcessShare, Replay, Row, S
 from mmreplay.predict.processes import People, foreign_holders, people, process_shares, processes
 from mmreplay.predict.recorded import LOSS_LIMIT, quality
 from mmreplay.predict.runner import Progress, run_all
+from mmreplay.predict.steady import measured
 from mmreplay.predict.sweep import Grid, Load, Placement, Side, rows_of, simulate_grid
 
 if TYPE_CHECKING:
@@ -131,28 +132,22 @@ def predict(
     sides = []
     for model in (from_model, to_model):
         own = base.model is not None and base.model.sha256 == model.sha256
-        bundles = {
-            count: dict(enumerate(planner.bundles(wanted[model.vma_rules, count])))
-            for count in counts
-        }
-        plans = {
-            count: {i: found_base.priced(bundle.plan) for i, bundle in some.items()}
-            for count, some in bundles.items()
-        }
-        group = planner.group_in(bundles[counts[0]][0])
-        sides.append(Side(model, own, plans, bundles, group))
+        parts_of = {}
+        for count in counts:
+            bundles = planner.bundles(wanted[model.vma_rules, count])
+            parts_of[count] = {
+                i: measured(b, found_base.priced(b.plan), planner.group_in(b), base.recorded)
+                for i, b in enumerate(bundles)
+            }
+        sides.append(Side(model, own, parts_of))
     old, new = sides
     drift = found_base.drift
     grid = Grid(base.machine, cores, counts, pairs, loads, tuple(range(1, n_seeds + 1)), placement)
     cells, simulations, simulated = simulate_grid(old, new, grid, progress)
     rows = rows_of(old, new, grid, cells, base.cores, recorded_threads, drift.ratio is not None)
-    points_of: list[Saturation] = []
-    if len(cores) > 1 and pairs is None:
-        for mine in series(rows):
-            for kernel in dict.fromkeys(row.kernel for row in mine):
-                points_of.append(gains.saturation([r for r in mine if r.kernel == kernel]))
+    points_of = _saturation(rows) if len(cores) > 1 and pairs is None else []
     who = people(source)
-    first_plans = old.plans[counts[0]]
+    first_parts = old.parts[counts[0]]
     notes = [*found_base.notes, *planner.notes, *notes]
     notes += _caveats(base, cores, counts, recorded_threads, old, new)
     return Prediction(
@@ -176,8 +171,8 @@ def predict(
         notes=tuple(dict.fromkeys(notes)),
         headline=headline(rows, from_model.name, to_model.name, drift),
         simulations=simulations,
-        windows=len(first_plans),
-        window_ops=max(plan.n_ops for plan in first_plans.values()),
+        windows=len(first_parts),
+        window_ops=max(part.recorded.n_ops for part in first_parts.values()),
         seeds=n_seeds,
         wall_s=time.perf_counter() - begin,
         ops_simulated=simulated,
@@ -236,19 +231,21 @@ def replay(
     planner.build([wanted, *([base.wanted] if base.wanted else [])])
     found_base = baseline(base, planner)
     bundles = planner.bundles(wanted)
-    plans = [found_base.priced(bundle.plan) for bundle in bundles]
-    group = planner.group_in(bundles[0]) if scale_group is not None else -1
+    parts = {
+        i: measured(b, found_base.priced(b.plan), planner.group_in(b), base.recorded)
+        for i, b in enumerate(bundles)
+    }
     begin = time.perf_counter()
     jobs = {}
-    for i, plan in enumerate(plans):
-        simulator = rooms.Simulator(plan, model)
+    for i, part in parts.items():
+        simulator = rooms.Simulator(part.plan(load), model)
         for wrap in (False, True):
-            wish = Options(count, placement, load, wrap, group, seed)
+            wish = Options(count, placement, load, wrap, part.group, seed)
             jobs[i, wrap] = simulator.job(base.machine, wish)
     done = run_all(jobs)
     wall_s = time.perf_counter() - begin
-    once = [done[i, False] for i in range(len(plans))]
-    steady = [done[i, True] for i in range(len(plans))]
+    once = [done[i, False] for i in parts]
+    steady = {i: done[i, True] for i in parts}
     who = people(source)
     state = quality(source)
     sound = state.lost_share <= LOSS_LIMIT
@@ -259,7 +256,7 @@ def replay(
         )
     if not whole:
         notes.append(
-            f"Counts and times are those of {len(plans)} windows, {sum(r.ops for r in once):,} of "
+            f"Counts and times are those of {len(parts)} windows, {sum(r.ops for r in once):,} of "
             f"{found.ops:,} operations; --exact replays all."
         )
     simulated = sum(result.ops for result in done.values())
@@ -268,12 +265,12 @@ def replay(
         kernel=model.name,
         machine=base.machine.name,
         cores=count,
-        threads=max(plan.n_threads for plan in plans),
+        threads=max(part.recorded.n_threads for part in parts.values()),
         ops=sum(result.ops for result in once),
-        window_ns=sum(result.window_ns for result in steady),
+        window_ns=sum(result.window_ns for result in steady.values()),
         makespan_ns=sum(result.makespan_ns for result in once),
-        throughput_ops_per_s=gains.pooled_throughput(steady) if sound else None,
-        useful_work_rate=gains.pooled_useful(steady) if sound else None,
+        throughput_ops_per_s=gains.pooled(parts, steady, gains.ops_ns) if sound else None,
+        useful_work_rate=gains.pooled(parts, steady, gains.user_ns) if sound else None,
         baseline_drift_ratio=found_base.drift.ratio,
         baseline_drift_note=found_base.drift.note,
         locks=lock_table(model, once),
@@ -287,21 +284,32 @@ def replay(
     )
 
 
+def _saturation(rows: Sequence[Row]) -> list[Saturation]:
+    """Where each kernel stops gaining, per load and thread count."""
+    found = []
+    for mine in series(rows):
+        for kernel in dict.fromkeys(row.kernel for row in mine):
+            one = [row for row in mine if row.kernel == kernel]
+            capacity = [
+                row
+                for row in rows
+                if (row.kernel, row.threads) == (kernel, one[0].threads)
+                and row.load == "saturated" != one[0].load
+            ]
+            found.append(gains.saturation(one, capacity))
+    return found
+
+
 def _shares(
     who: People, old: Side, new: Side, rows: Sequence[Row], cells: Mapping[Hashable, Cell]
 ) -> tuple[ProcessShare, ...]:
     """Per process, at the point that the headline is about."""
     row = headline_row(rows, new.model.name)
     sides = {
-        side.model.name: (
-            side.model.name,
-            side.model.locks,
-            cells[name, row.threads, row.cores, row.load],
-            side.bundles[row.threads],
-        )
+        side.model.name: (side.model.locks, cells[name, row.threads, row.cores, row.load])
         for name, side in (("old", old), ("new", new))
     }
-    return process_shares(who, list(sides.values()))
+    return process_shares(who, sides)
 
 
 def _counts(values: Sequence[int], option: str, what: str) -> tuple[int, ...]:

@@ -47,12 +47,11 @@ def plural(count: int, word: str) -> str:
 def headline_row(rows: Sequence[Row], to_kernel: str) -> Row:
     """The row that the first sentence is about.
 
-    Of the target's rows at the highest load and thread count: the fewest cores at which
-    the speed-up is within 2 % of its value at the most cores, where cores still matter
-    (more cores than threads change nothing).
+    Of the target's rows at the highest load and thread count, the one with the most cores that
+    still matter: more than there are busy threads change nothing.
     """
     mine = _strongest([row for row in rows if row.kernel == to_kernel])
-    useful = [row for row in mine if row.cores <= row.threads] or mine[:1]
+    useful = [row for row in mine if row.cores <= row.busy_threads] or mine[:1]
     return useful[-1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +13,15 @@ from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.engine.result import Result
 from mmreplay.predict.delays import quantile_ns
 from mmreplay.predict.prediction import Blame, Row, Saturation
+from mmreplay.predict.steady import Part
 
 #: DESIGN "Machine": a kernel differs from another in more than its locks; costs of a kernel
 #: that the trace was not recorded on are known to this factor, up or down.
 KERNEL_FACTOR_SPREAD = 0.15
 #: A lock that takes less of the threads' time than this limits nothing.
 SHARE_FLOOR = 0.01
+#: A lock that takes less of it where more cores no longer help is not why they do not.
+LIMIT_SHARE = 0.1
 #: Saturated: this share of the list's best throughput is reached.
 SATURATION_SHARE = 0.95
 HAND_OVER = "hand-over"
@@ -31,7 +34,8 @@ Pair = tuple[int, int]
 class Cell:
     """All simulations of one kernel at one core count, thread count and load."""
 
-    plans: Mapping[int, Plan]  # by window
+    parts: Mapping[int, Part]  # by window
+    load: str = "recorded"
     results: dict[Pair, Result] = field(default_factory=dict)
     #: The same with all kernel costs 15 % lower and higher, for some of the pairs.
     cheaper: dict[Pair, Result] = field(default_factory=dict)
@@ -48,41 +52,52 @@ class Cell:
         return sorted({window for window, _ in self.results})
 
 
-def pooled_throughput(results: Iterable[Result]) -> float:
-    """Operations of the scaled group per second over several windows."""
-    ops = ns = 0
-    for result in results:
-        ops += result.window_ops
+def ops_ns(part: Part, result: Result) -> float:
+    """Operations of the group in the window, times 1e9: over ns that is a rate per second."""
+    return result.window_ops * 1e9 * part.ops_factor
+
+
+def user_ns(part: Part, result: Result) -> float:
+    """User CPU time of the group in the window."""
+    return result.window_user_ns * part.user_factor
+
+
+Value = Callable[[Part, Result], float]
+
+
+def pooled(parts: Mapping[int, Part], results: Mapping[int, Result], value: Value) -> float:
+    """``value`` per nanosecond over several windows."""
+    total = ns = 0.0
+    for window, result in results.items():
+        total += value(parts[window], result)
         ns += result.window_ns
-    return ops * 1e9 / ns if ns > 0 else 0.0
+    return total / ns if ns > 0 else 0.0
 
 
-def pooled_useful(results: Iterable[Result]) -> float:
-    """User CPU seconds per second over several windows."""
-    user = ns = 0
-    for result in results:
-        user += result.window_user_ns
-        ns += result.window_ns
-    return user / ns if ns > 0 else 0.0
-
-
-def throughput(cell: Cell) -> float:
-    """Mean over seeds of the throughput pooled over windows."""
+def _mean_over_seeds(cell: Cell, value: Value) -> float:
     per_seed = [
-        pooled_throughput([cell.results[w, seed] for w in cell.windows]) for seed in cell.seeds
+        pooled(cell.parts, {w: cell.results[w, seed] for w in cell.windows}, value)
+        for seed in cell.seeds
     ]
     return math.fsum(per_seed) / len(per_seed)
 
 
+def throughput(cell: Cell) -> float:
+    """Operations of the group per second: mean over seeds, pooled over windows."""
+    return _mean_over_seeds(cell, ops_ns)
+
+
 def useful_work_rate(cell: Cell) -> float:
-    """Mean over seeds of the useful work rate pooled over windows."""
-    per_seed = [pooled_useful([cell.results[w, seed] for w in cell.windows]) for seed in cell.seeds]
-    return math.fsum(per_seed) / len(per_seed)
+    """User CPU seconds of the group per second: mean over seeds, pooled over windows."""
+    return _mean_over_seeds(cell, user_ns)
 
 
 def throughput_range(cell: Cell) -> tuple[float | None, float | None]:
     """Lowest and highest throughput; ``(None, None)`` where there is a single simulation."""
-    values = [result.throughput_ops_per_s for result in cell.results.values()]
+    values = [
+        result.throughput_ops_per_s * cell.parts[window].ops_factor
+        for (window, _), result in cell.results.items()
+    ]
     low, high = _factor_effect(cell, lambda r: r.throughput_ops_per_s)
     if len(values) < 2 and (low, high) == (1.0, 1.0):
         return None, None
@@ -101,12 +116,13 @@ def speedup(old: Cell, new: Cell, results: Mapping[Pair, Result] | None = None) 
     ratios = []
     for seed in sorted({seed for _, seed in over} & set(old.seeds)):
         windows = [w for w in new.windows if (w, seed) in over]
-        before = [old.results[w, seed] for w in windows]
-        after = [over[w, seed] for w in windows]
-        work = all(r.window_user_ns > 0 for r in (*before, *after))
-        pooled = pooled_useful if work else pooled_throughput
-        if pooled(before) > 0:
-            ratios.append(pooled(after) / pooled(before))
+        before = {w: old.results[w, seed] for w in windows}
+        after = {w: over[w, seed] for w in windows}
+        work = all(r.window_user_ns > 0 for r in (*before.values(), *after.values()))
+        value = user_ns if work else ops_ns
+        base = pooled(old.parts, before, value)
+        if base > 0:
+            ratios.append(pooled(new.parts, after, value) / base)
     return math.fsum(ratios) / len(ratios) if ratios else None
 
 
@@ -142,13 +158,16 @@ def _factor_effect(cell: Cell, value: object) -> tuple[float, float]:
     return min(effects), max(effects)
 
 
-def lock_shares(cell: Cell, locks: Sequence[str], group: int) -> dict[str, float]:
-    """Share of the scaled group's thread time spent waiting for each lock."""
+def lock_shares(cell: Cell, locks: Sequence[str]) -> dict[str, float]:
+    """Share of the measured threads' time spent waiting for each lock."""
     waited = np.zeros(len(locks))
     alive = 0.0
     for (window, _), result in cell.results.items():
-        plan = cell.plans[window]
-        mine = plan.thread_group == group if group >= 0 else np.ones(plan.n_threads, bool)
+        part = cell.parts[window]
+        plan = part.plan(cell.load)
+        mine = np.ones(plan.n_threads, bool)
+        if part.group >= 0:
+            mine = plan.thread_group == part.group
         waited += result.thread_wait_ns[mine].sum(axis=0)
         alive += float(thread_spans(plan, result)[mine].sum())
     return {name: float(waited[i] / alive) if alive else 0.0 for i, name in enumerate(locks)}
@@ -211,19 +230,25 @@ def cpu_ns_per_op(cell: Cell) -> float | None:
     return busy / count if count else None
 
 
-def saturation(rows: Sequence[Row]) -> Saturation:
-    """Where more cores stop helping: ``rows`` of one kernel, load and thread count by cores."""
+def saturation(rows: Sequence[Row], capacity: Sequence[Row] = ()) -> Saturation:
+    """Where more cores stop helping: ``rows`` of one kernel, load and thread count by cores.
+
+    ``capacity``: the same at saturated load, which tells whether a recorded load that stops
+    growing has met a limit or asks for no more.
+    """
     best = max(row.throughput_ops_per_s for row in rows)
     reached = next(r for r in rows if r.throughput_ops_per_s >= SATURATION_SHARE * best)
-    first = rows[0]
-    if reached is rows[-1]:
+    first, last = rows[0], rows[-1]
+    if reached is last:
         return Saturation(first.kernel, first.load, first.threads, None, None)
-    if reached.limiting_lock is not None and reached.cores < reached.threads:
-        reason = reached.limiting_lock
-    elif reached.cores >= reached.threads:
-        reason = "threads"
-    elif reached.load == "recorded":
+    able = next((r.throughput_ops_per_s for r in capacity if r.cores == reached.cores), 0.0)
+    lock = last.limiting_lock
+    if able * SATURATION_SHARE > reached.throughput_ops_per_s:
         reason = "demand"
+    elif reached.cores >= reached.busy_threads:
+        reason = "threads"
+    elif lock is not None and last.lock_share.get(lock, 0.0) >= LIMIT_SHARE:
+        reason = lock
     else:
-        reason = reached.limiting_lock or "cores"
+        reason = "demand" if reached.load == "recorded" else "cores"
     return Saturation(first.kernel, first.load, first.threads, reached.cores, reason)

@@ -59,7 +59,8 @@ class Drift:
 class Row:
     """One kernel at one core count, thread count and load.
 
-    ``threads`` counts the threads of the scaled group.  ``lower``/``upper`` bound
+    ``threads`` counts the threads of the scaled group, ``busy_threads`` those of them that work
+    most of the time and that it is measured by.  ``lower``/``upper`` bound
     ``throughput_ops_per_s``, ``speedup_lower``/``speedup_upper`` bound ``speedup``: the
     range over seeds and windows, widened by the kernel generation factor where the
     kernel is not the recorded one; None where there is nothing to take a range over.
@@ -85,6 +86,7 @@ class Row:
     delay_p99_ns: float | None
     delay_p999_ns: float | None
     cpu_ns_per_op: float | None
+    busy_threads: int
     lock_share: dict[str, float] = field(default_factory=dict)
     blame: tuple[Blame, ...] = ()
 
@@ -115,8 +117,8 @@ class Saturation:
 
     ``cores`` is the smallest simulated count that reaches 95 % of the best throughput
     of the list; None where the largest count still gains.  ``reason`` is ``threads``
-    (no more threads than cores), the name of a lock, or ``demand`` (the recorded load
-    asks for no more).
+    (each busy thread has a core), the name of a lock, ``demand`` (the recorded load
+    asks for no more), or ``cores`` (operations and computing cost more on more cores).
     """
 
     kernel: str

@@ -118,21 +118,22 @@ def processes(
 
 def process_shares(
     who: People,
-    sides: Sequence[tuple[str, Sequence[str], Cell, Mapping[int, PlanBundle]]],
+    sides: Mapping[str, tuple[Sequence[str], Cell]],
 ) -> tuple[ProcessShare, ...]:
     """Thread time that each process loses to each lock, at one point of a prediction.
 
-    ``sides``: per kernel its name, its locks, the simulations, and the plans by window.
+    ``sides``: per kernel its locks and its simulations.
     The most waiting under the first kernel first, then the most threads.
     """
     threads: dict[int, set[tuple[int, int]]] = {}
     shares: dict[int, dict[str, dict[str, float]]] = {}
-    for kernel, locks, cell, bundles in sides:
+    for kernel, (locks, cell) in sides.items():
         waited: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
         alive: dict[int, int] = {}
         for (window, _), result in cell.results.items():
-            spans = gains.thread_spans(cell.plans[window], result)
-            for t, thread in enumerate(bundles[window].threads):
+            part = cell.parts[window]
+            spans = gains.thread_spans(part.plan(cell.load), result)
+            for t, thread in enumerate(part.bundle.threads):
                 pid = thread.pid
                 threads.setdefault(pid, set()).add((thread.tid, thread.clone))
                 waited[pid] = waited.get(pid, 0) + result.thread_wait_ns[t]
@@ -154,7 +155,7 @@ def process_shares(
         )
         for pid, share in shares.items()
     ]
-    first = sides[0][0]
+    first = next(iter(sides))
     return tuple(
         sorted(found, key=lambda p: (-sum(p.lock_share.get(first, {}).values()), -p.threads, p.pid))
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from mmreplay.address_space.plan import Plan
 from mmreplay.engine.result import Options, Result
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
@@ -14,9 +13,7 @@ from mmreplay.predict import gains, rooms
 from mmreplay.predict.gains import KERNEL_FACTOR_SPREAD, Cell
 from mmreplay.predict.prediction import Basis, Row
 from mmreplay.predict.runner import Progress, run_all
-
-if TYPE_CHECKING:
-    from mmreplay.address_space.planner import PlanBundle
+from mmreplay.predict.steady import Part
 
 Load = Literal["recorded", "saturated"]
 Placement = Literal["compact", "scatter"]
@@ -28,9 +25,7 @@ class Side:
 
     model: LockingModel
     recorded: bool  # it is the kernel the trace was recorded on
-    plans: Mapping[int, Mapping[int, Plan]]  # by thread count, then window
-    bundles: Mapping[int, Mapping[int, PlanBundle]]  # what belongs to these plans
-    group: int  # dense index of the scaled group in those plans; -1 all
+    parts: Mapping[int, Mapping[int, Part]]  # by thread count, then window
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +81,10 @@ def simulate_grid(
     vary_new = not new.recorded and not same
     alike = None if same else same_costs(new.model, old.model, grid.machine)
     idle = {
-        threads: any(int(plan.think_blocked_ns.sum()) for plan in old.plans[threads].values())
-        for threads in grid.threads
+        threads: any(part.idle for part in old.parts[threads].values()) for threads in grid.threads
     }
 
     work = _Work(grid)
-
-    def add(key: Hashable, side: Side, model: LockingModel, plan: Plan, **options: Any) -> None:
-        work.add(key, plan, model, group=side.group, **options)
 
     points = grid.points()
     for threads, cores, load in points:
@@ -103,37 +94,28 @@ def simulate_grid(
         for name, side in (("old", old), ("new", new)):
             if same and name == "new":
                 continue
-            for window, plan in side.plans[threads].items():
+            for window, part in side.parts[threads].items():
                 for seed in grid.seeds:
                     key = (name, threads, cores, load, "base", window, seed)
-                    add(key, side, side.model, plan, cores=cores, load=load, seed=seed)
+                    work.add(key, part, side.model, cores, load, seed)
                     if alike is not None and name == "new":
                         key = (name, threads, cores, load, "locking", window, seed)
-                        add(key, side, alike, plan, cores=cores, load=load, seed=seed)
+                        work.add(key, part, alike, cores, load, seed)
             if (name == "old" and vary_old) or (name == "new" and vary_new):
-                window, plan = next(iter(side.plans[threads].items()))
+                window, part = next(iter(side.parts[threads].items()))
                 for kind, factor in (
                     ("cheaper", 1 - KERNEL_FACTOR_SPREAD),
                     ("dearer", 1 + KERNEL_FACTOR_SPREAD),
                 ):
                     key = (name, threads, cores, load, kind, window, grid.seeds[0])
-                    add(
-                        key,
-                        side,
-                        side.model,
-                        plan,
-                        cores=cores,
-                        load=load,
-                        seed=grid.seeds[0],
-                        kernel_factor=factor,
-                    )
+                    work.add(key, part, side.model, cores, load, grid.seeds[0], factor)
     results = work.run(progress)
     cells: dict[Hashable, Cell] = {}
     for whole, result in results.items():
         assert isinstance(whole, tuple)
         name, threads, cores, load, kind, window, seed = whole
         side = old if name == "old" else new
-        cell = cells.setdefault((name, threads, cores, load), Cell(side.plans[threads]))
+        cell = cells.setdefault((name, threads, cores, load), Cell(side.parts[threads], load))
         _slot(cell, kind)[window, seed] = result
     for threads, cores, load in points:
         for name in ("old", "new"):
@@ -154,11 +136,28 @@ class _Work:
         self._wanted: dict[Hashable, tuple[rooms.Simulator, Options]] = {}
         self.simulations = self.ops = 0
 
-    def add(self, key: Hashable, plan: Plan, model: LockingModel, **options: Any) -> None:
-        """``key``'s result is that of ``plan`` under ``model``."""
-        # Each thread has a CPU of its own then, and more of them change nothing.
-        options["cores"] = min(options["cores"], plan.n_threads)
-        wanted = Options(wrap=True, placement=self._grid.placement, **options)
+    def add(
+        self,
+        key: Hashable,
+        part: Part,
+        model: LockingModel,
+        cores: int,
+        load: Load,
+        seed: int,
+        kernel_factor: float = 1.0,
+    ) -> None:
+        """``key``'s result is that of ``part`` under ``model``."""
+        plan = part.plan(load)
+        wanted = Options(
+            # Each thread has a CPU of its own then, and more of them change nothing.
+            cores=min(cores, plan.n_threads),
+            placement=self._grid.placement,
+            load=load,
+            wrap=True,
+            group=part.group,
+            seed=seed,
+            kernel_factor=kernel_factor,
+        )
         simulator = self._simulators.setdefault((id(plan), id(model)), rooms.Simulator(plan, model))
         self._wanted[key] = simulator, wanted
         jobs = self._jobs.setdefault(simulator, {})
@@ -237,7 +236,7 @@ def _row(
     basis: Basis,
 ) -> Row:
     locks = side.model.locks
-    shares = gains.lock_shares(cell, locks, side.group)
+    shares = gains.lock_shares(cell, locks)
     charges = gains.blame(cell.results.values(), locks)
     lock, op = gains.limiting(shares, charges)
     lower, upper = gains.throughput_range(cell)
@@ -271,6 +270,7 @@ def _row(
         delay_p99_ns=p99,
         delay_p999_ns=p999,
         cpu_ns_per_op=gains.cpu_ns_per_op(cell),
+        busy_threads=max(part.steady for part in cell.parts.values()),
         lock_share={name: share for name, share in shares.items() if share > 0},
         blame=charges,
     )

@@ -159,8 +159,11 @@ def _thinned(pairs: list[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
 
 
 def _threads(pairs: list[tuple[Row, Row]]) -> str:
-    counts = {new.threads for _, new in pairs}
-    return plural(counts.pop(), "thread") if len(counts) == 1 else "as many threads as cores"
+    counts = {(new.threads, new.busy_threads) for _, new in pairs}
+    if len({threads for threads, _ in counts}) > 1:
+        return "as many threads as cores"
+    threads, busy = counts.pop()
+    return plural(threads, "thread") + (f" ({busy} busy)" if busy < threads else "")
 
 
 def _load_block(p: Prediction, every: list[tuple[Row, Row]]) -> str:
@@ -248,9 +251,9 @@ def _saturation_words(kernel: str, cores: int | None, reason: str | None) -> str
     if cores is None:
         return f"{kernel} still gains at the last core count."
     why = {
-        "threads": "there are no more threads",
+        "threads": "each busy thread has one",
         "demand": "the recorded load asks for no more",
-        "cores": "the operations themselves cost more",
+        "cores": "what runs on them costs more",
     }.get(reason or "", f"{reason} is the limit")
     return f"{kernel} stops gaining at {plural(cores, 'core')}: {why}."
 
