@@ -31,10 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "locking": {"address_space.plan"},
     "machine": set(),
     "engine": {"locking", "machine", "address_space.plan"},
-    "hardware": {"workloads", "trace"},
-    "predict": {"hardware", "workloads", *_ENGINE},
+    "lockcounts": {"workloads", *_ENGINE},
+    "predict": _ENGINE,
     "report": {"predict", *_ENGINE},
-    "cli": {"report", "predict", "importers", "workloads", "hardware", *_ENGINE},
+    "cli": {"report", "predict", "importers", "workloads", "lockcounts", *_ENGINE},
 }
 #: Third-party modules that ``mmreplay --help`` may load.
 HELP_MAY_LOAD = {"click"}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from walker import walk
 
 from mmreplay.address_space.plan import MarkSet, PlanOp, Trait
 from mmreplay.errors import UserError
@@ -18,6 +17,7 @@ from mmreplay.locking.isa import OP, TARGET, A, B, C, Op, Operand
 from mmreplay.locking.loader import load_source
 from mmreplay.locking.source import parse_source
 from mmreplay.locking.vocabulary import BITS, COSTS, COUNTS, REASONS, SETS, SLEEPS, TRAITS, WORDS
+from mmreplay.locking.walk import walk
 
 HEAD = """
 title = "t"

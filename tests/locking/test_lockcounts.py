@@ -2,125 +2,145 @@
 
 Each phase of the measurement is written down as a trace, planned, and replayed; its
 acquisitions of mmap_lock (read, write, downgrade) and, where they could be observed,
-of VMA locks (read, marks) must equal the counts exactly.  A phase's own counts are
-those of everything up to its end less those of everything before it.
+of VMA locks (read, marks) must equal the counts exactly.
 """
 
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Iterator
-from typing import Any
+import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from mmreplay.address_space.planner import build_plan
-from mmreplay.address_space.rules import load_rules
-from mmreplay.engine import Options, simulate
-from mmreplay.locking import load_model
-from mmreplay.machine.loader import load_machine
+from mmreplay.cli.locks import as_csv, as_json, command
+from mmreplay.cli.main import main
+from mmreplay.errors import UserError
+from mmreplay.lockcounts import COLUMNS, check_counts, check_kernel, read_counts
 from mmreplay.resources import datasets_dir
-from mmreplay.workloads.phases import GROUPS, NOT_EXPRESSIBLE, Phase, record
+from mmreplay.workloads.phases import GROUPS, NOT_EXPRESSIBLE, reason, record
 
-#: counts file, kernel in it, model, root file system on a disk
-KERNELS = (
-    ("lockcounts.csv", "6.1.192", "linux-6.1", False),
-    ("lockcounts.csv", "6.18.15", "linux-6.18", False),
-    ("guest-6.18.44.csv", "6.18.44", "linux-6.18", True),
-)
-COLUMNS = (
-    "mmap_lock_read",
-    "mmap_lock_write",
-    "write_downgrade",
-    "vma_lock_ok",
-    "vma_start_write_slow",
-)
-#: Phases in which a thread's exit may leak over an edge of the counting window: ±1.
-THREADS = re.compile("thread|vfork")
-#: Columns in which the counts hold what a child's own image did, not these operations.
-OF_THE_CHILD = {"vfork_exec_wait": {"vma_lock_ok", "vma_start_write_slow"}}
-#: Phases whose counts of one kernel differ from those of the same release's neighbour.
-DIFFERS = {
-    # the read(2) that finds the end took the lock in 6.18.15 and no more in 6.18.44
-    # (fs/proc/task_mmu.c:m_start); a plan does not tell that read from the others
-    "6.18.44": {"proc_smaps_small", "proc_numa_maps_small", "proc_smaps_2000vmas"},
+FOLDER = datasets_dir("lockcounts")
+FILES = sorted(path.name for path in FOLDER.glob("*.csv"))
+ALL = [(file, kernel) for file in FILES for kernel in read_counts(FOLDER / file)]
+
+
+@pytest.mark.parametrize(("file", "kernel"), ALL)
+def test_counts_equal_the_kernels(file: str, kernel: str) -> None:
+    report = check_kernel(read_counts(FOLDER / file)[kernel])
+    assert {row.phase: row.why for row in report.rows if row.outcome == "differs"} == {}
+    assert report.count("equal") > 100
+
+
+@pytest.mark.parametrize(("file", "kernel"), ALL)
+def test_what_is_not_compared_has_a_reason(file: str, kernel: str) -> None:
+    for phase in read_counts(FOLDER / file)[kernel]:
+        assert reason(phase) or phase.partition(":")[0] in WRITTEN
+
+
+WRITTEN = {name for group in GROUPS for name in record(group, n=8)}
+
+
+def test_no_phase_is_both_written_and_excused() -> None:
+    assert not [name for name in WRITTEN if reason(name)]
+    assert set(NOT_EXPRESSIBLE) == {"conc_*"}
+
+
+def rows(tmp_path: Path, kernel: str, *phases: str, **changes: str) -> Path:
+    """A counts file with some rows of the shipped one, columns of the first changed."""
+    path = tmp_path / "counts.csv"
+    with (FOLDER / "lockcounts.csv").open() as stream:
+        reader = csv.DictReader(stream)
+        kept = [r for r in reader if r["kernel"] == kernel and r["phase"] in phases]
+        names = list(reader.fieldnames or ())
+    kept[0].update(changes)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        writer.writerows(kept)
+    return path
+
+
+def test_a_difference_is_named_and_exits_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rows(tmp_path, "6.18.15", "brk_query", mmap_lock_write="999")
+    with pytest.raises(SystemExit) as stop:
+        main(["locks", "check", str(path)])
+    assert stop.value.code == 1
+    out = capsys.readouterr().out
+    assert "brk_query: mmap_lock_write 1000 replayed, 999 counted" in out
+
+
+def test_another_model_is_held_against_the_same_counts(tmp_path: Path) -> None:
+    path = rows(tmp_path, "6.18.15", "anon_w_big_rest")
+    (report,) = check_counts(read_counts(path), model="linux-6.1")
+    assert report.rows[0].differences == {"mmap_lock_read": (1000, 0), "vma_lock_ok": (0, 1000)}
+
+
+def test_an_unknown_phase_is_said_and_no_difference(tmp_path: Path) -> None:
+    path = rows(tmp_path, "6.18.15", "brk_query", phase="brk_qeury")
+    (report,) = check_counts(read_counts(path))
+    assert report.rows[0].outcome == "not compared"
+    assert report.rows[0].why == "no phase of that name is known"
+
+
+def test_more_operations_give_more_locks(tmp_path: Path) -> None:
+    """The phases are not written for a thousand operations."""
+    path = rows(tmp_path, "6.18.15", "brk_query", ops="70", mmap_lock_write="70", phase="brk_query")
+    (report,) = check_counts(read_counts(path))
+    assert report.rows[0].outcome == "equal"
+
+
+def test_the_vsyscall_page_is_inferred_where_it_explains_all() -> None:
+    counts = read_counts(FOLDER / "lockcounts.csv")
+    assert check_kernel(counts["host-6.18.44"]).environment == ("[vsyscall] is mapped",)
+    assert check_kernel(counts["6.18.15"]).environment == ()
+
+
+def test_the_command_is_the_library_call(tmp_path: Path) -> None:
+    path = rows(tmp_path, "7.3.4", "brk_query", "madv_cold", "proc_smaps_small")
+    reports = check_counts(read_counts(path))
+    run = CliRunner().invoke
+    for format_, write in (("json", as_json), ("csv", as_csv)):
+        result = run(command, ["check", str(path), "--format", format_], catch_exceptions=False)
+        assert (result.exit_code, result.stdout) == (0, write(reports))
+    shown = json.loads(as_json(reports))["kernels"][0]
+    assert shown["equal"] == 3
+    assert set(shown["phases"][0]["counted"]) == set(COLUMNS)
+
+
+BAD = {
+    "no column": ("kernel,phase,opps\n1,2,3\n", 'no column "ops" (did you mean "opps"?)'),
+    "no rows": (None, "no rows"),
+    "a word for a number": ("x", '"x" is no count'),
+    "negative": ("-1", '"-1" is no count'),
 }
 
-Counts = dict[str, int]
+
+@pytest.mark.parametrize("case", BAD)
+def test_files_that_are_none_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    text, message = BAD[case]
+    header = (FOLDER / "lockcounts.csv").read_text().splitlines()[0]
+    path = tmp_path / "c.csv"
+    if text is None:
+        path.write_text(header + "\n")
+    elif "\n" in text:
+        path.write_text(text)
+    else:
+        row = ["0"] * (header.count(",") + 1)
+        row[3] = text
+        path.write_text(header + "\n" + ",".join(row) + "\n")
+    with pytest.raises(UserError) as error:
+        read_counts(path)
+    assert message in error.value.line()
+    assert "\n" not in error.value.line()
 
 
-def counts_of(file: str, kernel: str) -> dict[str, dict[str, str]]:
-    with (datasets_dir("lockcounts") / file).open() as stream:
-        return {r["phase"]: r for r in csv.DictReader(stream) if r["kernel"] == kernel}
-
-
-def supported(row: dict[str, str]) -> bool:
-    """Rows of calls that the kernel refused count nothing."""
-    return "unsupported" not in row["notes"]
-
-
-def replayed(phase: Phase, end: int, model: str) -> Counts:
-    if end == 0:
-        return dict.fromkeys(COLUMNS, 0)
-    loaded = load_model(model)
-    plan = build_plan(phase.trace, load_rules(loaded.vma_rules), window=(0, end)).plan
-    result = simulate(plan, loaded, load_machine("generic-server"), Options(cores=2))
-    locks = {lock.name: lock for lock in result.locks}
-    mmap, vma = locks["mmap_lock"], locks.get("vma_lock")
-    return {
-        "mmap_lock_read": mmap.read,
-        "mmap_lock_write": mmap.write,
-        "write_downgrade": mmap.downgrade,
-        "vma_lock_ok": vma.read if vma else 0,
-        "vma_start_write_slow": vma.mark if vma else 0,
-    }
-
-
-def cases() -> Iterator[Any]:
-    for file, kernel, model, disk in KERNELS:
-        for group in GROUPS:
-            yield pytest.param(file, kernel, model, disk, group, id=f"{kernel}-{group}")
-
-
-@pytest.mark.parametrize(("file", "kernel", "model", "disk", "group"), list(cases()))
-def test_counts_equal_the_kernels(
-    file: str, kernel: str, model: str, disk: bool, group: str
-) -> None:
-    counted = counts_of(file, kernel)
-    faults = {
-        name: int(row["faults_user"])
-        for name, row in counted.items()
-        if name.startswith("file_") and int(row["faults_user"])
-    }
-    reads = {
-        name: round(float(found.group(1)))
-        for name, row in counted.items()
-        if (found := re.search(r"read\(\) calls/op=([\d.]+)", row["notes"]))
-    }
-    wrong = {}
-    known: dict[int, Counts] = {}
-    for name, phase in record(group, faults, reads, disk).items():
-        if name not in counted or name in NOT_EXPRESSIBLE or not supported(counted[name]):
-            continue
-        if name in DIFFERS.get(kernel, ()):
-            continue
-        for end in (phase.first, phase.end):
-            known[end] = known.get(end) or replayed(phase, end, model)
-        for column in COLUMNS:
-            if counted[name][column] == "" or column in OF_THE_CHILD.get(name, ()):
-                continue
-            got = known[phase.end][column] - known[phase.first][column]
-            want = int(counted[name][column])
-            if abs(got - want) > (1 if THREADS.search(name) else 0):
-                wrong[name, column] = (got, want)
-    assert not wrong
-
-
-@pytest.mark.parametrize(("file", "kernel", "model", "disk"), KERNELS)
-def test_every_counted_phase_is_compared_or_has_a_reason(
-    file: str, kernel: str, model: str, disk: bool
-) -> None:
-    written = {name for group in GROUPS for name in record(group)}
-    counted = {name for name in counts_of(file, kernel) if ":" not in name}
-    assert counted <= written | set(NOT_EXPRESSIBLE)
+def test_a_missing_file_and_an_unknown_kernel_are_user_errors() -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        read_counts("no-such-file.csv")
+    counts = read_counts(FOLDER / "lockcounts.csv")
+    with pytest.raises(UserError, match=r"did you mean"):
+        check_counts(counts, kernels=["6.18.5"])

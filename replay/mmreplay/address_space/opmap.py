@@ -92,7 +92,7 @@ _UFFD: Final[dict[UffdOp, PlanOp]] = {
     UffdOp.ZEROPAGE: PlanOp.UFFD_COPY,
     UffdOp.CONTINUE: PlanOp.UFFD_COPY,
     UffdOp.WRITEPROTECT: PlanOp.UFFD_OTHER,
-    UffdOp.MOVE: PlanOp.UFFD_OTHER,
+    UffdOp.MOVE: PlanOp.UFFD_MOVE,
 }
 
 #: Errors that a call returns before it takes any lock of the memory map.  With any
@@ -148,6 +148,8 @@ def program_table() -> NDArray[np.uint8]:
     for op, advices in _ADVICE.items():
         for advice in advices:
             table[OpKind.MADVISE, advice] = op
+    for advice in _ADVICE[PlanOp.MADVISE_ZAP]:
+        table[OpKind.PROCESS_MADVISE, advice] = PlanOp.PROCESS_MADVISE_ZAP
     for file, op in _PROC.items():
         table[OpKind.PROC_READ, file] = op
     for ioctl, op in _UFFD.items():

@@ -68,8 +68,10 @@ class PlanOp(IntEnum):
     GUP = 38  # pin of own pages (vmsplice, O_DIRECT) that misses the fast path
     UFFD_REGISTER = 39
     UFFD_COPY = 40  # COPY, ZEROPAGE, CONTINUE
-    UFFD_OTHER = 41  # WRITEPROTECT, MOVE
+    UFFD_OTHER = 41  # WRITEPROTECT
     VFORK_EXIT = 42  # exec or exit of a vfork child releases the parent's mm
+    PROCESS_MADVISE_ZAP = 43  # process_madvise(DONTNEED, FREE): only of the caller's own mm
+    UFFD_MOVE = 44
 
 
 class Trait(IntFlag):
@@ -104,17 +106,19 @@ class Trait(IntFlag):
     OVERLAPS = 1 << 26  # MAP_FIXED over existing mappings
     POPULATE = 1 << 27  # populates pages after the write section (MAP_POPULATE, mlock)
     MULTI_VMA = 1 << 28  # the range reaches over the end of its first VMA
-    NO_CHANGE = 1 << 29  # a call that changes nothing (mprotect to the same protection)
+    NO_CHANGE = 1 << 29  # changes nothing (mprotect to the same protection, read(2) at the end)
     PAGES_PRESENT = 1 << 30  # something is mapped in the range: there is something to flush
     FREES_TABLES = 1 << 31
     LOCKED = 1 << 32  # VM_LOCKED
     SINGLE_THREADED = 1 << 33  # the address space has one user: no remote shootdown
     FAILED = 1 << 34  # the call returned an error after taking its locks
     SHARES_MM = 1 << 35  # fork-like op that shares the address space (vfork)
-    FIRST_IN_FILE = 1 << 36  # reserved
+    FIRST_IN_FILE = 1 << 36  # the page of shared memory is not yet in its file: it is allocated
     MKWRITE = 1 << 37  # shared file write that must notify the file system
     LAST_USER = 1 << 38  # the last thread of its address space (exit)
     UNKNOWN_VMA = 1 << 39  # the VMA was guessed (counted)
+    GATE_VMA = 1 << 40  # /proc/PID/maps and smaps end with [vsyscall]
+    GROWSDOWN = 1 << 41  # the VMA is a stack (VM_GROWSDOWN)
 
 
 class MarkSet(IntEnum):
@@ -122,7 +126,7 @@ class MarkSet(IntEnum):
 
     SPLITS = 1  # VMAs that are cut in two (the parts that stay)
     REMOVED = 2  # VMAs that disappear (or whose middle does)
-    TARGETS = 3  # VMAs whose data change in place
+    TARGETS = 3  # VMAs whose data change in place; process_madvise: elements of its vector
     NEIGHBOURS = 4  # prev/next that a merge extends or swallows
     CREATED = 5  # new VMAs (invisible until stored: marking them never waits)
     PARENT_VMAS = 6  # fork: every VMA of the parent, in address order

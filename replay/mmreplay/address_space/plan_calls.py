@@ -20,7 +20,13 @@ from mmreplay.address_space.opmap import (
 )
 from mmreplay.address_space.page_state import ANON, CACHE, DIRTY, PAGES, REGION_SHIFT, ZERO
 from mmreplay.address_space.plan import PlanOp, Trait
-from mmreplay.address_space.plan_fault import anon_slot_of, copy_marks, vma_traits
+from mmreplay.address_space.plan_fault import (
+    anon_slot_of,
+    copy_marks,
+    fills_anon,
+    vector_marks,
+    vma_traits,
+)
 from mmreplay.address_space.plan_state import Count, Cursor, Status, flush_late, note_late
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
@@ -56,6 +62,7 @@ _T_FAILED = int(Trait.FAILED)
 _T_NEXT_DOWN = int(Trait.NEXT_GROWSDOWN)
 _T_HUGE = int(Trait.HUGE)
 _T_WRITE = int(Trait.WRITE)
+_T_GATE = int(Trait.GATE_VMA)
 
 _NONE_OP = int(PlanOp.NONE)
 _BRK_GROW = int(PlanOp.BRK_GROW)
@@ -336,7 +343,7 @@ def prepare_call(rows, i, m, p, w, out, o, space):
     if pages_.regions_free(p) < need or len(w.table_initial) - p.meta[2] < need:
         w.cursor[_NEED] = need
         return _GROW_PAGES, STAGE_DONE
-    if kind == _PROC_READ:
+    if kind == _PROC_READ or kind == _PROCESS_MADVISE:
         for k in range(len(m.info)):
             m.info[k] = 0
         return 0, STAGE_FINISH
@@ -373,7 +380,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
     pages = (rows[i].length + 4095) >> 12
     maker = np.int64(o) if inside else np.int64(-2)
     old_break = w.args[_A_BREAK]
-    if kind != _PROC_READ:
+    if kind != _PROC_READ and kind != _PROCESS_MADVISE:
         if (m.info[_I_ERROR] != 0) != failed:
             w.counters[_C_DISAGREED] += 1
         copy_marks(m, w, out)
@@ -426,7 +433,9 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
             traits |= _T_PAGES
         if m.info[_I_NO_CHANGE] == 0:
             segments_.assign(s, space, first, last + 1, maker)
-    elif kind in (_MADVISE, _PROCESS_MADVISE):
+    elif kind == _PROCESS_MADVISE:
+        vector_marks(rows, i, w, out, o, space)
+    elif kind == _MADVISE:
         traits |= _advise(m, p, s, w, out, o, thread, space, first, last, op, flags)
     elif kind == _BRK:
         now = rows[i].result
@@ -480,10 +489,16 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
         out.ops[o].first_page = 0
         out.ops[o].last_page = (np.int64(1) << 35) - 1
         out.ops[o].pages = max(pages, 1)
+        if rows[i].result == 0:
+            traits |= _T_NO_CHANGE  # finds the end
+        if w.spaces[space].gate:
+            traits |= _T_GATE
     else:
         if rows[i].has_address and address >= 0:
             traits |= look(m, w, out, o, space, first, last)
-            if kind == _UFFD and (flags == 3 or flags == 4):  # COPY, ZEROPAGE
+            if kind == _UFFD and 3 <= flags <= 5:  # COPY, ZEROPAGE, CONTINUE
+                fills_anon(m, w, out, o, inside, space, first)
+            if kind == _UFFD and (flags == 3 or flags == 4):
                 out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, flags == 3)
             else:
                 present, out.ops[o].tables = pages_.count(p, space, first, last)

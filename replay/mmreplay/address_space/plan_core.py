@@ -17,6 +17,7 @@ from mmreplay.address_space.plan_clone import after_clone, before_clone
 from mmreplay.address_space.plan_fault import copy_marks, plan_fault
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep, forget_deps
 from mmreplay.address_space.rows import (
+    HINT_GATE,
     HINT_HEAP,
     HINT_HUGETLB,
     HINT_OLD,
@@ -52,6 +53,7 @@ _EXEC = int(OpKind.EXEC)
 _THREAD_START = int(OpKind.THREAD_START)
 _THREAD_EXIT = int(OpKind.THREAD_EXIT)
 _PROCESS_EXIT = int(OpKind.PROCESS_EXIT)
+_PROCESS_MADVISE = int(OpKind.PROCESS_MADVISE)
 _SNAPSHOT = int(OpKind.SNAPSHOT_VMA)
 
 _OP_NONE = int(PlanOp.NONE)
@@ -110,6 +112,8 @@ _MAP_HUGETLB = 0x40000
 def _room(rows, i, m, p, s, w, out, space):
     """Whether one more operation fits whatever it does; else what to grow."""
     vmas = m.spaces[space, S_VMAS]
+    if rows[i].kind == _PROCESS_MADVISE:
+        vmas = max(vmas, min(rows[i].length2, 1024))  # its marks are the vector's elements
     if segments_.segments_full(s, space):
         return _GROW_SEGMENTS
     if pages_.regions_free(p) < 8:
@@ -139,8 +143,12 @@ def _learn(rows, i, m, rules, p, s, w):
     space = rows[i].space
     start = rows[i].address
     length = rows[i].length
+    if rows[i].hint & HINT_GATE:  # of the kernel, so of every address space
+        for other in range(len(w.spaces)):
+            w.spaces[other].gate = 1
+        return 0
     if start < 0 or length <= 0:
-        return 0  # vsyscall and the like lie in the kernel half
+        return 0  # in the kernel half
     hint = rows[i].hint
     raw = rows[i].advice
     prot = np.int64(rows[i].prot)

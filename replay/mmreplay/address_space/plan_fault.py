@@ -22,10 +22,11 @@ from mmreplay.address_space.page_state import (
     REGION_SHIFT,
     ZERO,
 )
-from mmreplay.address_space.plan import PlanOp, Trait
+from mmreplay.address_space.plan import MarkSet, PlanOp, Trait
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep
 from mmreplay.address_space.rows import HINT_SHMEM, HINT_SPECIAL
 from mmreplay.address_space.vma_apply import cover_core, fault_core
+from mmreplay.address_space.vma_core import prepare_anon
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
     E_ROLE,
@@ -72,6 +73,8 @@ _T_FAILED = int(Trait.FAILED)
 _T_MKWRITE = int(Trait.MKWRITE)
 _T_UNKNOWN = int(Trait.UNKNOWN_VMA)
 _T_STRUCTURAL = int(Trait.STRUCTURAL)
+_T_FIRST = int(Trait.FIRST_IN_FILE)
+_T_GROWSDOWN = int(Trait.GROWSDOWN)
 
 _V_READ = int(Vm.READ)
 _V_WRITE = int(Vm.WRITE)
@@ -84,6 +87,7 @@ _V_HUGETLB = int(Vm.HUGETLB)
 _V_SPECIAL = int(Vm.SPECIAL)
 _V_UFFD = int(Vm.UFFD)
 _V_UNKNOWN = int(Vm.UNKNOWN)
+_V_GROWSDOWN = int(Vm.GROWSDOWN)
 
 _B_PRESENT = int(FaultBits.PRESENT)
 _B_WRITE = int(FaultBits.WRITE)
@@ -146,6 +150,8 @@ def vma_traits(w, flags, file):
         t |= _T_LOCKED
     if flags & _V_UNKNOWN:
         t |= _T_UNKNOWN
+    if flags & _V_GROWSDOWN:
+        t |= _T_GROWSDOWN
     return t
 
 
@@ -223,6 +229,18 @@ def _cow_or_reuse(p, w, space, page, state):
 
 
 @borrowing_helper
+def _first_in_file(p, w, space, page, file):
+    """Whether a page of shared anonymous memory is allocated now: no relative has it mapped."""
+    if file != 0 and file < OWN_FILES:
+        return False  # a tmpfs file may have been written by write(2)
+    partner = w.spaces[space].partner
+    if partner < 0:
+        return True
+    there = pages_.find(p, partner, page >> REGION_SHIFT)
+    return there < 0 or p.state[there, page & (PAGES - 1)] == ABSENT
+
+
+@borrowing_helper
 def _demote(p, slot):
     """Later faults contradict the huge page: keep only the pages that were faulted."""
     n = 0
@@ -252,6 +270,8 @@ def _around(p, m, slot, region_slot, page):
 
 _I_EFFECTS = int(Info.EFFECTS)
 _MARKS = int(Cursor.MARKS)
+_TARGETS = int(MarkSet.TARGETS)
+_MAX_ELEMENTS = 1024  # UIO_MAXIOV, include/uapi/linux/uio.h
 _SETS = 7
 
 
@@ -267,6 +287,32 @@ def copy_marks(m, w, out):
                 out.marks[at].set = mark_set
                 at += 1
     w.cursor[_MARKS] = at
+
+
+@borrowing_helper
+def vector_marks(rows, i, w, out, o, space):
+    """The vector of a process_madvise: how many elements is recorded, where they are is not.
+
+    One VMA of the space, which nothing else touches, stands for those that they lie in.
+    """
+    n = min(max(rows[i].length2, 1), _MAX_ELEMENTS)
+    out.ops[o].vmas = n
+    at = w.cursor[_MARKS]
+    for k in range(n):
+        out.marks[at + k].vma = -2 - space
+        out.marks[at + k].set = _TARGETS
+    w.cursor[_MARKS] = at + n
+
+
+@borrowing_helper
+def fills_anon(m, w, out, o, inside, space, first):
+    """A userfaultfd fill gives a private VMA its anon_vma (mm/userfaultfd.c@6.18)."""
+    slot = find(m, space, first << 12)
+    bit = out.ops[o].anon_slot
+    if slot >= 0 and bit >= 0:
+        prepare_anon(m, slot)
+        if not w.bits[bit].set:
+            anon_first_write(m, w, slot, bit, not inside)
 
 
 @borrowing_helper
@@ -478,13 +524,17 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
             after = np.uint8(DIRTY)
             if traits & _T_FILE:
                 traits |= _T_MKWRITE
+            elif traits & _T_SHMEM and _first_in_file(p, w, space, page, m.vma[slot, V_FILE]):
+                traits |= _T_FIRST
         elif traits & (_T_FILE | _T_SHMEM):
             traits |= _T_COW
         elif major:
             traits |= _T_SWAP
     elif traits & (_T_FILE | _T_SHMEM):
         after = np.uint8(CACHE)
-        if not major and traits & _T_NO_MAP == 0:
+        if traits & _T_SHMEM and _first_in_file(p, w, space, page, m.vma[slot, V_FILE]):
+            traits |= _T_FIRST
+        elif not major and traits & _T_NO_MAP == 0:
             traits |= _T_AROUND
             filled = _around(p, m, slot, region, page)
             w.counters[_C_AROUND] += filled - 1

@@ -82,6 +82,7 @@ SPACE: Final = np.dtype(
         ("users", np.int32),  # threads alive
         ("old", np.int32),  # was running before the recording
         ("partner", np.int32),  # the space it last forked from or to, -1
+        ("gate", np.int32),  # its listing ends with [vsyscall]
     ]
 )
 #: key (waiter << 32 | maker), op: newest operation of maker that waiter waited for

@@ -41,7 +41,7 @@ from mmreplay.address_space.vma_state import MapState, grow, new_state
 from mmreplay.errors import UserError
 
 #: Part of every cache key: raise it when the same trace gives another plan.
-PLANNER: Final = 2
+PLANNER: Final = 3
 
 
 @dataclass(frozen=True)

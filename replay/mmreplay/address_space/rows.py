@@ -34,6 +34,7 @@ HINT_STACK: Final = 4
 HINT_HEAP: Final = 8
 HINT_HUGETLB: Final = 16
 HINT_OLD: Final = 32  # was there before the recording: its pages may be mapped
+HINT_GATE: Final = 64  # [vsyscall]: a fixed page of the kernel, no VMA of the address space
 
 #: Calls whose effect is placed at their recorded end.
 _MAKERS: Final = (
@@ -162,13 +163,15 @@ def name_hint(name: str) -> int:
     """What the name of a mapping says about the faults in it."""
     if name == "[heap]":
         return HINT_HEAP
+    if name == "[vsyscall]":
+        return HINT_GATE
     if name.startswith("[stack"):
         return HINT_STACK
     if name.startswith(("/anon_hugepage", "/dev/hugepages", "/hugetlb")):
         return HINT_HUGETLB
     if name.startswith(("/dev/zero", "/dev/shm/", "/memfd:", "/SYSV", "/run/shm/")):
         return HINT_SHMEM
-    if name.startswith(("/dev/", "[vvar", "[vdso", "[vsyscall", "[uprobes", "anon_inode:")):
+    if name.startswith(("/dev/", "[vvar", "[vdso", "[uprobes", "anon_inode:")):
         return HINT_SPECIAL
     return 0
 
@@ -368,6 +371,9 @@ class Stream:
             ("result", np.int64), ("errno", np.int16), ("fault_class", np.uint8),
         ):  # fmt: skip
             part[name] = _numpy(frame, name, dtype)
+        # a read(2) whose result is not known has found something
+        reads = (kind == OpKind.PROC_READ) & frame["result"].is_null().to_numpy()
+        part["result"] = np.where(reads, 1, part["result"])
         part["advice"] = _numpy(frame, "flags", np.int64)
         part["bits"] = _numpy(frame, "fault_bits", np.uint8, 255)
         child = _numpy(frame, "child", np.int64, -1)

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
 import click
 
 from mmreplay import __version__
-from mmreplay.cli.lazy import LazyGroup
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, closest
 
-#: Subcommand -> (module, one line of help).  The help is here so that
+#: Subcommand -> (module, attribute, one line of help).  The help is here so that
 #: ``mmreplay --help`` imports nothing but click.
 COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("mmreplay.cli.import_", "Turn a recording (perf.data) into a trace."),
     "show": ("mmreplay.cli.show", "Say what a trace holds and what it can support."),
     "replay": ("mmreplay.cli.replay", "Replay a trace once against one kernel, in detail."),
     "predict": ("mmreplay.cli.predict", "Predict what another kernel gains, per core count."),
-    "models": ("mmreplay.cli.models", "List, show and check locking models."),
-    "locks": ("mmreplay.cli.locks", "Count locks of kernels and compare with the models."),
+    "models": ("mmreplay.cli.models", "List, show, check and compare locking models."),
+    "locks": ("mmreplay.cli.locks", "Compare lock counts of real kernels with the models."),
     "machines": ("mmreplay.cli.machines", "List and show machine profiles."),
 }
 
 
-@click.group(
-    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
-)
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported on use; help text comes from the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UserError(
+                f'unknown command "{args[0]}"{closest(args[0], COMMANDS)}',
+                fix="see mmreplay --help",
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mmreplay")
 def cli() -> None:
     """Predict what a program loses to the memory map's locks, and what would change it."""

@@ -9,6 +9,7 @@ a thread may run ahead over them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from statistics import NormalDist
 from typing import Final
@@ -61,6 +62,7 @@ def stream_of(seed: int, thread: int) -> int:
     return mix64((seed << 40) ^ (thread << 20))
 
 
+@lru_cache(maxsize=1024)
 def draw_table(spread: float) -> I64:
     """256 quantiles of a lognormal with mean 1 and log-deviation ``spread``, times 4096."""
     if spread <= 0:

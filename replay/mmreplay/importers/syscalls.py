@@ -38,7 +38,7 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("mprotect", OpKind.MPROTECT, (ADDRESS, LENGTH, PROT), 10),
     Call("pkey_mprotect", OpKind.PKEY_MPROTECT, (ADDRESS, LENGTH, PROT, FLAGS), 329, (3,)),
     Call("madvise", OpKind.MADVISE, (ADDRESS, LENGTH, FLAGS), 28, (2,)),
-    Call("process_madvise", OpKind.PROCESS_MADVISE, (FD, _NO, _NO, FLAGS), 440, (0, 3)),
+    Call("process_madvise", OpKind.PROCESS_MADVISE, (FD, _NO, LENGTH2, FLAGS), 440, (0, 3)),
     Call("brk", OpKind.BRK, (ADDRESS2,), 12),
     Call("mremap", OpKind.MREMAP, (ADDRESS, LENGTH2, LENGTH, FLAGS, ADDRESS2), 25),
     Call("mlock", OpKind.MLOCK, (ADDRESS, LENGTH), 149),

@@ -58,6 +58,18 @@ class Emitter:
         self.decoder = decoder
         self.rows: list[Row] = []
         self.budget = budget
+        self._later: list[tuple[Label, Context, Label, Label | None]] = []
+
+    def operation(self, context: Context) -> list[Row]:
+        """Code of an operation's program; what it jumps out to comes behind it."""
+        end = Label()
+        self.program(context, end, None)
+        while self._later:
+            label, tail, after, retry = self._later.pop(0)
+            label.pc = len(self.rows)
+            self.program(tail, after, retry)
+        end.pc = len(self.rows)
+        return self.rows
 
     def program(self, context: Context, end: Label, retry: Label | None) -> None:
         """Code of ``context``; falling off its end goes to ``end``, retry to ``retry``."""
@@ -86,9 +98,7 @@ class Emitter:
             self._statement(context, index, statement, place, go, retry)
             if index == count - 1:
                 self._add(Row(Op.JUMP, target=end), statement)
-        for tail, label in tails.values():
-            label.pc = len(self.rows)
-            self.program(tail, end, retry)
+        self._later += [(label, tail, end, retry) for tail, label in tails.values()]
 
     def _statement(
         self,
@@ -174,10 +184,7 @@ def assemble(declared: Declared, problems: list[Problem]) -> LockingModel | None
     entry = np.full(len(PlanOp), -1, dtype=np.int32)
     for name, context in contexts.items():
         emitter = Emitter(decoder, MAX_CODE - len(code))
-        end = Label()
-        emitter.program(context, end, None)
-        end.pc = len(emitter.rows)
-        body, places = tidy(emitter.rows)
+        body, places = tidy(emitter.operation(context))
         check_flow(name, body, places, decoder.names.conditions, problems)
         entry[OPERATIONS[name]] = base = len(code)
         code += [[*row[:4], row[4] + base if row[4] >= 0 else -1, row[5]] for row in body]

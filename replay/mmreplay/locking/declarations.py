@@ -98,6 +98,7 @@ class LockDecl:
     owner_line: str = ""
     file: str = ""
     at: int = 0
+    table: dict[str, Any] = field(default_factory=dict)  # as written, for models that refine it
 
 
 @dataclass(slots=True)
@@ -171,7 +172,7 @@ def declare(
             declared.lines[name] = meaning
     _words(reader, declared)
     for name, table in reader.named("locks").items():
-        lock = _lock(reader, name, table)
+        lock = _lock(reader, name, table, declared.locks.get(name))
         if lock is not None:
             declared.locks[name] = lock
     for name, text in reader.named("programs").items():
@@ -236,11 +237,14 @@ def line_scope(line: str) -> Scope | None:
     return _line_scope(line)
 
 
-def _lock(reader: _Reader, name: str, table: Any) -> LockDecl | None:
+def _lock(reader: _Reader, name: str, table: Any, base: LockDecl | None) -> LockDecl | None:
+    """One lock.  Without ``kind`` it is the inherited one, with the keys given changed."""
     where = f"locks.{name}"
     if not is_name(name) or not isinstance(table, dict):
         reader.fail(f"[locks.{name}] must be a table with a plain name", where)
         return None
+    if base is not None and "kind" not in table:
+        table = {**base.table, **table}
     kind = reader.choice(table, where, "kind", {k.name.lower(): k for k in Kind})
     scope = reader.choice(table, where, "scope", {s.name.lower(): s for s in Scope})
     if kind is None or scope is None:
@@ -263,6 +267,7 @@ def _lock(reader: _Reader, name: str, table: Any) -> LockDecl | None:
     rank = reader.number(table, where, "rank", -1)
     lock = LockDecl(name, kind, scope, line, rank, {key: _DEFAULTS.get(key, 0) for key in PARAMS})
     lock.file, lock.at = reader.source.name, reader.source.line(where)
+    lock.table = dict(table)
     lock.owner_line = _own_line(reader, table, where, "owner_line", scope, "") or ""
     _params(reader, lock, table, where)
     return lock

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final
 
 from mmreplay.errors import UserError, closest
 from mmreplay.locking.loader import load_model, model_names
 from mmreplay.locking.model import LockingModel
+from mmreplay.resources import models_dir
 
 #: Fragments of releases whose number does not tell what was backported.
 _VENDORS: Final = (
@@ -18,6 +20,7 @@ _VENDORS: Final = (
     (re.compile(r"amzn|\.cm\d|azl\d|-cos"), "a cloud vendor's kernel"),
     (re.compile(r"-\d+\.\d+-default|-default$|\.sle"), "a SUSE kernel"),
 )
+_KERNEL_KEY: Final = re.compile(r'^kernel = "(\d+)\.(\d+)"', re.MULTILINE)
 _RELEASE: Final = re.compile(r"^(?:linux-)?v?(\d{1,4})\.(\d{1,5})(?=$|[.\-+_~a-zA-Z])")
 
 
@@ -62,13 +65,18 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
     return model, note
 
 
+@cache
 def _kernels() -> dict[tuple[int, int], str]:
-    """First release -> model name, of the shipped models that stand for kernels."""
+    """First release -> model name, of the shipped models that stand for kernels.
+
+    Reads one line of each file: a look-up need not assemble them all.
+    """
     found: dict[tuple[int, int], str] = {}
     for name in model_names():
-        kernel = load_model(name).kernel
+        text = (models_dir("locking") / f"{name}.toml").read_text(encoding="utf-8")
+        kernel = _KERNEL_KEY.search(text)
         if kernel is not None:
-            found[kernel] = name
+            found[int(kernel.group(1)), int(kernel.group(2))] = name
     return found
 
 

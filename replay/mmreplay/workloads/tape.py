@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mmreplay.schema import PAGE_SIZE, DurationKind, FaultBits, FaultClass, OpKind, Quality
-
-if TYPE_CHECKING:
-    from mmreplay.trace.store import Trace
+from mmreplay.trace.header import Header
+from mmreplay.trace.store import Trace, frame
 
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 READ_WRITE: Final = PROT_READ | PROT_WRITE
@@ -141,9 +140,6 @@ class Tape:
 
     def trace(self) -> Trace:
         """Everything so far as a trace in memory."""
-        from mmreplay.trace.header import Header
-        from mmreplay.trace.store import Trace, frame
-
         header = Header(span_ns=self.now_ns + STEP_NS, target="synthetic", kernel_release="6.18.0")
         tables = {
             "operations": frame("operations", self.rows),
@@ -249,9 +245,21 @@ class Tape:
     def madvise(self, start: int, length: int, advice: int) -> None:
         self.op(OpKind.MADVISE, address=start, length=length, flags=advice, result=0)
 
-    def range_op(self, kind: OpKind, start: int, length: int, flags: int = 0) -> None:
+    def range_op(
+        self, kind: OpKind, start: int, length: int, flags: int = 0, result: int = 0
+    ) -> None:
         """A call on a range without further arguments."""
-        self.op(kind, address=start, length=length, flags=flags, result=0)
+        self.op(kind, address=start, length=length, flags=flags, result=result)
+
+    def process_madvise(self, advice: int, elements: int) -> None:
+        """process_madvise: a recording shows the vector's length, not its elements."""
+        self.op(OpKind.PROCESS_MADVISE, length2=elements, flags=advice, fd=9, result=0)
+
+    def gate(self) -> None:
+        """[vsyscall]: the fixed page that /proc/PID/maps shows after the last VMA."""
+        self.mapping(
+            0xFFFF_FFFF_FF60_0000, PAGE_SIZE, 4, MAP_PRIVATE, name="[vsyscall]", source="snapshot"
+        )
 
     def brk(self, new: int, old: int) -> None:
         """brk(2); ``new`` 0 asks for the break."""

@@ -1,7 +1,7 @@
-"""Follows one operation's program with nobody else around, and counts its lock calls.
+"""Follows one operation's program with nobody else around: what it takes, in which order.
 
-A check on the programs alone, without plan, machine and engine: an uncontended
-operation's acquisitions are decided by its traits, the runtime bits and the sets.
+A look at the programs alone, without plan, machine and engine: an uncontended operation's
+acquisitions are decided by its traits, the runtime bits and the sets.
 """
 
 from __future__ import annotations
@@ -11,27 +11,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmreplay.address_space.plan import MarkSet, PlanOp, Trait
-from mmreplay.locking.isa import OP, TARGET, A, B, Kind, Mode, Op, RuntimeBit
+from mmreplay.locking.isa import OP, TARGET, A, B, C, Kind, Mode, Op, Operand, RuntimeBit
 from mmreplay.locking.model import LockingModel
+from mmreplay.locking.view import step
 
 NO_TRAITS, NO_BITS = Trait(0), RuntimeBit(0)
+
+#: Steps that say nothing by themselves.
+_SILENT = frozenset({Op.JUMP, Op.BRANCH, Op.EACH, Op.END, Op.DONE, Op.SET})
+
+
+class EndlessError(RuntimeError):
+    """The program did not end within the steps allowed: a bug of the model or the check."""
 
 
 @dataclass
 class Walk:
-    """What one operation did: counts by (lock, what), reasons, costs, bits at its end."""
+    """What one operation did: counts by (lock, what), reasons, costs, bits at its end.
+
+    ``steps``: the words of its steps in order, ``under``: the locks held at each.
+    """
 
     locks: Counter[tuple[str, str]] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     costs: Counter[str] = field(default_factory=Counter)
     sleeps: Counter[str] = field(default_factory=Counter)
     bits: RuntimeBit = NO_BITS
-    held: list[tuple[int, int]] = field(default_factory=list)
+    held: list[tuple[int, int, int]] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    under: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def mmap_lock(self) -> tuple[int, int, int]:
         """Acquisitions of mmap_lock: read, write, downgrade."""
-        return tuple(self.locks["mmap_lock", k] for k in ("read", "write", "downgrade"))  # type: ignore[return-value]
+        read, write, down = (
+            self.locks["mmap_lock", what] for what in ("read", "write", "downgrade")
+        )
+        return read, write, down
 
     @property
     def vma_lock(self) -> tuple[int, int]:
@@ -48,7 +64,24 @@ def walk(
     fail: frozenset[str] = frozenset(),
     limit: int = 10_000,
 ) -> Walk:
-    """Walk the program of ``op``.  ``fail``: locks whose try fails the first time."""
+    """Walk the program of ``op``.
+
+    Parameters
+    ----------
+    sets:
+        Elements of each set that ``each`` walks; each is another VMA.
+    bits:
+        Runtime bits that are set when the operation begins.
+    fail:
+        Locks whose ``try`` and sequences whose ``check`` fail the first time.
+
+    Raises
+    ------
+    ValueError
+        The model has no program for ``op``.
+    EndlessError
+        More than ``limit`` steps.
+    """
     sizes = dict(sets or {})
     out = Walk(bits=bits & ~RuntimeBit.OP_TRIED)
     refused = set(fail)
@@ -56,11 +89,15 @@ def walk(
     serial = 0  # every element of every set is another VMA
     marked: set[int] = set()
     pc = int(model.entry[op])
-    assert pc >= 0, f"{model.name} has no program for {op.name}"
+    if pc < 0:
+        raise ValueError(f"{model.name} has no program for {op.name.lower()}")
     for _ in range(limit):
         row = model.code[pc]
         kind, a, b, target = Op(int(row[OP])), int(row[A]), int(row[B]), int(row[TARGET])
         nxt = pc + 1
+        if kind not in _SILENT:
+            out.steps.append(step(model, pc))
+            out.under.append(_names(model, out))
         if kind is Op.DONE:
             assert not out.held, f"{op.name} ends holding {out.held}"
             return out
@@ -73,17 +110,19 @@ def walk(
             out.sleeps[model.sleeps[a]] += 1
         elif kind is Op.COUNT:
             out.reasons[model.reasons[a]] += 1
-        elif kind is Op.TRY and model.locks[a] in refused:
+        elif kind in (Op.TRY, Op.CHECK) and model.locks[a] in refused:
             refused.discard(model.locks[a])
-            out.locks[model.locks[a], "try_failed"] += 1
+            out.locks[model.locks[a], "try_failed" if kind is Op.TRY else "moved"] += 1
             nxt = target
         elif kind in (Op.LOCK, Op.TRY):
             out.locks[model.locks[a], Mode(b).name.lower()] += 1
-            out.held.append((a, int(row[3])))
+            out.held.append((a, int(row[C]), b))
         elif kind is Op.UNLOCK:
-            out.held.remove((a, int(row[3])))
+            out.held.remove((a, int(row[C]), b))
         elif kind is Op.DOWNGRADE:
             out.locks[model.locks[a], "downgrade"] += 1
+            at = next(i for i, (lock, _, _) in enumerate(out.held) if lock == a)
+            out.held[at] = (a, out.held[at][1], int(Mode.READ))
         elif kind is Op.BRANCH:
             nxt = target if _holds(model, a, traits, out.bits) else nxt
         elif kind is Op.EACH:
@@ -101,7 +140,16 @@ def walk(
         elif kind is Op.SET:
             out.bits |= RuntimeBit(a)
         pc = nxt
-    raise AssertionError(f"{op.name} does not end")
+    raise EndlessError(f"{model.name}: {op.name.lower()} does not end")
+
+
+def _names(model: LockingModel, out: Walk) -> tuple[str, ...]:
+    """Locks held, as the language writes them."""
+    return tuple(
+        f"{model.locks[lock]} {Mode(mode).name.lower()}"
+        + (f" @{Operand(operand).name.lower()}" if operand > 0 else "")
+        for lock, operand, mode in out.held
+    )
 
 
 def _holds(model: LockingModel, index: int, traits: Trait, bits: RuntimeBit) -> bool:
@@ -118,4 +166,4 @@ def _holds(model: LockingModel, index: int, traits: Trait, bits: RuntimeBit) -> 
 
 
 def _spinning(model: LockingModel, out: Walk) -> bool:
-    return any(model.lock_kind[lock] == Kind.SPIN for lock, _ in out.held)
+    return any(model.lock_kind[lock] == Kind.SPIN for lock, _, _ in out.held)
