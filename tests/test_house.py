@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jit": set(),
     "trace": set(),
     "importers": {"trace"},
+    "recorder": {"trace", "importers"},
     "workloads": {"trace"},
     "address_space": {"trace"},
     "locking": {"address_space.plan"},
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lockcounts": {"workloads", *_ENGINE},
     "predict": _ENGINE,
     "report": {"predict", *_ENGINE},
-    "cli": {"report", "predict", "importers", "workloads", "lockcounts", *_ENGINE},
+    "cli": {"report", "predict", "importers", "recorder", "workloads", "lockcounts", *_ENGINE},
 }
 #: Third-party modules that ``mmreplay --help`` may load.
 HELP_MAY_LOAD = {"click"}

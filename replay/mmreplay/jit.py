@@ -33,6 +33,8 @@ from llvmlite import ir
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
+from mmreplay.resources import cache_base
+
 _PACKAGE: Final = Path(__file__).resolve().parent
 _KEEP: Final = 3
 _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
@@ -41,15 +43,10 @@ _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
 _USES: Final[dict[str, tuple[str, ...]]] = {
     "trace": (),
     "importers": ("trace",),
+    "recorder": ("importers",),
     "address_space": ("trace",),
     "engine": ("locking", "address_space"),
 }
-
-
-def _cache_base() -> Path:
-    if "MMREPLAY_CACHE" in os.environ:
-        return Path(os.environ["MMREPLAY_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmreplay"
 
 
 def _sources(room: str) -> list[Path]:
@@ -86,7 +83,7 @@ def _prune(base: Path, room: str, keep: Path) -> None:
 @functools.cache
 def _cache_dir(room: str) -> str:
     """The room's cache directory, made; empty (numba's own choice) where it cannot be."""
-    base = _cache_base()
+    base = cache_base()
     cache = base / f"jit-{room}-{_key(room)}"
     try:
         if not cache.is_dir():

@@ -1,4 +1,4 @@
-"""Where the shipped content lives: ``models/`` and ``datasets/``.
+"""Where the shipped content lives (``models/`` and ``datasets/``), and where caches go.
 
 In a wheel they are package data under ``mmreplay/content/``; in a checkout they
 are the folders at the repository's root.  Everything reads them through here.
@@ -6,6 +6,7 @@ are the folders at the repository's root.  Everything reads them through here.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -25,3 +26,10 @@ def models_dir(kind: str) -> Path:
 def datasets_dir(kind: str) -> Path:
     """The folder of one kind of data: ``runs``, ``published``, ``lockcounts`` or ``traces``."""
     return content_root() / "datasets" / kind
+
+
+def cache_base() -> Path:
+    """Where compiled code and measured costs are kept between runs."""
+    if "MMREPLAY_CACHE" in os.environ:
+        return Path(os.environ["MMREPLAY_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmreplay"

@@ -14,6 +14,7 @@ from mmreplay.errors import UserError, closest
 #: Subcommand -> (module, attribute, one line of help).  The help is here so that
 #: ``mmreplay --help`` imports nothing but click.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "record": ("mmreplay.cli.record", "Record a program with the right events."),
     "import": ("mmreplay.cli.import_", "Turn a recording (perf.data) into a trace."),
     "show": ("mmreplay.cli.show", "Say what a trace holds and what it can support."),
     "replay": ("mmreplay.cli.replay", "Replay a trace once against one kernel, in detail."),

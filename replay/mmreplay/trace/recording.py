@@ -1,55 +1,209 @@
 """The ``perf record`` lines that give a trace what an analysis needs.
 
-The default set is the cheapest that tells waits from think time; every part is
-named by the capability it adds, so that what is missing becomes an exact command.
+One description of a recording (:class:`Recording`) is both printed for people and run by
+``mmreplay record``.  The default set is the cheapest that tells waits from think time; every
+part is named by the capability it adds, so that what is missing becomes an exact command.
 """
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from mmreplay.trace.header import Header
 
-#: Tracepoints of these calls, both ends.  mmap_lock:* is left out on purpose: it fires
-#: inside the critical section and lengthens the waits it is meant to show.
+#: Whether a kernel has an event, named as ``system:event``.
+Has = Callable[[str], bool]
+
+#: Tracepoints of these calls, both ends; a line of the command each.  mmap_lock:* is left out on
+#: purpose: it fires inside the critical section and lengthens the waits it is meant to show.
 SYSCALLS: Final = (
     "mmap,munmap,mprotect,pkey_mprotect",
     "madvise,process_madvise,brk,mremap",
-    "mlock,mlock2,munlock,shmat,shmdt,mbind",
-    "clone,clone3,fork,vfork,execve",
+    "mlock,mlock2,munlock,mlockall,munlockall",
+    "shmat,shmdt,mbind,remap_file_pages,mseal",
+    "clone,clone3,fork,vfork,execve,execveat",
 )
-#: lock:contention_begin/end came with 5.19.
-_CONTENTION_SINCE: Final = (5, 19)
+#: First release that has the call or the event; all others are older than any kernel still run
+#: (arch/x86/entry/syscalls/syscall_64.tbl and include/trace/events/lock.h of these releases).
+_SINCE: Final = {
+    "mlock2": (4, 4),
+    "pkey_mprotect": (4, 9),
+    "clone3": (5, 3),
+    "process_madvise": (5, 10),
+    "mseal": (6, 10),
+    "lock:contention_begin": (5, 19),
+    "lock:contention_end": (5, 19),
+}
 
-_FAULTS: Final = ("-e exceptions:page_fault_user", "-e exceptions:page_fault_kernel")
-_FAULT_ENDS: Final = ("-e minor-faults", "-e major-faults")
-# The option and its value are one word: a brace list repeats the whole word.
-_CALLS: Final = tuple(f"-esyscalls:sys_{{enter,exit}}_{{{calls}}}" for calls in SYSCALLS)
-_CONTENTION: Final = ("-e lock:contention_begin", "-e lock:contention_end")
-_WAKEUPS: Final = "-e sched:sched_waking"
+_FAULTS: Final = ("exceptions:page_fault_user", "exceptions:page_fault_kernel")
+#: The start of a fault on architectures without the tracepoints: no error code, so no read/write.
+_PORTABLE_FAULT: Final = "faults"
+_FAULT_ENDS: Final = ("minor-faults", "major-faults")
+_CONTENTION: Final = ("lock:contention_begin", "lock:contention_end")
+_WAKEUPS: Final = "sched:sched_waking"
+_COMPAT: Final = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
+#: Pages of each CPU's ring: 16 MiB; four pages lost 17 % of the events.
+RING_PAGES: Final = 4096
+
+
+def _each(*events: str) -> str:
+    return " ".join(f"-e {event}" for event in events)
+
 
 #: Capability -> the options that add it, as a reader would look for them in the command.
 ADDED_BY: Final[dict[str, str]] = {
-    "faults": " ".join(_FAULTS),
-    "fault_duration": f"-d {' '.join(_FAULT_ENDS)}",
+    "faults": _each(*_FAULTS),
+    "fault_duration": f"-d {_each(*_FAULT_ENDS)}",
     "syscall_durations": "-esyscalls:sys_{enter,exit}_{mmap,munmap,...}",
     "think": "--switch-events",
     "switches": "--switch-events",
     "data_mmaps": "-d",
-    "kernel_faults": _FAULTS[1],
-    "compat_visible": "-e raw_syscalls:sys_enter -e raw_syscalls:sys_exit",
-    "lock_spans": " ".join(_CONTENTION),
-    "wakeups": _WAKEUPS,
+    "kernel_faults": _each(_FAULTS[1]),
+    "compat_visible": _each(*_COMPAT),
+    "lock_spans": _each(*_CONTENTION),
+    "wakeups": _each(_WAKEUPS),
     "sampling": "-c 1 in place of -F",
 }
 
 
+@dataclass(frozen=True, slots=True)
+class EventSet:
+    """The events of a recording, by what they are for."""
+
+    faults: tuple[str, ...]
+    fault_ends: tuple[str, ...]
+    calls: tuple[str, ...]  # names of system calls, recorded at both ends
+    contention: tuple[str, ...]
+    wakeups: tuple[str, ...]
+    compat: tuple[str, ...]
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """All of them, as perf names them."""
+        calls = (f"syscalls:sys_{side}_{call}" for call in self.calls for side in ("enter", "exit"))
+        ends = (*self.fault_ends, *calls, *self.contention, *self.wakeups, *self.compat)
+        return (*self.faults, *ends)
+
+    @property
+    def addresses(self) -> bool:
+        """Whether perf must add addresses (``-d``): software events carry them only so."""
+        return bool(self.fault_ends) or _PORTABLE_FAULT in self.faults
+
+
+def choose_events(
+    has: Has, *, light: bool = False, wakeups: bool = False, compat: bool = False
+) -> EventSet:
+    """The events to record on a kernel: perf refuses the whole recording over one unknown.
+
+    Parameters
+    ----------
+    has:
+        :func:`in_release` or :func:`in_tracefs`.
+    light:
+        Without the ends of faults, 0.65 us a fault cheaper: counts and order, no waits.
+    wakeups:
+        With who woke whom.
+    compat:
+        With the system calls of 32-bit tasks.
+    """
+    starts = tuple(filter(has, _FAULTS)) or (_PORTABLE_FAULT,)
+    calls = tuple(
+        call
+        for group in SYSCALLS
+        for call in group.split(",")
+        if has(f"syscalls:sys_enter_{call}") and has(f"syscalls:sys_exit_{call}")
+    )
+    contention = _CONTENTION if all(map(has, _CONTENTION)) else ()
+    return EventSet(
+        starts,
+        () if light else _FAULT_ENDS,
+        calls,
+        contention,
+        (_WAKEUPS,) if wakeups and has(_WAKEUPS) else (),
+        _COMPAT if compat and all(map(has, _COMPAT)) else (),
+    )
+
+
+def in_release(release: str | None) -> Has:
+    """What an x86-64 kernel of that release has; an unknown one (None) has everything."""
+    if release is None:
+        return lambda event: True
+    major, minor = (int(part) for part in release.split(".")[:2])
+
+    def has(event: str) -> bool:
+        call = event.removeprefix("syscalls:sys_enter_").removeprefix("syscalls:sys_exit_")
+        return (major, minor) >= _SINCE.get(call, (0, 0))
+
+    return has
+
+
+def in_tracefs(events: Path) -> Has:
+    """What the kernel has whose ``tracing/events`` directory is ``events``."""
+    return lambda event: (events / event.replace(":", "/")).is_dir()
+
+
 def has_contention_events(release: str | None) -> bool:
     """Whether a kernel of that release has ``lock:contention_*``; an unknown one has."""
-    if release is None:
-        return True
-    major, minor = release.split(".")[:2]
-    return (int(major), int(minor)) >= _CONTENTION_SINCE
+    return in_release(release)(_CONTENTION[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One ``perf record``: what it records, of whom, and where to."""
+
+    events: EventSet
+    target: tuple[str, ...] = ("--", "CMD")
+    stacks: bool = False
+    ring_pages: int = RING_PAGES
+    #: Keep what fits the rings only, and write it on SIGUSR2 and at the end.
+    keep: bool = False
+    max_size: str | None = None
+    output: str | None = None
+
+    def words(self) -> list[str]:
+        """The shell command, an option and its value a word; the calls as brace lists of bash."""
+        words = ["perf record"]
+        words += [" ".join(map(shlex.quote, option)) for option in self._options()]
+        words += [f"-e {event}" for event in (*self.events.faults, *self.events.fault_ends)]
+        for group in SYSCALLS:
+            calls = [call for call in group.split(",") if call in self.events.calls]
+            # The option and its value are one word: a brace list repeats the whole word.
+            if calls:
+                listed = f"{{{','.join(calls)}}}" if len(calls) > 1 else calls[0]
+                words.append(f"-esyscalls:sys_{{enter,exit}}_{listed}")
+        others = (*self.events.contention, *self.events.wakeups, *self.events.compat)
+        words += [f"-e {event}" for event in others]
+        return [*words, shlex.join(self.target)]
+
+    def argv(self) -> list[str]:
+        """The same as arguments, to be run."""
+        words = ["perf", "record"]
+        for option in self._options():
+            words += option
+        for event in self.events.events:
+            words += ("-e", event)
+        return [*words, *self.target]
+
+    def _options(self) -> list[tuple[str, ...]]:
+        # -B: perf would read all it has written once more, for build-ids that nobody asks for.
+        options: list[tuple[str, ...]] = [("-B",)]
+        if self.events.addresses:
+            options.append(("-d",))
+        options += [("-k", "CLOCK_MONOTONIC"), ("--switch-events",), ("-c", "1")]
+        options.append(("-m", str(self.ring_pages)))
+        if self.stacks:
+            options.append(("-g",))
+        if self.keep:
+            options += [("--overwrite",), ("--switch-output",)]
+        if self.max_size is not None:
+            options.append(("--max-size", self.max_size))
+        if self.output is not None:
+            options.append(("-o", self.output))
+        return options
 
 
 def record_command(
@@ -61,14 +215,7 @@ def record_command(
     ``header`` recorded: a command, processes, or the whole machine.
     """
     release = header.kernel_release if header else None
-    target = header.target if header else "command"
-    words = ["perf record", "-d", "-k CLOCK_MONOTONIC", "--switch-events", "-c 1", "-m 4096"]
-    words += [*_FAULTS, *_FAULT_ENDS, *_CALLS]
-    if has_contention_events(release):
-        words += _CONTENTION
-    if wakeups:
-        words.append(_WAKEUPS)
-    if compat:
-        words.append(ADDED_BY["compat_visible"])
-    words.append({"pids": "-p PID", "all": "-a"}.get(target, "-- CMD"))
-    return words
+    events = choose_events(in_release(release), wakeups=wakeups, compat=compat)
+    targets = {"pids": ("-p", "PID"), "all": ("-a",)}
+    target = targets.get(header.target if header else "command", ("--", "CMD"))
+    return Recording(events, target).words()

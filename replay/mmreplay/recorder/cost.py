@@ -1,0 +1,238 @@
+"""What one recorded event costs the recorded thread, and its measurement on this machine.
+
+The same loops run bare and under each event set, in turns; the least CPU time of many rounds is
+compared, because other programs only ever add to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+from mmreplay.errors import UserError
+from mmreplay.recorder import loops
+from mmreplay.resources import cache_base
+from mmreplay.trace.recording import EventSet, Has, Recording, choose_events
+
+#: 0.86 to 0.94 us by switching recording on and off (2-vCPU EPYC guest, 6.18, perf 6.1).
+DEFAULT_NS: Final = 900
+#: 48 (software event) to 104 (MMAP2) bytes of the same recordings.
+DEFAULT_BYTES: Final = 90
+_FAULT_ROUNDS, _PAIR_ROUNDS = 10, 10
+_LOOPS: Final = Path(loops.__file__)
+
+
+@dataclass(frozen=True, slots=True)
+class EventCost:
+    """Cost of one recorded event, and where the number comes from."""
+
+    ns: int
+    bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetCost:
+    """One event set on the two loops; times in ns per fault, or per mmap and munmap."""
+
+    name: str
+    fault_ns: float
+    fault_added_ns: float
+    events_per_fault: float
+    bytes_per_fault: float
+    pair_ns: float
+    pair_added_ns: float
+    events_per_pair: float
+    bytes_per_pair: float
+    event_ns: float | None  # None: the set adds nothing, or less than nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What :func:`calibrate` found."""
+
+    day: str
+    kernel: str
+    cpu: str
+    perf: str
+    bare_fault_ns: float
+    bare_pair_ns: float
+    event_ns: int
+    event_bytes: int
+    sets: list[SetCost]
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``mmreplay record --calibrate --format json`` prints it."""
+        return {"schema": 1, **asdict(self)}
+
+
+def machine() -> tuple[str, str]:
+    """Kernel release and CPU model: what a cost holds for."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return platform.release(), model
+
+
+def _store() -> Path:
+    return cache_base() / "event-cost.json"
+
+
+def known_cost() -> EventCost:
+    """The cost that ``--calibrate`` last measured on this kernel and CPU, else the default."""
+    kernel, cpu = machine()
+    try:
+        kept = json.loads(_store().read_text())
+        if (kept["kernel"], kept["cpu"]) == (kernel, cpu):
+            ns, size = int(kept["event_ns"]), int(kept["event_bytes"])
+            return EventCost(ns, size, f"measured on this machine on {kept['day']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return EventCost(
+        DEFAULT_NS, DEFAULT_BYTES, "assumed; mmreplay record --calibrate measures it here"
+    )
+
+
+def keep(calibration: Calibration) -> None:
+    """Remember the cost for later estimates; a cache that cannot be written is left alone."""
+    file = _store()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(calibration.to_json()))
+        beside.replace(file)
+    except OSError:
+        pass
+
+
+def sets(has: Has) -> dict[str, tuple[EventSet, bool]]:
+    """The event sets of ``mmreplay record`` by name, and whether with stacks."""
+    return {
+        "light": (choose_events(has, light=True), False),
+        "default": (choose_events(has), False),
+        "dependencies": (choose_events(has, wakeups=True), False),
+        "stacks": (choose_events(has), True),
+    }
+
+
+def calibrate(has: Has, rounds: int, progress: Callable[[str], None] | None = None) -> Calibration:
+    """Measure the cost of an event with ``rounds`` turns of all sets.
+
+    Raises
+    ------
+    UserError
+        perf cannot record here.
+    """
+    chosen = sets(has)
+    bare: list[dict[str, float]] = []
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    with tempfile.TemporaryDirectory(prefix="mmreplay-") as folder:
+        file = Path(folder) / "calibrate.data"
+        for turn in range(rounds):
+            if progress is not None:
+                progress(f"turn {turn + 1} of {rounds}")
+            bare.append(_run([]))
+            for name, (events, stacks) in chosen.items():
+                recording = Recording(events, ("--",), stacks=stacks, output=str(file))
+                runs[name].append(_run(recording.argv()))
+        counts = {name: _per_operation(*one, file) for name, one in chosen.items()}
+    base = _least(bare)
+    found = []
+    for name, one in runs.items():
+        least = _least(one)
+        added = {key: least[key] - base[key] for key in base}
+        fault, pair = counts[name]
+        count = fault[0] + pair[0]
+        total = added["fault_ns"] + added["pair_ns"]
+        found.append(
+            SetCost(
+                name,
+                round(least["fault_ns"], 1),
+                round(added["fault_ns"], 1),
+                round(fault[0], 2),
+                round(fault[1], 1),
+                round(least["pair_ns"], 1),
+                round(added["pair_ns"], 1),
+                round(pair[0], 2),
+                round(pair[1], 1),
+                round(total / count, 1) if total > 0 else None,
+            )
+        )
+    default = next(one for one in found if one.name == "default")
+    if default.event_ns is None:
+        raise UserError(
+            "the loops were not slower while recorded: the machine is too busy to measure on",
+            where="--calibrate",
+            fix="run it again when less else runs",
+        )
+    fault, pair = counts["default"]
+    kernel, cpu = machine()
+    return Calibration(
+        date.today().isoformat(),
+        kernel,
+        cpu,
+        _perf_version(),
+        round(base["fault_ns"], 1),
+        round(base["pair_ns"], 1),
+        round(default.event_ns),
+        round((fault[1] + pair[1]) / (fault[0] + pair[0])),
+        found,
+    )
+
+
+def _run(
+    words: list[str], fault_rounds: int = _FAULT_ROUNDS, pair_rounds: int = _PAIR_ROUNDS
+) -> dict[str, float]:
+    program = [sys.executable, "-S", "-E", str(_LOOPS), str(fault_rounds), str(pair_rounds)]
+    done = subprocess.run([*words, *program], capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise UserError(
+            f"perf cannot record here ({told[0] if told else 'it says nothing'})",
+            where="--calibrate",
+            fix="run as root where perf is",
+        )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def _least(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: min(run[key] for run in runs) for key in ("fault_ns", "pair_ns")}
+
+
+def _per_operation(
+    events: EventSet, stacks: bool, file: Path
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(events, bytes) per fault and per pair: a recording with the loop less one without."""
+    from mmreplay.recorder.check import check
+
+    words = Recording(events, ("--",), stacks=stacks, output=str(file)).argv()
+    held = []
+    for fault_rounds, pair_rounds in ((0, 0), (2, 0), (0, 4)):
+        _run(words, fault_rounds, pair_rounds)
+        content = check(file)
+        held.append((content.records, content.size_bytes))
+    (records, size), *others = held
+    parts = []
+    for (more, larger), operations in zip(others, (2 * loops.PAGES, 4 * loops.PAIRS), strict=True):
+        parts.append(((more - records) / operations, (larger - size) / operations))
+    return parts[0], parts[1]
+
+
+def _perf_version() -> str:
+    done = subprocess.run(["perf", "--version"], capture_output=True, text=True, errors="replace")
+    return done.stdout.strip().removeprefix("perf version ")
