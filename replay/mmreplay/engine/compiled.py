@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import PlanOp
+from mmreplay.engine.deadlock import Stalled, stuck
 from mmreplay.engine.kinds.range import policy
 from mmreplay.engine.layout import *
 from mmreplay.engine.loop import replay
@@ -26,7 +27,7 @@ from mmreplay.engine.setup import (
     stream_of,
 )
 from mmreplay.engine.specialise import BIT_SCOPE, COLUMN
-from mmreplay.engine.summary import Totals, stuck, summarise
+from mmreplay.engine.summary import Totals, summarise
 from mmreplay.locking.isa import Kind
 from mmreplay.machine.profile import Machine
 
@@ -55,7 +56,20 @@ def run_compiled(prepared: Prepared, machine: Machine, options: Options) -> Resu
     threads = memory.part(HEADER, plan.n_threads, TF)
     unfinished = np.flatnonzero(threads[:, T_STATE] != END)
     if len(unfinished) and memory.m[H_STOP] < 0:
-        raise stuck(model, unfinished.tolist())
+        source = prepared.code.source
+        raise stuck(
+            plan,
+            model,
+            [
+                Stalled(
+                    t,
+                    row=int(th[T_ROW]),
+                    pc=source[th[T_PC] // XF] if th[T_PC] >= 0 else -1,
+                    mark=int(th[T_EACH]) if th[T_EACH] < th[T_EACH_END] else -1,
+                )
+                for t, th in zip(unfinished.tolist(), threads[unfinished], strict=True)
+            ],
+        )
     result = summarise(model, memory.totals(setup))
     result.detail.update(loop)
     object.__setattr__(result, "wall_s", time.perf_counter() - began)

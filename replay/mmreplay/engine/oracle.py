@@ -18,6 +18,7 @@ from collections import defaultdict
 import numpy as np
 
 from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.engine.deadlock import Stalled, stuck
 from mmreplay.engine.kinds.pin import Pin
 from mmreplay.engine.kinds.range import Range
 from mmreplay.engine.kinds.rwsem import Rwsem
@@ -31,7 +32,7 @@ from mmreplay.engine.setup import (
     stream_of,
 )
 from mmreplay.engine.states import State
-from mmreplay.engine.summary import Totals, delay_bucket, stuck, summarise
+from mmreplay.engine.summary import Totals, delay_bucket, summarise
 from mmreplay.engine.world import PC_BEGIN, PC_BLOCK, PC_END, PC_THINK, Finished, Thread
 from mmreplay.locking.isa import Kind, Mode, Op, Operand
 from mmreplay.locking.model import LockingModel
@@ -58,7 +59,6 @@ class Simulation(Processors):
         self.group_recorded = 0
         self.window_begin_ns = self.window_end_ns = self.stop_ns = -1
         self.records: list[tuple[int, int]] = []  # of the group: (end, user time)
-        self.threads = [Thread(i) for i in range(plan.n_threads)]
         for thread in self.threads:
             thread.last_cpu = thread.index % cores
             thread.lap_ns = int(plan.thread_offset_ns[thread.index])
@@ -77,9 +77,13 @@ class Simulation(Processors):
             assert thread.time_ns >= self.now, "time runs backwards"
             self.now = thread.time_ns
             self.event(thread)
-        unfinished = [t.index for t in self.threads if t.state != State.END]
-        if unfinished and self.stop_ns < 0:
-            raise stuck(self.model, unfinished)
+        stalled = [
+            Stalled(t.index, t.row, t.pc, t.each[0] if t.each[0] < t.each[1] else -1)
+            for t in self.threads
+            if t.state != State.END
+        ]
+        if stalled and self.stop_ns < 0:
+            raise stuck(self.plan, self.model, stalled)
 
     def event(self, thread: Thread) -> None:
         if self.stop_ns >= 0 and not (thread.state == State.RUN and self._private(thread)):

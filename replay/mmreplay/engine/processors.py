@@ -29,6 +29,8 @@ class Processors(World):
         self.owed_ns = [0] * cores
         self.idle_since: list[int] = [0] * cores
         self.run_queue: deque[Thread] = deque()
+        self.threads = [Thread(i) for i in range(plan.n_threads)]
+        self.still = 0  # looks of spinners, one after the other, while all threads spun
         self.idle_ns = 0
         kinds, n_locks = len(PlanOp), len(model.locks)
         self.stats = np.zeros((n_locks, len(LOCK_FIELDS)), np.int64)
@@ -91,6 +93,24 @@ class Processors(World):
         if self.now >= thread.slice_end_ns:
             thread.slice_end_ns = self.now + self.setup.slice
         self.at(thread, state, thread.slice_end_ns)
+        self.stop_if_all_spin()
+
+    def stop_if_all_spin(self) -> None:
+        """Called where a spinner begins another slice: does anybody do anything else?
+
+        If not, until every spinner has looked again, nobody ever will: then no thread has
+        an event any more.
+        """
+        spinning = (State.SPIN, State.OSQ, State.REVOKE)
+        self.still += 1
+        for t in self.threads:
+            if t.time_ns is not None and (t.state not in spinning or t.time_ns != t.slice_end_ns):
+                self.still = 0
+        if self.run_queue:
+            self.still = 0
+        if self.still > len(self.threads):
+            for t in self.threads:
+                t.time_ns = None
 
     def block(self, thread: Thread, span_ns: int) -> None:
         """Leave the CPU for a span of time."""

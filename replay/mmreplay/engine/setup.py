@@ -21,7 +21,7 @@ from mmreplay.address_space.plan import Plan, PlanOp, Trait
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
 from mmreplay.jit import njit
-from mmreplay.locking.isa import OP, PARAMS, A, B, FlushScope, Kind, Mode, Op, Scope
+from mmreplay.locking.isa import OP, PARAMS, A, B, FlushScope, Kind, Mode, Op, Operand, Scope
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
 
@@ -147,6 +147,27 @@ def speed(machine: Machine, active: int) -> float:
         if active <= up_to:
             return factor
     return machine.frequency[-1][1] if machine.frequency else 1.0
+
+
+def object_of(plan: Plan, row: int, scope: int, operand: int, mark: int) -> int:
+    """Number of the object of ``scope`` that an operation means; -1 none.
+
+    ``mark``: the place in ``plan.mark_vma`` at which EACH stands, -1 outside.
+    """
+    match object_scope(scope):
+        case Scope.MM:
+            child = int(plan.child_mm[row])
+            other = operand in (Operand.CHILD, Operand.TARGET)
+            return child if other and child >= 0 else int(plan.mm[row])
+        case Scope.VMA:
+            return int(plan.vma[row] if mark < 0 else plan.mark_vma[mark])
+        case Scope.TABLE:
+            return int(plan.table[row])
+        case Scope.FILE:
+            return int(plan.file[row])
+        case Scope.ANON_ROOT:
+            return int(plan.anon_slot[row])
+    return 0
 
 
 @njit

@@ -81,6 +81,7 @@ class Code:
     rows: list[list[int]]
     items: list[tuple[int, int, int]]  # of X_RUN: cost, Count, hold (a counter; -1 none)
     locked: list[dict[tuple[int, int], int]]  # per X_RUN: acquisitions by (lock, mode)
+    source: list[int]  # per row: the instruction of the model that it (or its run) begins with
 
 
 def trait_masks(model: LockingModel) -> list[int]:
@@ -110,7 +111,7 @@ class Emitter:
         self.numbers = numbers
         self.many_threads = many_threads
         self.line_scope = line_scopes(model)
-        self.code = Code([], [], [])
+        self.code = Code([], [], [], [])
         self._source = model.code.tolist()
 
     def emit(self, key: int) -> int:
@@ -121,7 +122,7 @@ class Emitter:
         program = self._straighten(entry, key & ((1 << CLASS_OP_SHIFT) - 1))
         walks = any(row[OP] == Op.EACH for row in program)
         lowered = [self._lower(row, key, walks) for row in program]
-        return self._place(lowered)
+        return self._place(lowered, [row[-1] for row in program])
 
     # -- control flow -----------------------------------------------------------------
     def _follow(self, pc: int, traits: int) -> int:
@@ -149,7 +150,10 @@ class Emitter:
         return int(self.model.cond_bits_set[cond]) | int(self.model.cond_bits_clear[cond])
 
     def _straighten(self, entry: int, traits: int) -> list[list[int]]:
-        """The instructions that these traits can reach, in order; targets are places in it."""
+        """The instructions that these traits can reach, in order; targets are places in it.
+
+        Behind the columns of an instruction stands its number in the model.
+        """
         out: list[list[int]] = []
         placed: dict[int, int] = {}
         fixes: list[tuple[int, int]] = []  # (row of out, source instruction it goes to)
@@ -160,7 +164,7 @@ class Emitter:
                 continue
             while True:
                 placed[pc] = len(out)
-                row = list(self._source[pc][:5])
+                row = [*self._source[pc][:5], pc]
                 out.append(row)
                 if row[TARGET] >= 0:
                     target = self._follow(row[TARGET], traits)
@@ -171,7 +175,7 @@ class Emitter:
                     break
                 pc = self._follow(pc + 1, traits)
                 if pc in placed:
-                    out.append([int(Op.JUMP), -1, -1, -1, placed[pc]])
+                    out.append([int(Op.JUMP), -1, -1, -1, placed[pc], pc])
                     break
         for where, target in fixes:
             out[where][TARGET] = placed[target]
@@ -300,7 +304,7 @@ class Emitter:
         return (key >> (CLASS_SHIFT + 2 * CLASS_CHILD)) & 3 != NONE
 
     # -- runs of private steps ------------------------------------------------------------------
-    def _place(self, rows: list[list[int]]) -> int:
+    def _place(self, rows: list[list[int]], sources: list[int]) -> int:
         """Fuse runs and append; targets become places in the whole code."""
         targets = {row[X_TARGET] for row in rows if row[X_TARGET] >= 0}
         first = len(self.code.rows)
@@ -308,6 +312,7 @@ class Emitter:
         at = 0
         while at < len(rows):
             moved[at] = len(self.code.rows)
+            self.code.source.append(sources[at])
             count = self._run_length(rows, at, targets)
             if count:
                 self._fuse(rows[at : at + count])

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.engine.result import DELAY_BUCKETS, DELAY_BUCKETS_PER_OCTAVE, LockStats, Result
-from mmreplay.errors import UserError
 from mmreplay.locking.isa import Kind
 from mmreplay.locking.model import LockingModel
 
@@ -70,16 +69,6 @@ class Totals:
     window_user_ns: int
     group_ops: int  # recorded until the window's end, whether or not it opened
     group_user_ns: int
-
-
-def stuck(model: LockingModel, threads: list[int]) -> UserError:
-    """Threads wait for each other for ever: the model's programs are to blame."""
-    some = ", ".join(str(t) for t in threads[:5])
-    return UserError(
-        f"{len(threads)} threads wait for ever (thread {some})",
-        where=str(model.path),
-        fix="look for a lock that one of its programs takes twice or never gives back",
-    )
 
 
 def summarise(model: LockingModel, totals: Totals) -> Result:

@@ -29,6 +29,7 @@ from mmreplay.engine.setup import (
     Setup,
     analyse,
     line_scopes,
+    object_of,
     object_scope,
     page_key,
     prepare,
@@ -150,22 +151,8 @@ class World:
 
     def _object(self, thread: Thread, scope: int, operand: int) -> int:
         """Number of the object of ``scope`` that the running operation means; -1 none."""
-        plan, row = self.plan, thread.row
-        match object_scope(scope):
-            case Scope.MM:
-                child = int(plan.child_mm[row])
-                other = operand in (Operand.CHILD, Operand.TARGET)
-                return child if other and child >= 0 else int(plan.mm[row])
-            case Scope.VMA:
-                inside = thread.each[0] < thread.each[1]
-                return int(plan.mark_vma[thread.each[0]] if inside else plan.vma[row])
-            case Scope.TABLE:
-                return int(plan.table[row])
-            case Scope.FILE:
-                return int(plan.file[row])
-            case Scope.ANON_ROOT:
-                return int(plan.anon_slot[row])
-        return 0
+        mark = thread.each[0] if thread.each[0] < thread.each[1] else -1
+        return object_of(self.plan, thread.row, scope, operand, mark)
 
     def _shared(self, thread: Thread, scope: int, operand: int) -> bool:
         obj = self._object(thread, scope, operand)

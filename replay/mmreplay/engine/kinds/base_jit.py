@@ -264,6 +264,24 @@ def runnable(m, t):  # type: ignore[no-untyped-def]
 
 
 @borrowing_helper
+def stop_if_all_spin(m):  # type: ignore[no-untyped-def]
+    """Processors.stop_if_all_spin."""
+    m[H_STILL] += 1
+    if m[H_RQ_HEAD] >= 0:
+        m[H_STILL] = 0
+    for t in range(m[H_THREADS]):
+        b = HEADER + t * TF
+        key = m[m[H_LEVEL_0] + t]
+        state = m[b + T_STATE]
+        spins = state == SPIN or state == OSQ or state == REVOKE
+        if key != NEVER and not (spins and key >> m[H_SHIFT] == m[b + T_SLICE_END]):
+            m[H_STILL] = 0
+    if m[H_STILL] > m[H_THREADS]:
+        for t in range(m[H_THREADS]):
+            set_time(m, t, NEVER)
+
+
+@borrowing_helper
 def spin_on(m, t, state):  # type: ignore[no-untyped-def]
     """Processors.spin_on."""
     b = HEADER + t * TF
@@ -276,6 +294,7 @@ def spin_on(m, t, state):  # type: ignore[no-untyped-def]
     if m[H_NOW] >= m[b + T_SLICE_END]:
         m[b + T_SLICE_END] = m[H_NOW] + m[H_SLICE]
     at(m, t, state, m[b + T_SLICE_END])
+    stop_if_all_spin(m)
 
 
 @borrowing_helper

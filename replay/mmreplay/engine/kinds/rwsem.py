@@ -296,6 +296,7 @@ class Rwsem(Lock):
         else:
             thread.slice_end_ns = self.sim.now + self.sim.setup.slice
             self.sim.at(thread, State.OSQ, thread.slice_end_ns)
+            self.sim.stop_if_all_spin()
 
     def spin_event(self, thread: Thread) -> None:
         """One look of the first spinner at the lock and its owner."""
@@ -327,12 +328,15 @@ class Rwsem(Lock):
                 self._queue(thread, now)
             return
         self.line.read(thread.cpu, now)
-        if thread.slice_end_ns <= now:
+        renewed = thread.slice_end_ns <= now
+        if renewed:
             thread.slice_end_ns = now + sim.setup.slice
         again = thread.slice_end_ns
         if deadline is not None:
             again = min(again, deadline)
         sim.at(thread, State.SPIN, again)
+        if renewed:
+            sim.stop_if_all_spin()
 
     def _window(self) -> int:
         """rwsem_rspin_threshold: (20 + min(readers, 30)) / 2 µs."""

@@ -340,6 +340,7 @@ def osq_event(m, r, line, t):  # type: ignore[no-untyped-def]
     else:
         m[b + T_SLICE_END] = m[H_NOW] + m[H_SLICE]
         at(m, t, OSQ, m[b + T_SLICE_END])
+        stop_if_all_spin(m)
 
 
 @borrowing_helper
@@ -390,7 +391,10 @@ def spin_event(m, r, line, t):  # type: ignore[no-untyped-def]
         queue(m, r, line, t, now)
         return -1
     line_read(m, line, m[b + T_CPU], now)
-    if m[b + T_SLICE_END] <= now:
+    renewed = m[b + T_SLICE_END] <= now
+    if renewed:
         m[b + T_SLICE_END] = now + m[H_SLICE]
     at(m, t, SPIN, min(m[b + T_SLICE_END], deadline))
+    if renewed:
+        stop_if_all_spin(m)
     return -1
