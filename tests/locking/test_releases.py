@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mmreplay.errors import UserError
 from mmreplay.locking import resolve_kernel
+from mmreplay.locking.loader import model_names
+from mmreplay.locking.vendors import read_vendors, vendor_of, vendors
 
 
 @pytest.mark.parametrize(
@@ -40,19 +44,71 @@ def test_a_models_own_name_needs_no_note() -> None:
     assert (found.name, note) == ("linux-6.1", "")
 
 
-@pytest.mark.parametrize(
-    "release",
-    [
-        "6.12.0-55.el10.x86_64",
-        "6.1.75-android14-11-g1",
-        "6.12.0-101.33.4.3.el9uek.x86_64",
-        "6.8.0-1021-aws",
-        "6.8.0-1021-azure",
-        "6.8.0-1021-gke",
-    ],
-)
-def test_vendor_kernels_carry_a_warning(release: str) -> None:
-    assert "does not tell" in resolve_kernel(release)[1]
+#: release -> (model, part of the vendor's name, whether the number tells)
+VENDORS = {
+    "4.18.0-553.el8_10.x86_64": ("linux-5.10", "RHEL 8", False),
+    "5.14.0-427.13.1.el9_4.x86_64": ("linux-5.10", "RHEL 9", False),
+    "6.12.0-55.el10.x86_64": ("linux-6.12", "RHEL 10", False),
+    "5.10.198-android12-9-00019": ("spf-lespinasse", "Android", False),
+    "5.15.123-android13-8": ("spf-lespinasse", "Android", False),
+    "6.1.75-android14-11-g1": ("linux-6.1", "Android", False),
+    "6.6.30-android15-8": ("linux-6.6", "Android", False),
+    "5.4.17-2136.330.7.1.el8uek.x86_64": ("linux-5.10", "UEK", False),
+    "5.15.0-206.153.7.el9uek.x86_64": ("linux-5.15", "UEK", False),
+    "6.12.0-101.33.4.3.el9uek.x86_64": ("linux-6.12", "UEK", False),
+    "6.8.0-1021-aws": ("linux-6.7", "cloud", False),
+    "6.8.0-1021-azure": ("linux-6.7", "cloud", False),
+    "6.8.0-1021-gke": ("linux-6.7", "cloud", False),
+    "6.1.58+": ("linux-6.1", "Container-Optimized", False),
+    "6.1.119-129.201.amzn2023.x86_64": ("linux-6.1", "Amazon", False),
+    "6.6.51.1-5.azl3": ("linux-6.6", "Azure Linux", False),
+    "6.4.0-150600.23.25-default": ("linux-6.4", "SUSE", False),
+    "5.10.0-136.12.0.86.oe2203sp1.x86_64": ("linux-5.10", "openEuler", False),
+    "6.1.0-56-amd64": ("linux-6.1", "Debian", True),
+    "6.12.117+deb12-amd64": ("linux-6.12", "Debian", True),
+    "5.15.0-204-generic": ("linux-5.15", "Ubuntu", True),
+    "6.8.7-1-default": ("linux-6.7", "Tumbleweed", True),
+    "6.14.5-300.fc42.x86_64": ("linux-6.14", "Fedora", True),
+    "6.8.12-4-pve": ("linux-6.7", "Proxmox", True),
+    "5.15.153.1-microsoft-standard-WSL2": ("linux-5.15", "WSL", True),
+}
+
+
+@pytest.mark.parametrize("release", VENDORS)
+def test_vendor_kernels_are_known_by_their_looks(release: str) -> None:
+    model, name, tells = VENDORS[release]
+    found, note = resolve_kernel(release)
+    vendor = vendor_of(release)
+    assert found.name == model
+    assert vendor is not None
+    assert name in vendor.name
+    assert vendor.tells is tells
+    assert ("does not tell" in note) is not tells
+    assert tells or ("mmreplay locks verify" in note and vendor.known in note)
+
+
+@pytest.mark.parametrize("release", ["6.18.44", "6.18.44-fc-v595", "7.3.0-rc2", "6.1.0"])
+def test_upstream_kernels_have_no_vendor(release: str) -> None:
+    assert vendor_of(release) is None
+
+
+def test_the_table_names_models_that_exist_and_its_sources() -> None:
+    for vendor in vendors():
+        assert {vendor.floor, *vendor.models.values()} - {""} <= set(model_names())
+        assert vendor.sources
+
+
+def test_a_table_with_a_mistake_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vendors.toml"
+    for text, message in (
+        ('[[vendor]]\nname = "x"\nmach = "y"\n', 'unknown key "mach" (did you mean "match"?)'),
+        ('[[vendor]]\nname = "x"\nmatch = "("\ntells = true\nsources = []\n', "expression"),
+        ('[[vendor]]\nname = "x"\nmatch = "y"\nsources = []\n', 'missing key "tells"'),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError) as error:
+            read_vendors(path)
+        assert message in error.value.line()
 
 
 def test_the_patch_level_does_not_count() -> None:

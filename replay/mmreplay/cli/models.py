@@ -20,7 +20,7 @@ _FORMAT = click.option(
 )
 
 
-@click.group(help="List, show and check locking models.")
+@click.group(help="List, show, check and compare locking models.")
 def command() -> None:
     pass
 
@@ -77,6 +77,52 @@ def show(model: str, code: bool, format_: str) -> None:
     click.echo(text(loaded))
     if code:
         click.echo("\n".join(listing(loaded)))
+
+
+@command.command()
+@click.argument("before")
+@click.argument("after")
+@_FORMAT
+def diff(before: str, after: str, format_: str) -> None:
+    """What changes from model BEFORE to model AFTER, operation by operation, in words."""
+    from mmreplay.locking import resolve_kernel
+    from mmreplay.locking.diff import as_data
+
+    pair = []
+    for name in (before, after):
+        model, note = resolve_kernel(name)
+        if note:
+            click.echo(note, err=True)
+        pair.append(model)
+    changes = changes_between(*pair)
+    if format_ == "json":
+        click.echo(json.dumps(as_data(pair[0], pair[1], changes), indent=2))
+        return
+    for change in changes:
+        click.echo(change.text)
+    if not changes:
+        click.echo(f"{pair[0].name} and {pair[1].name} lock alike")
+
+
+def changes_between(before: Any, after: Any) -> list[Any]:
+    """The models' differences, those of their VMA rules written out."""
+    from mmreplay.address_space.rules import KEYS, load_rules
+    from mmreplay.locking.diff import Change
+    from mmreplay.locking.diff import diff as compare
+
+    changes = compare(before, after)
+    if before.vma_rules == after.vma_rules:
+        return changes
+    old, new = (load_rules(model.vma_rules) for model in (before, after))
+    rules = []
+    for key, value in new.values:
+        was = dict(old.values)[key]
+        if was != value:
+            words = KEYS[key].words or ()
+            names = [words[v] if words else str(v) for v in (was, value)]
+            rules.append(Change("", "vma_rules", names[0], f"VMA rule {key} is {names[1]}"))
+    at = next(i for i, change in enumerate(changes) if change.about == "vma_rules")
+    return [*changes[:at], *rules, *changes[at + 1 :]]
 
 
 @command.command()

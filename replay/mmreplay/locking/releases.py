@@ -9,17 +9,9 @@ from typing import Final
 from mmreplay.errors import UserError, closest
 from mmreplay.locking.loader import load_model, model_names
 from mmreplay.locking.model import LockingModel
+from mmreplay.locking.vendors import vendor_of
 from mmreplay.resources import models_dir
 
-#: Fragments of releases whose number does not tell what was backported.
-_VENDORS: Final = (
-    (re.compile(r"\.?el\d+|rhel|centos|\.alma|\.rocky"), "an enterprise kernel (RHEL family)"),
-    (re.compile(r"-android\d*|android"), "an Android kernel"),
-    (re.compile(r"uek"), "an Oracle UEK kernel"),
-    (re.compile(r"-(aws|azure|gke|gcp|oracle)\b"), "a cloud vendor's kernel"),
-    (re.compile(r"amzn|\.cm\d|azl\d|-cos"), "a cloud vendor's kernel"),
-    (re.compile(r"-\d+\.\d+-default|-default$|\.sle"), "a SUSE kernel"),
-)
 _KERNEL_KEY: Final = re.compile(r'^kernel = "(\d+)\.(\d+)"', re.MULTILINE)
 _RELEASE: Final = re.compile(r"^(?:linux-)?v?(\d{1,4})\.(\d{1,5})(?=$|[.\-+_~a-zA-Z])")
 
@@ -29,7 +21,8 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
 
     ``release`` is a model's name, a path of a model file, or a release like
     ``6.8.12-300.x86_64``.  The note is empty when the model was named exactly; it
-    carries a warning for vendor kernels, whose number does not tell what they backport.
+    carries a warning for vendor kernels, whose number does not tell what they backport
+    (``models/vendors.toml``, which may also name another model).
 
     Raises
     ------
@@ -48,19 +41,28 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
         )
     wanted = (int(match.group(1)), int(match.group(2)))
     older = [version for version in kernels if version <= wanted]
-    if not older:
+    vendor = vendor_of(text)
+    listed = vendor.models.get(_dotted(wanted), "") if vendor else ""
+    if not older and (vendor is None or not vendor.floor):
         first = min(kernels)
         raise UserError(
             f'kernel "{release}" is older than every model (the first is {_dotted(first)})',
             fix=f"one of {', '.join(kernels.values())}",
         )
-    model = load_model(kernels[max(older)])
-    note = f"kernel {text}: using {model.name}, the newest model not newer than {_dotted(wanted)}"
-    vendor = next((what for pattern, what in _VENDORS if pattern.search(text.lower())), "")
-    if vendor:
+    if vendor is not None and listed:
+        name, why = listed, f"what {vendor.name} of {_dotted(wanted)} is taken for"
+    elif older:
+        name, why = kernels[max(older)], f"the newest model not newer than {_dotted(wanted)}"
+    else:
+        assert vendor is not None
+        name, why = vendor.floor, f"the oldest model: {_dotted(wanted)} has none"
+    model = load_model(name)
+    note = f"kernel {text}: using {model.name}, {why}"
+    if vendor is not None and not vendor.tells:
         note += (
-            f"; warning: this looks like {vendor}, whose number does not tell what was"
-            " backported: count its locks and compare before trusting the result"
+            f"; warning: this looks like {vendor.name}, whose number does not tell what was"
+            f" backported{f' ({vendor.known})' if vendor.known else ''}: mmreplay locks verify,"
+            " run there, tells"
         )
     return model, note
 

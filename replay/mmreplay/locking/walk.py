@@ -63,6 +63,7 @@ def walk(
     bits: RuntimeBit = NO_BITS,
     fail: frozenset[str] = frozenset(),
     limit: int = 10_000,
+    batches: bool = False,
 ) -> Walk:
     """Walk the program of ``op``.
 
@@ -74,6 +75,8 @@ def walk(
         Runtime bits that are set when the operation begins.
     fail:
         Locks whose ``try`` and sequences whose ``check`` fail the first time.
+    batches:
+        ``every N`` holds each time: what an operation does that ends a per-CPU batch.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def walk(
             at = next(i for i, (lock, _, _) in enumerate(out.held) if lock == a)
             out.held[at] = (a, out.held[at][1], int(Mode.READ))
         elif kind is Op.BRANCH:
-            nxt = target if _holds(model, a, traits, out.bits) else nxt
+            nxt = target if _holds(model, a, traits, out.bits, batches) else nxt
         elif kind is Op.EACH:
             left = sizes.get(MarkSet(a), 0)
             nxt = nxt if left else target
@@ -152,8 +155,8 @@ def _names(model: LockingModel, out: Walk) -> tuple[str, ...]:
     )
 
 
-def _holds(model: LockingModel, index: int, traits: Trait, bits: RuntimeBit) -> bool:
-    if model.cond_every[index]:
+def _holds(model: LockingModel, index: int, traits: Trait, bits: RuntimeBit, batches: bool) -> bool:
+    if model.cond_every[index] and not batches:
         return False  # the common case between two batches
     wanted, refused = int(model.cond_traits_set[index]), int(model.cond_traits_clear[index])
     on, off = int(model.cond_bits_set[index]), int(model.cond_bits_clear[index])
