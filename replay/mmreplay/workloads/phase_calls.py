@@ -168,8 +168,6 @@ def misc(s: Script) -> None:
         n,
         lambda i: t.range_op(OpKind.MBIND, q, 8 * PG, 0 if i & 1 else 1),
     )
-    s.each("process_madvise_cold_16vec", n, lambda i: t.process_madvise(_COLD, 16))
-    s.each("process_madvise_dontneed_16vec_self", n, lambda i: t.process_madvise(_DONTNEED, 16))
     s.each("get_mempolicy_addr", n, lambda i: t.range_op(OpKind.GET_MEMPOLICY, q, PG))
     d = t.isolated(64 * PG)
     s.each(
@@ -177,6 +175,12 @@ def misc(s: Script) -> None:
         n,
         lambda i: t.madvise(d, 64 * PG, _UNMERGEABLE if i & 1 else _MERGEABLE),
     )
+
+
+def process_madvise(s: Script) -> None:
+    t = s.tape
+    s.each("process_madvise_cold_16vec", s.n, lambda i: t.process_madvise(_COLD, 16))
+    s.each("process_madvise_dontneed_16vec_self", s.n, lambda i: t.process_madvise(_DONTNEED, 16))
 
 
 def remote(s: Script) -> None:

@@ -21,7 +21,8 @@ from mmreplay.workloads.tape import (
 )
 
 # include/uapi/asm-generic/mman-common.h
-_WILLNEED, _HUGEPAGE, _PAGEOUT, _POPULATE_READ, _POPULATE_WRITE = 3, 14, 21, 22, 23
+_RANDOM, _WILLNEED, _HUGEPAGE, _PAGEOUT = 1, 3, 14, 21
+_POPULATE_READ, _POPULATE_WRITE = 22, 23
 
 FILES: Final = {
     "tmpfs": File("/dev/shm/lt/data", 3, 1001, 0x19),
@@ -125,7 +126,7 @@ def file(s: Script, tag: str) -> None:
 
 
 def cold_random(s: Script) -> None:
-    _cold(s, "file_r_cold_ext4_random_1page", 200)
+    _cold(s, "file_r_cold_ext4_random_1page", 200, _RANDOM)
 
 
 def cold_readahead(s: Script) -> None:
@@ -133,10 +134,12 @@ def cold_readahead(s: Script) -> None:
     _cold(s, "file_r_cold_ext4_readahead", 199)
 
 
-def _cold(s: Script, name: str, major: int) -> None:
+def _cold(s: Script, name: str, major: int, advice: int = 0) -> None:
     """Reads of a file that is not in the page cache, as many of them major as were counted."""
     t = s.tape
     p = t.isolated(201 * AROUND, PROT_READ, MAP_PRIVATE, FILES["ext4"])
+    if advice:
+        t.madvise(p, 201 * AROUND, advice)
     counted = s.of(name).major
     cached = 200 - (major if counted is None else min(counted, 200))
 

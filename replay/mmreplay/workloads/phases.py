@@ -70,6 +70,7 @@ GROUPS: Final[dict[str, Callable[[Script], None]]] = {
     "uffd": faults.uffd,
     "segv": faults.segv,
     "misc": calls.misc,
+    "process_madvise": calls.process_madvise,
     "swap": faults.swap,
     "hugetlb": faults.hugetlb,
 }
