@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import Plan
 from mmreplay.engine.kinds.range import LAST_PAGE, LEVEL_BITS, Cost
-from mmreplay.engine.setup import PAGE_BITS, Analysis, P, page_key
+from mmreplay.engine.setup import PAGE_BITS, Analysis, P, distinct, page_key
 from mmreplay.locking.isa import OP, A, C, Kind, Op, Operand
 from mmreplay.locking.model import LockingModel
 
@@ -54,8 +54,8 @@ def _nodes(plan: Plan, model: LockingModel, lock: int) -> int:
     for operand in np.unique(code[mine, C]).tolist():
         first, last = spans(plan, operand)
         level = levels(first, last)
-        both = np.stack([plan.mm, level, first >> (LEVEL_BITS * level)], axis=1)
-        found += len(np.unique(both, axis=0)) + int((plan.child_mm >= 0).sum())
+        node = (plan.mm.astype(np.int64) << 40) | (level << 37) | (first >> (LEVEL_BITS * level))
+        found += len(distinct(node)) + int((plan.child_mm >= 0).sum())
     return found
 
 
