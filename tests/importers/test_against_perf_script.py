@@ -19,6 +19,7 @@ import pytest
 
 from mmreplay.importers import events as ev
 from mmreplay.importers import perf_data
+from mmreplay.importers import perf_header as ph
 from mmreplay.importers.perf_layout import EventInfo
 from mmreplay.importers.registry import import_trace
 from mmreplay.importers.syscalls import CALLS
@@ -92,9 +93,6 @@ SETS = {
     "callchains": (["-g"], [FAULTS[0], "syscalls:sys_enter_mmap", "syscalls:sys_exit_mmap"]),
 }
 
-#: perf refuses a field that no event has.
-FIELDS = {"light": "trace", "callchains": "trace", "software": "addr"}
-
 
 def record(folder: Path, options: list[str], events: list[str], tail: list[str]) -> Path:
     if shutil.which("perf") is None:
@@ -115,19 +113,29 @@ _LINE = re.compile(
 )
 
 
-def printed(file: Path, fields: str) -> list[tuple[int, int, int, str, str]]:
-    """(time, pid, tid, event, rest) as perf script prints them."""
+#: time, pid, tid, cpu (-1: not recorded), event
+Key = tuple[int, int, int, int, str]
+
+
+def fields(file: Path) -> list[str]:
+    """Options of perf script, which refuses a field that an event of the type lacks."""
+    recording = perf_data.open_recording(file)
+    words = []
+    for kind, name, last in ((2, "trace", "trace"), (1, "sw", "addr")):
+        attrs = [attr for attr in recording.header.attrs if attr.type == kind]
+        if attrs:
+            chosen = ["comm", "pid", "tid", "time", "event", last]
+            if all(attr.sample_type & ph.SAMPLE_CPU for attr in attrs):
+                chosen.append("cpu")
+            words += ["-F", f"{name}:{','.join(chosen)}"]
+    recording.close()
+    return words
+
+
+def printed(file: Path) -> list[tuple[Key, str]]:
+    """Each event and its arguments, as perf script prints them."""
     done = subprocess.run(
-        [
-            "perf",
-            "script",
-            "-i",
-            str(file),
-            "--ns",
-            "-G",
-            "-F",
-            f"comm,pid,tid,time,event,{fields}",
-        ],
+        ["perf", "script", "-i", str(file), "--ns", "-G", *fields(file)],
         capture_output=True,
         text=True,
         check=False,
@@ -140,25 +148,24 @@ def printed(file: Path, fields: str) -> list[tuple[int, int, int, str, str]]:
         match = _LINE.match(line)
         assert match, line
         stamp = int(match["s"]) * 10**9 + int(match["ns"])
-        rows.append((stamp, int(match["pid"]), int(match["tid"]), match["event"], match["rest"]))
+        cpu = int(match["cpu"] or -1)
+        key = (stamp, int(match["pid"]), int(match["tid"]), cpu, match["event"])
+        rows.append((key, match["rest"]))
     return rows
 
 
-def decoded(file: Path) -> Iterator[tuple[int, int, int, EventInfo, Any]]:
-    """(time, pid, tid, event, arguments) as the importer decodes them."""
+def decoded(file: Path) -> Iterator[tuple[Key, EventInfo, Any]]:
+    """The same as the importer decodes them."""
     recording = perf_data.open_recording(file)
     try:
         for batch, rows in perf_data.batches(recording):
             t0 = int(recording.decode_state[0])
             for i in np.flatnonzero(batch.event[:rows] >= 0).tolist():
                 info = recording.plan.events[batch.event[i]]
-                yield (
-                    int(batch.time[i]) + t0,
-                    int(batch.pid[i]),
-                    int(batch.tid[i]),
-                    info,
-                    [int(value) for value in batch.arg[i]],
-                )
+                stamp = int(batch.time[i]) + t0
+                pid, tid, cpu = (int(column[i]) for column in (batch.pid, batch.tid, batch.cpu))
+                arguments = [int(value) for value in batch.arg[i]]
+                yield (stamp, pid, tid, cpu, info.name), info, arguments
     finally:
         recording.close()
 
@@ -199,22 +206,22 @@ def same_arguments(info: EventInfo, arg: list[int], rest: str) -> bool:
     return True
 
 
-def compare(file: Path, fields: str = "trace,addr") -> int:
+def compare(file: Path) -> int:
     """Number of events, all equal to those of perf script."""
-    theirs = printed(file, fields)
+    theirs = printed(file)
     ours = list(decoded(file))
     assert len(ours) == len(theirs)
     # perf orders equal times by its own heap: compare as multisets, arguments included.
-    by_key: dict[tuple[Any, ...], list[str]] = {}
-    for stamp, pid, tid, name, rest in theirs:
-        by_key.setdefault((stamp, pid, tid, name), []).append(rest)
-    for stamp, pid, tid, info, arg in ours:
-        rests = by_key[(stamp, pid, tid, info.name)]
+    by_key: dict[Key, list[str]] = {}
+    for key, rest in theirs:
+        by_key.setdefault(key, []).append(rest)
+    for key, info, arg in ours:
+        rests = by_key[key]
         at = next((k for k, rest in enumerate(rests) if same_arguments(info, arg, rest)), None)
-        assert at is not None, (stamp, tid, info.name, arg, rests)
+        assert at is not None, (key, arg, rests)
         rests.pop(at)
     assert not any(by_key.values())
-    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    assert [row[0][0] for row in ours] == [row[0][0] for row in theirs]
     return len(ours)
 
 
@@ -222,7 +229,7 @@ def compare(file: Path, fields: str = "trace,addr") -> int:
 def test_every_event_is_perf_scripts(tmp_path: Path, name: str) -> None:
     options, events = SETS[name]
     file = record(tmp_path, options, events, ["--", sys.executable, "-c", WORKLOAD, "20"])
-    assert compare(file, FIELDS.get(name, "trace,addr")) > 1000
+    assert compare(file) > 1000
     trace = import_trace(file, tmp_path / "t.mmt")
     trace.validate()
     assert trace.header.target == "command"

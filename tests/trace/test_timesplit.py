@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality, SpanEnd
-from mmreplay.trace import store, timesplit
+from mmreplay.trace import services, timesplit
+from mmreplay.trace import writer as writer_module
 from mmreplay.trace.store import Header, TraceWriter, frame
 from mmreplay.trace.timesplit import DEFAULT_SERVICE_NS, finalise, split
 
@@ -317,8 +318,8 @@ def test_exposure_equals_its_definition_and_time_is_conserved(
 ) -> None:
     # With service at 0 by default the wait is what was recorded or the whole exposure.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timesplit, "DEFAULT_SERVICE_NS", dict.fromkeys(OpKind, 0))
-        patch.setattr(timesplit, "MIN_QUIET", len(rows) + 1)
+        patch.setattr(services, "DEFAULT_SERVICE_NS", dict.fromkeys(OpKind, 0))
+        patch.setattr(services, "MIN_QUIET", len(rows) + 1)
         done, report = split(frame("operations", rows))
     exposures = [_exposure_ns(rows, row) for row in rows]
     assert report.exposed == sum(exposure > 0 for exposure in exposures)
@@ -346,7 +347,7 @@ def test_finalise_rewrites_what_the_writer_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: int
 ) -> None:
     """The same in memory and when the rows were spilled to disk."""
-    monkeypatch.setattr(store, "HOLD_ROWS", hold)
+    monkeypatch.setattr(writer_module, "HOLD_ROWS", hold)
     rows = [*_quiet(*NINE), _op(0, 5000), _op(1, 9000, tid=2)]
     spans = [
         {"tid": 1, "off_ns": 1000 + n, "on_ns": 1001 + n, "reason": int(SpanEnd.PREEMPTED)}
@@ -377,14 +378,3 @@ def test_finalise_without_operations(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "a.mmt") as writer:
         finalise(writer, header)
         writer.close(header).validate()
-
-
-def test_many_samples_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timesplit, "SAMPLE_ROWS", 64)
-    monkeypatch.setattr(timesplit, "_BATCH_ROWS", 50)
-    quiet = _quiet(*([1000, 1001, 1002, 1003] * 250))
-    ops = frame("operations", [*quiet, _op(0, 5000), _op(1, 9000, tid=2)])
-    done, report = split(ops)
-    (service,) = done.filter(pl.col("begin_ns") == 0)["service_ns"].to_list()
-    assert 1000 <= service <= 1003
-    assert report.default_service == 0

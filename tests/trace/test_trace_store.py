@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmreplay.errors import UserError
 from mmreplay.schema import TRACE_SCHEMA, TRACE_TABLES
-from mmreplay.trace import store
+from mmreplay.trace import writer as writer_module
 from mmreplay.trace.store import (
     Event,
     Header,
@@ -99,8 +99,8 @@ def test_header_round_trip(tmp_path: Path) -> None:
 def test_many_writes_keep_their_order_when_they_spill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "HOLD_ROWS", 10)
-    monkeypatch.setattr(store, "_GATHER_ROWS", 4)
+    monkeypatch.setattr(writer_module, "HOLD_ROWS", 10)
+    monkeypatch.setattr(writer_module, "_GATHER_ROWS", 4)
     rows = frame("operations", {"begin_ns": range(57), "kind": [1] * 57})
     with TraceWriter(tmp_path / "a.mmt") as writer:
         for first in range(0, 57, 3):

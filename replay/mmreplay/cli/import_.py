@@ -30,8 +30,6 @@ import click
 )
 def command(file: Path, output: Path | None, force: bool, format_: str) -> None:
     """Turn a recording (perf.data) into a trace."""
-    import polars as pl
-
     from mmreplay.importers.registry import import_trace
 
     out = output if output is not None else Path(f"{file.stem or 'trace'}.mmt")
@@ -46,8 +44,8 @@ def command(file: Path, output: Path | None, force: bool, format_: str) -> None:
         "format": header.source.format,
         "events": sum(event.samples for event in header.events),
         "lost_events": header.lost_events,
-        "operations": int(trace.operations.select(pl.len()).collect().item()),
-        "threads": int(trace.threads.select(pl.len()).collect().item()),
+        "operations": trace.rows("operations"),
+        "threads": trace.rows("threads"),
         "span_ns": header.span_ns,
         "counters": header.counters,
         "warnings": header.warnings,

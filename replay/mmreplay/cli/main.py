@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import sys
 from typing import Any
@@ -61,6 +63,11 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Entry point: a user error is one line on stderr and exit code 2; a bug its traceback."""
+    if argv is None:
+        # Loading numba makes half a million objects that stay: looking through them for cycles
+        # again and again, and once more at the end, took a third of a second of each command.
+        gc.set_threshold(100_000, 20, 20)
+        atexit.register(gc.freeze)
     try:
         return cli.main(args=argv, prog_name="mmreplay", standalone_mode=False)
     except UserError as error:

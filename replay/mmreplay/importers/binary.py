@@ -89,6 +89,31 @@ else:
     load_i64 = _i64
 
 
+@intrinsic
+def _pointer(typingctx: Any, array: Any) -> Any:
+    if not isinstance(array, types.Array) or array.layout != "C":
+        return None
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.make_array(sig.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+if _CHECK:
+
+    @helper
+    def bare(array: Any) -> Any:
+        """The array itself, flat: under bounds checks nothing is indexed without."""
+        return array.reshape(-1)
+
+else:
+    #: A contiguous array as a bare pointer to its first value: ``bare(a)[i]`` has no bounds,
+    #: and ``i`` may not be negative, which numba else asks at every access.  The caller
+    #: keeps the array.
+    bare = _pointer
+
+
 @helper
 def mix(key: np.uint64) -> np.uint64:
     """A 64-bit finaliser (splitmix64's), for the open-addressing tables."""

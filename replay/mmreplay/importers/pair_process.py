@@ -21,7 +21,7 @@ from mmreplay.importers.pair_thread import (
     new_thread,
     process_of,
 )
-from mmreplay.jit import helper
+from mmreplay.jit import borrowing_helper
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
 _NO_CPU = np.int64(-1)
@@ -41,13 +41,13 @@ _ORPHAN = np.int64(int(Quality.ORPHAN_EXIT))
 _CHILD_RETURN = np.int64(int(Quality.CHILD_RETURN))
 
 
-@helper
+@borrowing_helper
 def _cloning(a: Any, t: Any) -> Any:
     call = a[t + ps.S_CALL] - 1
     return call == sc.C_CLONE or call == sc.C_CLONE3 or call == sc.C_FORK or call == sc.C_VFORK
 
 
-@helper
+@borrowing_helper
 def on_fork(a: Any, ops: Any, arg: Any, now: Any, mark: Any) -> None:
     """A FORK record: a new thread (pid == parent pid) or a new process."""
     pid = np.int64(arg[0])
@@ -110,7 +110,7 @@ def on_fork(a: Any, ops: Any, arg: Any, now: Any, mark: Any) -> None:
             a[p + ps.S_CALL_CHILD_KIND] = 1 if pid == parent_pid else 2
 
 
-@helper
+@borrowing_helper
 def _resolve_guess(a: Any, ops: Any, proc: Any) -> Any:
     """Whether a clone3 child was vfork-like: its parent waits in clone3 until it is gone."""
     parent = a[ps.procs_at(a, proc) + ps.P_GUESS_PARENT] - 1
@@ -129,7 +129,7 @@ def _resolve_guess(a: Any, ops: Any, proc: Any) -> Any:
     return True
 
 
-@helper
+@borrowing_helper
 def on_comm(a: Any, ops: Any, slot: Any, arg: Any, now: Any, mark: Any) -> None:
     """A COMM record: the name, and with an exec a new address space."""
     t = ps.threads_at(a, slot)
@@ -150,7 +150,7 @@ def on_comm(a: Any, ops: Any, slot: Any, arg: Any, now: Any, mark: Any) -> None:
     a[t + ps.S_LAST_NS] = max(a[t + ps.S_LAST_NS], now)
 
 
-@helper
+@borrowing_helper
 def start_thread(a: Any, ops: Any, t: Any, now: Any, cpu: Any, quality: Any, returns: Any) -> None:
     """The first event of a thread whose creation was recorded: its THREAD_START."""
     a[t + ps.S_STARTED] = 1
@@ -159,7 +159,7 @@ def start_thread(a: Any, ops: Any, t: Any, now: Any, cpu: Any, quality: Any, ret
     begin_row(a, ops, t, now, _THREAD_START, cpu, _ONE, quality)
 
 
-@helper
+@borrowing_helper
 def finish_clone(a: Any, ops: Any, t: Any, call: Any, result: Any) -> Any:
     """The kind of a clone, clone3, fork or vfork that returns; notes its child."""
     if result > 0 and a[t + ps.S_CALL_CHILD] == 0 and result < ps.MAX_TID:
@@ -178,29 +178,29 @@ def finish_clone(a: Any, ops: Any, t: Any, call: Any, result: Any) -> Any:
     return _CLONE
 
 
-@helper
+@borrowing_helper
 def result_of(a: Any, ops: Any, out: Any, t: Any, call: Any, result: Any) -> None:
     """Fill what the return value says: result, and the range it decides."""
-    ops[out, ps.O_RESULT] = result
-    ops[out, ps.O_KNOWN] |= ps.K_RESULT
+    ops[out + ps.O_RESULT] = result
+    ops[out + ps.O_KNOWN] |= ps.K_RESULT
     failed = -4095 <= result < 0
     if call == sc.C_MMAP or call == sc.C_SHMAT:
         if not failed:
-            ops[out, ps.O_ADDRESS] = result
-            ops[out, ps.O_KNOWN] |= ps.K_ADDRESS
+            ops[out + ps.O_ADDRESS] = result
+            ops[out + ps.O_KNOWN] |= ps.K_ADDRESS
     elif call == sc.C_BRK:
         # brk returns the break there is now; the range is what lies between.
         proc = a[t + ps.S_PROC]
         before = a[ps.procs_at(a, proc) + ps.P_BREAK]
         if result > 0:
             if before > 0:
-                ops[out, ps.O_ADDRESS] = min(before, result)
-                ops[out, ps.O_LENGTH] = abs(result - before)
-                ops[out, ps.O_KNOWN] |= ps.K_ADDRESS | ps.K_LENGTH
+                ops[out + ps.O_ADDRESS] = min(before, result)
+                ops[out + ps.O_LENGTH] = abs(result - before)
+                ops[out + ps.O_KNOWN] |= ps.K_ADDRESS | ps.K_LENGTH
             a[ps.procs_at(a, proc) + ps.P_BREAK] = result
 
 
-@helper
+@borrowing_helper
 def orphan_exit(
     a: Any,
     ops: Any,
@@ -232,15 +232,15 @@ def orphan_exit(
             result_of(a, ops, out, o, call, result)
             return
     row = begin_row(a, ops, t, now, sc.CALL_KIND[call], cpu, weight, quality | _ORPHAN)
-    out = row - a[ps.C_BASE]
-    ops[out, ps.O_DURATION_KIND] = _BEGIN_UNSEEN
+    out = ps.place(a, row)
+    ops[out + ps.O_DURATION_KIND] = _BEGIN_UNSEEN
     a[ps.C_BEGIN_UNSEEN] += 1
     if execs and result == 0:
-        ops[out, ps.O_SPACE] = a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_BEFORE_EXEC]
+        ops[out + ps.O_SPACE] = a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_BEFORE_EXEC]
     result_of(a, ops, out, t, call, result)
 
 
-@helper
+@borrowing_helper
 def end_of_thread(a: Any, ops: Any, slot: Any, now: Any, cpu: Any, quality: Any) -> None:
     """An EXIT record: close what is open, THREAD_EXIT, and PROCESS_EXIT after the last."""
     t = ps.threads_at(a, slot)

@@ -8,10 +8,10 @@ import numpy as np
 
 from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
-from mmreplay.jit import helper
+from mmreplay.jit import borrowing_helper
 
 
-@helper
+@borrowing_helper
 def _lock_row(
     a: Any,
     ops: Any,
@@ -36,7 +36,7 @@ def _lock_row(
     a[out + ps.L_HOLD] = hold
 
 
-@helper
+@borrowing_helper
 def contention_begin(
     a: Any, ops: Any, slot: Any, address: np.uint64, flags: np.uint64, now: Any
 ) -> None:
@@ -57,7 +57,7 @@ def contention_begin(
     a[t + ps.S_WAITS] = n + 1
 
 
-@helper
+@borrowing_helper
 def contention_end(a: Any, ops: Any, slot: Any, address: np.uint64, now: Any) -> None:
     """lock:contention_end: the span's row, and its share in the open operations."""
     t = ps.threads_at(a, slot)
@@ -89,7 +89,7 @@ def contention_end(a: Any, ops: Any, slot: Any, address: np.uint64, now: Any) ->
             a[t + ps.S_CALL_CONTENTION] += now - max(begin, a[t + ps.S_CALL_NS])
 
 
-@helper
+@borrowing_helper
 def _drop_hold(a: Any, t: Any, holds: Any, at: Any) -> None:
     for k in range(at, a[t + ps.S_HOLDS] - 1):
         for j in range(ps.HOLD_SIZE):
@@ -97,7 +97,7 @@ def _drop_hold(a: Any, t: Any, holds: Any, at: Any) -> None:
     a[t + ps.S_HOLDS] -= 1
 
 
-@helper
+@borrowing_helper
 def mmap_lock(a: Any, ops: Any, slot: Any, role: Any, arg: Any, now: Any) -> None:
     """mmap_lock:*, by (thread, mm)."""
     t = ps.threads_at(a, slot)
@@ -158,7 +158,7 @@ def mmap_lock(a: Any, ops: Any, slot: Any, role: Any, arg: Any, now: Any) -> Non
     a[holds + (found) * ps.HOLD_SIZE + 3] = write
 
 
-@helper
+@borrowing_helper
 def mapping(a: Any, ops: Any, t: Any, arg: Any, now: Any, mark: Any) -> None:
     """A MMAP or MMAP2 record: one known VMA."""
     start, length = arg[0], arg[1]

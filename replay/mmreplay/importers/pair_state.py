@@ -2,7 +2,7 @@
 
 All arrays are int64 matrices, one row per thread, process, address space or output row;
 the names below are their columns.  Memory is one row per tid, process and address space
-seen, and one window of output.
+seen, and a ring of operations.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.importers.binary import mix
-from mmreplay.jit import helper, njit
+from mmreplay.importers.binary import bare, mix
+from mmreplay.jit import borrowing_helper, borrowing_njit
 
 # Columns of a thread.
 (
@@ -49,6 +49,7 @@ from mmreplay.jit import helper, njit
     S_CALL_CHILD_KIND,  # 0 not seen, 1 thread, 2 process
     S_CALL_CHILD_GONE,  # the child has executed or exited meanwhile
     S_CALL_LENGTH,
+    S_CALL_NESTED,  # time of faults inside it
     # the open fault
     S_FAULT,  # role, 0 none
     S_FAULT_ROW,
@@ -72,7 +73,7 @@ from mmreplay.jit import helper, njit
     S_COMM0,
     S_COMM1,
     S_SIZE,
-) = range(51)
+) = range(52)
 STACK: Final = 4
 # Columns of one open wait (contention span): address, begin, flags.
 WAIT_SIZE: Final = 3
@@ -101,9 +102,10 @@ START_KINDS: Final = ("first_seen", "fork", "thread", "attach", "exec")
 # Columns of an address space.
 (A_USERS, A_HIGHEST, A_FAULTS, A_ALIAS, A_MAPPED, A_SIZE) = range(6)
 
-# Columns of an operation.
+# Columns of an operation; those behind O_KNOWN are of system calls only.
 (
     O_BEGIN,
+    O_SEQ,
     O_DURATION,
     O_DURATION_KIND,
     O_THINK,
@@ -114,29 +116,30 @@ START_KINDS: Final = ("first_seen", "fork", "thread", "attach", "exec")
     O_BLOCKED,
     O_PREEMPTED,
     O_EVENTS,
+    O_NESTED,
     O_PID,
     O_TID,
     O_SPACE,
     O_CPU,
     O_KIND,
     O_ADDRESS,
-    O_LENGTH,
-    O_ADDRESS2,
-    O_LENGTH2,
-    O_PROT,
-    O_FLAGS,
-    O_OFFSET,
-    O_FD,
-    O_RESULT,
     O_BITS,
     O_CLASS,
-    O_CHILD,
     O_IP,
     O_WEIGHT,
     O_QUALITY,
     O_KNOWN,  # bits K_*: which nullable columns hold a value
+    O_LENGTH,
+    O_FLAGS,
+    O_ADDRESS2,
+    O_LENGTH2,
+    O_PROT,
+    O_OFFSET,
+    O_FD,
+    O_RESULT,
+    O_CHILD,
     O_SIZE,
-) = range(33)
+) = range(35)
 #: Columns that closing an operation sets; O_QUALITY and O_KNOWN are or-ed.
 CLOSING: Final = (
     O_DURATION,
@@ -145,6 +148,7 @@ CLOSING: Final = (
     O_BLOCKED,
     O_PREEMPTED,
     O_EVENTS,
+    O_NESTED,
     O_KIND,
     O_ADDRESS,
     O_LENGTH,
@@ -155,7 +159,6 @@ CLOSING: Final = (
 # Bits of O_KNOWN; bits 0 to 7 are the argument slots of syscalls.py.
 K_ADDRESS, K_LENGTH = 1, 2
 K_RESULT, K_BITS, K_CHILD, K_DURATION, K_THINK, K_INSIDE = 256, 512, 1024, 2048, 4096, 8192
-K_OPEN: Final = 1 << 20  # still open when its row left the window
 
 # Columns of the other outputs.
 (H_TID, H_PID, H_PARENT, H_SPACE, H_START, H_END, H_FIRST, H_LAST, H_KIND, H_COMM0, H_COMM1,
@@ -177,7 +180,11 @@ GAP_LOST: Final = 25
     C_PROCS,
     C_SPACES,
     C_OPS,
-    C_BASE,  # number of the first row of the current window of operations
+    C_RING,  # rows of the ring of operations
+    C_BASE,  # number of the first row that is still in the ring
+    C_ROOM,  # number of the row before which pairing must stop
+    C_BEGIN_NS,  # begin and seq of the last row
+    C_SEQ,
     C_PATCHES,
     C_THREAD_ROWS,
     C_SCHEDULE,
@@ -194,13 +201,14 @@ GAP_LOST: Final = 25
     C_UNMATCHED_LOCK,
     C_TRYLOCK_FAILED,
     C_GAP_EVENTS,
+    C_LOSSES,
     # what the recording holds (Config)
     C_STARTS,
     C_ENDS,
     C_PAIR,
     C_SWITCHES,
     C_SIZE,
-) = range(26)
+) = range(31)
 
 #: pid_max on 64-bit kernels (include/linux/threads.h@6.18): a larger tid is damage.
 MAX_TID: Final = 4 << 20
@@ -263,21 +271,25 @@ TABLES: Final[dict[str, tuple[int, int]]] = {
 ) = range(C_SIZE, C_SIZE + 17)  # entries of the arena that hold where each table begins
 N_FIRST: Final = C_SIZE + 17  # from here on: rows of each table, in the same order
 _HEAD: Final = N_FIRST + 17
-#: Rows at the end of a window of operations that take patches to earlier windows.
+#: Rows behind the ring of operations that take the ends of rows that have left it.
 PATCH_ROWS: Final = 4096
 
 
 class State:
-    """Everything pairing keeps: one arena of int64, and the window of operations.
+    """Everything pairing keeps: one arena of int64, and the ring of operations.
 
     ``arena`` begins with the counters (C_*), the places of the tables (B_*) and their
-    rows; ``ops`` is (window + PATCH_ROWS, O_SIZE).
+    rows.  ``ops`` holds rows of O_SIZE, ring + PATCH_ROWS of them: operation ``r`` is row
+    ``r % ring`` (a power of two) until ``C_BASE`` has passed it.  Both are flat, so that
+    compiled code can take them as bare pointers.
     """
 
-    def __init__(self, window_rows: int, config: Config) -> None:
+    def __init__(self, ring_rows: int, config: Config) -> None:
         self.rows = {name: rows for name, (_, rows) in TABLES.items()}
         self.arena = self._arena()
-        self.ops = np.zeros((window_rows + PATCH_ROWS, O_SIZE), np.int64)
+        self.ops = np.zeros((ring_rows + PATCH_ROWS) * O_SIZE, np.int64)
+        self.arena[C_RING] = ring_rows
+        self.arena[C_BEGIN_NS] = -1
         self.table("gap_ns")[:] = -1
         self.table("ring_ns")[:] = -1
         self.arena[C_STARTS] = config.fault_starts
@@ -298,6 +310,10 @@ class State:
         at = int(self.arena[C_SIZE + index])
         return self.arena[at : at + rows * columns].reshape(rows, columns)
 
+    def rows_of(self, first: int, count: int) -> NDArray[np.int64]:
+        """(count, O_SIZE) rows of ``ops`` from ``first`` on; behind the ring lie the patches."""
+        return self.ops[first * O_SIZE : (first + count) * O_SIZE].reshape(count, O_SIZE)
+
     def grow(self) -> None:
         """Double the tables of threads, processes and spaces that are nearly full."""
         count = self.count
@@ -307,7 +323,7 @@ class State:
             (("procs",), "pids", count[C_PROCS]),
             (("spaces",), "", count[C_SPACES]),
         ):
-            if used + MARGIN > self.rows[names[0]]:
+            if self.rows[names[0]] - used < MARGIN:
                 for name in names:
                     wanted[name] = 2 * self.rows[name]
                 if hashed:
@@ -341,31 +357,37 @@ class State:
 MARGIN: Final = 8
 
 
-@helper
+@borrowing_helper
+def place(a: Any, row: int) -> Any:
+    """Where the columns of operation ``row`` begin in the ring."""
+    return (row & (a[C_RING] - 1)) * O_SIZE
+
+
+@borrowing_helper
 def threads_at(a: Any, slot: int) -> Any:
     """Where the thread's columns begin in the arena."""
     return a[B_THREADS] + slot * S_SIZE
 
 
-@helper
+@borrowing_helper
 def procs_at(a: Any, proc: int) -> Any:
     """Where the process's columns begin in the arena."""
     return a[B_PROCS] + proc * P_SIZE
 
 
-@helper
+@borrowing_helper
 def spaces_at(a: Any, space: int) -> Any:
     """Where the address space's columns begin in the arena."""
     return a[B_SPACES] + space * A_SIZE
 
 
-@helper
+@borrowing_helper
 def rows_of(a: Any, base: int) -> Any:
     """Rows of the table whose place is in ``a[base]``."""
     return a[base - C_SIZE + N_FIRST]
 
 
-@helper
+@borrowing_helper
 def _place(a: Any, base: int, key: int) -> Any:
     """Where the key is, or where it would go, in an open-addressing table of (key, value)."""
     mask = rows_of(a, base) - 1
@@ -377,14 +399,14 @@ def _place(a: Any, base: int, key: int) -> Any:
     return at
 
 
-@helper
+@borrowing_helper
 def tid_find(a: Any, tid: int) -> Any:
     """Slot of the thread, or -1."""
     at = _place(a, B_TIDS, tid)
     return a[at + 1] if a[at] else -1
 
 
-@helper
+@borrowing_helper
 def tid_put(a: Any, tid: int, slot: int) -> None:
     """Set the slot of the thread."""
     at = _place(a, B_TIDS, tid)
@@ -392,14 +414,14 @@ def tid_put(a: Any, tid: int, slot: int) -> None:
     a[at + 1] = slot
 
 
-@helper
+@borrowing_helper
 def pid_find(a: Any, pid: int) -> Any:
     """Slot of the process, or -1."""
     at = _place(a, B_PIDS, pid)
     return a[at + 1] if a[at] else -1
 
 
-@helper
+@borrowing_helper
 def pid_put(a: Any, pid: int, slot: int) -> None:
     """Set the slot of the process."""
     at = _place(a, B_PIDS, pid)
@@ -407,8 +429,9 @@ def pid_put(a: Any, pid: int, slot: int) -> None:
     a[at + 1] = slot
 
 
-@njit
-def _refill(old: Any, a: Any, base: int) -> None:
+@borrowing_njit
+def _refill(old: Any, arena: Any, base: int) -> None:
+    a = bare(arena)
     for row in range(old.shape[0]):
         if old[row, 0] != 0:
             at = _place(a, base, old[row, 0])

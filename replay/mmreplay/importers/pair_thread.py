@@ -65,10 +65,12 @@ from mmreplay.importers.pair_state import (
     S_TID,
 )
 from mmreplay.importers.syscalls import CALL_KIND
-from mmreplay.jit import helper
-from mmreplay.schema import DurationKind, Quality
+from mmreplay.jit import borrowing_helper
+from mmreplay.schema import DurationKind, OpKind, Quality
 
 _MEASURED = np.int64(int(DurationKind.MEASURED))
+_FAULT_USER = np.int64(int(OpKind.FAULT_USER))
+_FAULT_KERNEL = np.int64(int(OpKind.FAULT_KERNEL))
 _END_UNSEEN = np.int64(int(DurationKind.END_UNSEEN))
 _UPPER = np.int64(int(DurationKind.UPPER_BOUND))
 _MIGRATED = np.int64(int(Quality.MIGRATED))
@@ -77,7 +79,7 @@ _NESTED = np.int64(int(Quality.NESTED_IN_SYSCALL))
 _AFTER_GAP = np.int64(int(Quality.AFTER_GAP))
 
 
-@helper
+@borrowing_helper
 def new_space(a: Any, ops: Any) -> Any:
     """A fresh address space with one user."""
     space = a[C_SPACES]
@@ -87,7 +89,7 @@ def new_space(a: Any, ops: Any) -> Any:
     return space
 
 
-@helper
+@borrowing_helper
 def process_of(a: Any, ops: Any, pid: Any) -> Any:
     """Slot of the process, made with an address space of its own where it is new."""
     found = ps.pid_find(a, pid)
@@ -96,7 +98,7 @@ def process_of(a: Any, ops: Any, pid: Any) -> Any:
     return new_process(a, ops, pid, new_space(a, ops))
 
 
-@helper
+@borrowing_helper
 def new_process(a: Any, ops: Any, pid: Any, space: Any) -> Any:
     """A fresh process (the slot of an earlier one of that pid is reused)."""
     proc = ps.pid_find(a, pid)
@@ -113,7 +115,7 @@ def new_process(a: Any, ops: Any, pid: Any, space: Any) -> Any:
     return proc
 
 
-@helper
+@borrowing_helper
 def emit_thread(a: Any, ops: Any, slot: Any) -> None:
     """The thread's row of the table of threads."""
     row = a[C_THREAD_ROWS]
@@ -137,7 +139,7 @@ def emit_thread(a: Any, ops: Any, slot: Any) -> None:
     a[out + ps.H_TAIL_KNOWN] = a[t + S_PRE_KNOWN]
 
 
-@helper
+@borrowing_helper
 def new_thread(a: Any, ops: Any, tid: Any, proc: Any, kind: Any, now: Any) -> Any:
     """A fresh thread; the row of an earlier thread of that tid is given out fir"""
     slot = ps.tid_find(a, tid)
@@ -168,7 +170,7 @@ def new_thread(a: Any, ops: Any, tid: Any, proc: Any, kind: Any, now: Any) -> An
     return slot
 
 
-@helper
+@borrowing_helper
 def account(a: Any, t: Any, now: Any) -> None:
     """Book the time since the last booking to what the thread was doing."""
     spent = now - a[t + S_ACCOUNTED_NS]
@@ -197,7 +199,7 @@ def account(a: Any, t: Any, now: Any) -> None:
             a[t + S_CALL_PREEMPTED] += spent
 
 
-@helper
+@borrowing_helper
 def inner_event(a: Any, t: Any) -> None:
     """Count one event inside the open operations, or before the next one."""
     if a[t + S_FAULT]:
@@ -208,7 +210,7 @@ def inner_event(a: Any, t: Any) -> None:
         a[t + S_PRE_EVENTS] += 1
 
 
-@helper
+@borrowing_helper
 def forget_before(a: Any, t: Any, known: Any) -> None:
     """Start the time before the next operation anew."""
     a[t + S_PRE_CPU] = 0
@@ -218,7 +220,7 @@ def forget_before(a: Any, t: Any, known: Any) -> None:
     a[t + S_PRE_KNOWN] = known
 
 
-@helper
+@borrowing_helper
 def leave_cpu(a: Any, t: Any, now: Any, cpu: Any, run: Any) -> None:
     """The thread goes off its CPU."""
     a[t + S_RUN] = run
@@ -226,7 +228,7 @@ def leave_cpu(a: Any, t: Any, now: Any, cpu: Any, run: Any) -> None:
     a[t + S_OFF_CPU] = cpu
 
 
-@helper
+@borrowing_helper
 def come_back(a: Any, ops: Any, t: Any, now: Any) -> None:
     """The thread is seen on a CPU again (``now`` -1: never seen again)."""
     run = a[t + S_RUN]
@@ -245,44 +247,44 @@ def come_back(a: Any, ops: Any, t: Any, now: Any) -> None:
     a[out + ps.E_REASON] = 1 if run == ps.PREEMPTED else 0
 
 
-@helper
+@borrowing_helper
 def closing_row(a: Any, ops: Any, row: Any) -> Any:
-    """Where to write the end of operation ``row``: in the window, or as a patch to it."""
-    local = row - a[C_BASE]
-    if local >= 0:
-        return local
+    """Where to write the end of operation ``row``: in the ring, or as a patch to it."""
+    if row >= a[C_BASE]:
+        return ps.place(a, row)
     patch = a[C_PATCHES]
     a[C_PATCHES] += 1
     a[a[ps.B_PATCH_ROWS] + patch] = row
-    local = ops.shape[0] - ps.PATCH_ROWS + patch
+    local = (a[ps.C_RING] + patch) * ps.O_SIZE
     for k in range(ps.O_SIZE):
-        ops[local, k] = 0
+        ops[local + k] = 0
     return local
 
 
-@helper
+@borrowing_helper
 def close_call(a: Any, ops: Any, t: Any, now: Any, how: Any, cpu: Any) -> Any:
     """Close the open system call with duration kind ``how``; returns its row."""
     out = closing_row(a, ops, a[t + S_CALL_ROW])
     # A patch replaces the closing columns as a whole: repeat what the begin knew.
-    ops[out, ps.O_KIND] = CALL_KIND[a[t + S_CALL] - 1]
-    ops[out, ps.O_ADDRESS] = a[t + ps.S_CALL_ADDRESS]
-    ops[out, ps.O_LENGTH] = a[t + ps.S_CALL_LENGTH]
-    ops[out, O_CONTENTION] = a[t + S_CALL_CONTENTION]
-    ops[out, O_BLOCKED] = a[t + S_CALL_BLOCKED]
-    ops[out, O_PREEMPTED] = a[t + S_CALL_PREEMPTED]
-    ops[out, O_EVENTS] = a[t + S_CALL_EVENTS]
-    ops[out, O_DURATION_KIND] = how
-    ops[out, O_KNOWN] |= K_INSIDE
+    ops[out + ps.O_KIND] = CALL_KIND[a[t + S_CALL] - 1]
+    ops[out + ps.O_ADDRESS] = a[t + ps.S_CALL_ADDRESS]
+    ops[out + ps.O_LENGTH] = a[t + ps.S_CALL_LENGTH]
+    ops[out + O_CONTENTION] = a[t + S_CALL_CONTENTION]
+    ops[out + O_BLOCKED] = a[t + S_CALL_BLOCKED]
+    ops[out + O_PREEMPTED] = a[t + S_CALL_PREEMPTED]
+    ops[out + O_EVENTS] = a[t + S_CALL_EVENTS]
+    ops[out + ps.O_NESTED] = a[t + ps.S_CALL_NESTED]
+    ops[out + O_DURATION_KIND] = how
+    ops[out + O_KNOWN] |= K_INSIDE
     if how == _MEASURED:
-        ops[out, O_DURATION] = now - a[t + S_CALL_NS]
-        ops[out, O_KNOWN] |= K_DURATION
+        ops[out + O_DURATION] = now - a[t + S_CALL_NS]
+        ops[out + O_KNOWN] |= K_DURATION
     else:
         a[C_END_UNSEEN] += 1
     if cpu >= 0 and a[t + S_CALL_CPU] >= 0 and cpu != a[t + S_CALL_CPU]:
-        ops[out, O_QUALITY] |= _MIGRATED
+        ops[out + O_QUALITY] |= _MIGRATED
     if a[t + S_CALL_CONTENTION] > 0:
-        ops[out, O_QUALITY] |= _CONTENDED
+        ops[out + O_QUALITY] |= _CONTENDED
     forget_before(a, t, 1 if how == _MEASURED else 0)
     if how != _MEASURED:
         a[t + S_PRE_CPU] = now - a[t + S_CALL_NS]
@@ -290,28 +292,30 @@ def close_call(a: Any, ops: Any, t: Any, now: Any, how: Any, cpu: Any) -> Any:
     return out
 
 
-@helper
+@borrowing_helper
 def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu: Any) -> None:
     """Close the open fault with duration kind ``how`` and fault class ``outcome``."""
     out = closing_row(a, ops, a[t + S_FAULT_ROW])
-    ops[out, ps.O_KIND] = a[t + S_FAULT]
-    ops[out, ps.O_ADDRESS] = a[t + ps.S_FAULT_ADDRESS]
-    ops[out, ps.O_CLASS] = outcome
-    ops[out, O_CONTENTION] = a[t + S_FAULT_CONTENTION]
-    ops[out, O_BLOCKED] = a[t + S_FAULT_BLOCKED]
-    ops[out, O_PREEMPTED] = a[t + S_FAULT_PREEMPTED]
-    ops[out, O_EVENTS] = a[t + S_FAULT_EVENTS]
-    ops[out, O_DURATION_KIND] = how
-    ops[out, O_KNOWN] |= K_INSIDE
+    ops[out + ps.O_KIND] = a[t + S_FAULT]
+    ops[out + ps.O_ADDRESS] = a[t + ps.S_FAULT_ADDRESS]
+    ops[out + ps.O_CLASS] = outcome
+    ops[out + O_CONTENTION] = a[t + S_FAULT_CONTENTION]
+    ops[out + O_BLOCKED] = a[t + S_FAULT_BLOCKED]
+    ops[out + O_PREEMPTED] = a[t + S_FAULT_PREEMPTED]
+    ops[out + O_EVENTS] = a[t + S_FAULT_EVENTS]
+    ops[out + O_DURATION_KIND] = how
+    ops[out + O_KNOWN] |= K_INSIDE
     if how != _END_UNSEEN:
-        ops[out, O_DURATION] = now - a[t + S_FAULT_NS]
-        ops[out, O_KNOWN] |= K_DURATION
+        ops[out + O_DURATION] = now - a[t + S_FAULT_NS]
+        ops[out + O_KNOWN] |= K_DURATION
+        if how == _MEASURED:
+            a[t + ps.S_CALL_NESTED] += now - a[t + S_FAULT_NS]
     else:
         a[C_END_UNSEEN] += 1
     if cpu >= 0 and a[t + S_FAULT_CPU] >= 0 and cpu != a[t + S_FAULT_CPU]:
-        ops[out, O_QUALITY] |= _MIGRATED
+        ops[out + O_QUALITY] |= _MIGRATED
     if a[t + S_FAULT_CONTENTION] > 0:
-        ops[out, O_QUALITY] |= _CONTENDED
+        ops[out + O_QUALITY] |= _CONTENDED
     a[t + S_FAULT] = 0
     if not a[t + S_CALL]:
         forget_before(a, t, 1 if how == _MEASURED else 0)
@@ -319,37 +323,56 @@ def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu:
             a[t + S_PRE_CPU] = now - a[t + S_FAULT_NS]
 
 
-@helper
+@borrowing_helper
 def begin_row(
     a: Any, ops: Any, t: Any, now: Any, kind: Any, cpu: Any, weight: Any, quality: Any
 ) -> Any:
     """A new operation's row with what is known at its begin; returns its number."""
     row = a[C_OPS]
     a[C_OPS] += 1
-    out = row - a[C_BASE]
-    for k in range(ps.O_SIZE):
-        ops[out, k] = 0
-    ops[out, O_BEGIN] = now
-    ops[out, ps.O_KIND] = kind
-    ops[out, ps.O_PID] = a[t + ps.S_PID]
-    ops[out, ps.O_TID] = a[t + S_TID]
-    ops[out, ps.O_SPACE] = a[ps.procs_at(a, a[t + S_PROC]) + P_SPACE]
-    ops[out, ps.O_CPU] = cpu if cpu >= 0 else a[t + S_LAST_CPU]
-    ops[out, ps.O_WEIGHT] = weight
-    ops[out, ps.O_PRE_EVENTS] = -1  # nothing before it that costs
+    out = ps.place(a, row)
+    # Columns that a bit of O_KNOWN guards may hold what the ring held before.
+    a[ps.C_SEQ] = a[ps.C_SEQ] + 1 if now == a[ps.C_BEGIN_NS] else 0
+    a[ps.C_BEGIN_NS] = now
+    ops[out + O_BEGIN] = now
+    ops[out + ps.O_SEQ] = a[ps.C_SEQ]
+    ops[out + O_DURATION] = 0
+    ops[out + O_DURATION_KIND] = 0
+    ops[out + ps.O_THINK] = 0
+    ops[out + ps.O_PRE_BLOCKED] = 0
+    ops[out + ps.O_PRE_PREEMPTED] = 0
+    ops[out + O_CONTENTION] = 0
+    ops[out + O_BLOCKED] = 0
+    ops[out + O_PREEMPTED] = 0
+    ops[out + O_EVENTS] = 0
+    ops[out + ps.O_NESTED] = 0
+    ops[out + ps.O_ADDRESS] = 0
+    ops[out + ps.O_CLASS] = 0
+    ops[out + ps.O_IP] = 0
+    ops[out + O_KNOWN] = 0
+    if kind != _FAULT_USER and kind != _FAULT_KERNEL:
+        ops[out + ps.O_LENGTH] = 0
+        ops[out + ps.O_FLAGS] = 0
+    ops[out + ps.O_KIND] = kind
+    ops[out + ps.O_PID] = a[t + ps.S_PID]
+    ops[out + ps.O_TID] = a[t + S_TID]
+    ops[out + ps.O_SPACE] = a[ps.procs_at(a, a[t + S_PROC]) + P_SPACE]
+    ops[out + ps.O_CPU] = cpu if cpu >= 0 else a[t + S_LAST_CPU]
+    ops[out + ps.O_WEIGHT] = weight
+    ops[out + ps.O_PRE_EVENTS] = -1  # nothing before it that costs
     if a[t + S_CALL]:
         quality |= _NESTED
-        ops[out, O_KNOWN] = K_THINK  # it follows its system call's begin at once
+        ops[out + O_KNOWN] = K_THINK  # it follows its system call's begin at once
     else:
-        ops[out, ps.O_THINK] = a[t + S_PRE_CPU]
-        ops[out, ps.O_PRE_BLOCKED] = a[t + S_PRE_BLOCKED]
-        ops[out, ps.O_PRE_PREEMPTED] = a[t + S_PRE_PREEMPTED]
-        ops[out, ps.O_PRE_EVENTS] = a[t + S_PRE_EVENTS]
+        ops[out + ps.O_THINK] = a[t + S_PRE_CPU]
+        ops[out + ps.O_PRE_BLOCKED] = a[t + S_PRE_BLOCKED]
+        ops[out + ps.O_PRE_PREEMPTED] = a[t + S_PRE_PREEMPTED]
+        ops[out + ps.O_PRE_EVENTS] = a[t + S_PRE_EVENTS]
         if a[t + S_PRE_KNOWN]:
-            ops[out, O_KNOWN] = K_THINK
+            ops[out + O_KNOWN] = K_THINK
         forget_before(a, t, 1)
     if a[t + ps.S_AFTER_GAP]:
         quality |= _AFTER_GAP
         a[t + ps.S_AFTER_GAP] = 0
-    ops[out, O_QUALITY] = quality
+    ops[out + O_QUALITY] = quality
     return row

@@ -13,6 +13,7 @@ import numpy as np
 from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
+from mmreplay.importers.binary import bare
 from mmreplay.importers.pair_process import (
     end_of_thread,
     finish_clone,
@@ -35,7 +36,7 @@ from mmreplay.importers.pair_thread import (
     new_thread,
     process_of,
 )
-from mmreplay.jit import helper, njit
+from mmreplay.jit import borrowing_helper, borrowing_njit
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
 _NONE = np.int64(int(DurationKind.NONE))
@@ -54,25 +55,22 @@ _PAGE_SHIFT = 12
 _KERNEL_HALF = np.uint64(1 << 63)
 
 
-@helper
-def full(a: Any, ops: Any) -> Any:
-    """Whether one more event might not fit: the caller drains or grows, then goes on."""
-    m = ps.MARGIN
-    return (
-        a[ps.C_OPS] - a[ps.C_BASE] + m + ps.PATCH_ROWS > ops.shape[0]
-        or a[ps.C_PATCHES] + m > ps.PATCH_ROWS
-        or a[ps.C_THREADS] + m > ps.rows_of(a, ps.B_THREADS)
-        or a[ps.C_PROCS] + m > ps.rows_of(a, ps.B_PROCS)
-        or a[ps.C_SPACES] + m > ps.rows_of(a, ps.B_SPACES)
-        or a[ps.C_THREAD_ROWS] + m > ps.rows_of(a, ps.B_THREAD_ROWS)
-        or a[ps.C_SCHEDULE] + m > ps.rows_of(a, ps.B_SCHEDULE)
-        or a[ps.C_LOCKS] + m > ps.rows_of(a, ps.B_LOCKS)
-        or a[ps.C_VMAS] + m > ps.rows_of(a, ps.B_VMAS)
-        or a[ps.C_GAPS] + m > ps.rows_of(a, ps.B_GAPS)
-    )
+@borrowing_helper
+def room(a: Any) -> Any:
+    """How many events surely fit; 0: the caller drains or grows, then goes on."""
+    rows = min(a[ps.C_ROOM] - a[ps.C_OPS], ps.PATCH_ROWS - a[ps.C_PATCHES])
+    rows = min(rows, ps.rows_of(a, ps.B_THREADS) - a[ps.C_THREADS])
+    rows = min(rows, ps.rows_of(a, ps.B_PROCS) - a[ps.C_PROCS])
+    rows = min(rows, ps.rows_of(a, ps.B_SPACES) - a[ps.C_SPACES])
+    rows = min(rows, ps.rows_of(a, ps.B_THREAD_ROWS) - a[ps.C_THREAD_ROWS])
+    rows = min(rows, ps.rows_of(a, ps.B_SCHEDULE) - a[ps.C_SCHEDULE])
+    rows = min(rows, ps.rows_of(a, ps.B_LOCKS) - a[ps.C_LOCKS])
+    rows = min(rows, ps.rows_of(a, ps.B_VMAS) - a[ps.C_VMAS])
+    rows = min(rows, ps.rows_of(a, ps.B_GAPS) - a[ps.C_GAPS])
+    return rows // ps.MARGIN
 
 
-@helper
+@borrowing_helper
 def _begin_fault(
     a: Any,
     ops: Any,
@@ -91,14 +89,14 @@ def _begin_fault(
     if role == ev.FAULT_KERNEL or (role >= ev.FAULT_SOFTWARE and not user):
         kind = _FAULT_KERNEL
     row = begin_row(a, ops, t, now, kind, cpu, weight, quality)
-    out = row - a[ps.C_BASE]
-    ops[out, ps.O_ADDRESS] = np.int64(address)
-    ops[out, ps.O_KNOWN] |= ps.K_ADDRESS
+    out = ps.place(a, row)
+    ops[out + ps.O_ADDRESS] = np.int64(address)
+    ops[out + ps.O_KNOWN] |= ps.K_ADDRESS
     if role == ev.FAULT_USER or role == ev.FAULT_KERNEL:
-        ops[out, ps.O_BITS] = bits & 0x7F
-        ops[out, ps.O_KNOWN] |= ps.K_BITS
-    ops[out, ps.O_IP] = ip
-    space = ops[out, ps.O_SPACE]
+        ops[out + ps.O_BITS] = bits & 0x7F
+        ops[out + ps.O_KNOWN] |= ps.K_BITS
+    ops[out + ps.O_IP] = ip
+    space = ops[out + ps.O_SPACE]
     if address < _KERNEL_HALF:
         at = ps.spaces_at(a, space)
         a[at + ps.A_FAULTS] += 1
@@ -114,17 +112,17 @@ def _begin_fault(
     a[t + ps.S_FAULT_CPU] = cpu
 
 
-@helper
+@borrowing_helper
 def _point_row(a: Any, ops: Any, t: Any, row: Any, how: Any) -> Any:
     """Turn a row just begun into one without duration."""
-    out = row - a[ps.C_BASE]
-    ops[out, ps.O_DURATION_KIND] = how
+    out = ps.place(a, row)
+    ops[out + ps.O_DURATION_KIND] = how
     if how == _BEGIN_UNSEEN:
         a[ps.C_BEGIN_UNSEEN] += 1
     return out
 
 
-@helper
+@borrowing_helper
 def _on_fault(
     a: Any,
     ops: Any,
@@ -172,11 +170,11 @@ def _on_fault(
         a[t + ps.S_CALL_EVENTS] += 1
     _begin_fault(a, ops, t, role, now, address, bits, ip, weight, user, q, cpu)
     out = _point_row(a, ops, t, a[t + ps.S_FAULT_ROW], _BEGIN_UNSEEN if a[ps.C_STARTS] else _NONE)
-    ops[out, ps.O_CLASS] = outcome
+    ops[out + ps.O_CLASS] = outcome
     a[t + ps.S_FAULT] = 0
 
 
-@helper
+@borrowing_helper
 def _on_enter(
     a: Any,
     ops: Any,
@@ -193,19 +191,19 @@ def _on_enter(
     if a[t + ps.S_CALL]:
         close_call(a, ops, t, now, _END_UNSEEN, cpu)
     row = begin_row(a, ops, t, now, sc.CALL_KIND[call], cpu, weight, q)
-    out = row - a[ps.C_BASE]
-    ops[out, ps.O_ADDRESS] = np.int64(arg[i, sc.ADDRESS])
-    ops[out, ps.O_LENGTH] = np.int64(arg[i, sc.LENGTH])
-    ops[out, ps.O_ADDRESS2] = np.int64(arg[i, sc.ADDRESS2])
-    ops[out, ps.O_LENGTH2] = np.int64(arg[i, sc.LENGTH2])
-    ops[out, ps.O_PROT] = np.int64(arg[i, sc.PROT] & np.uint64(0xFF))
-    ops[out, ps.O_FLAGS] = np.int64(arg[i, sc.FLAGS])
-    ops[out, ps.O_OFFSET] = np.int64(arg[i, sc.OFFSET])
-    ops[out, ps.O_FD] = np.int64(arg[i, sc.FD])
-    ops[out, ps.O_IP] = ip
-    ops[out, ps.O_KNOWN] |= sc.PRESENT[call]
+    out = ps.place(a, row)
+    ops[out + ps.O_ADDRESS] = np.int64(arg[i, sc.ADDRESS])
+    ops[out + ps.O_LENGTH] = np.int64(arg[i, sc.LENGTH])
+    ops[out + ps.O_ADDRESS2] = np.int64(arg[i, sc.ADDRESS2])
+    ops[out + ps.O_LENGTH2] = np.int64(arg[i, sc.LENGTH2])
+    ops[out + ps.O_PROT] = np.int64(arg[i, sc.PROT] & np.uint64(0xFF))
+    ops[out + ps.O_FLAGS] = np.int64(arg[i, sc.FLAGS])
+    ops[out + ps.O_OFFSET] = np.int64(arg[i, sc.OFFSET])
+    ops[out + ps.O_FD] = np.int64(arg[i, sc.FD])
+    ops[out + ps.O_IP] = ip
+    ops[out + ps.O_KNOWN] |= sc.PRESENT[call]
     if not a[a[ps.B_EXITS] + call] or not a[ps.C_PAIR]:
-        ops[out, ps.O_DURATION_KIND] = _NONE
+        ops[out + ps.O_DURATION_KIND] = _NONE
         return
     a[t + ps.S_CALL] = call + 1
     a[t + ps.S_CALL_ROW] = row
@@ -214,10 +212,11 @@ def _on_enter(
     a[t + ps.S_CALL_PREEMPTED] = 0
     a[t + ps.S_CALL_EVENTS] = 0
     a[t + ps.S_CALL_CONTENTION] = 0
+    a[t + ps.S_CALL_NESTED] = 0
     a[t + ps.S_CALL_CPU] = cpu
-    a[t + ps.S_CALL_FLAGS] = ops[out, ps.O_FLAGS]
-    a[t + ps.S_CALL_ADDRESS] = ops[out, ps.O_ADDRESS]
-    a[t + ps.S_CALL_LENGTH] = ops[out, ps.O_LENGTH]
+    a[t + ps.S_CALL_FLAGS] = ops[out + ps.O_FLAGS]
+    a[t + ps.S_CALL_ADDRESS] = ops[out + ps.O_ADDRESS]
+    a[t + ps.S_CALL_LENGTH] = ops[out + ps.O_LENGTH]
     a[t + ps.S_CALL_CHILD] = 0
     a[t + ps.S_CALL_CHILD_KIND] = 0
     a[t + ps.S_CALL_CHILD_GONE] = 0
@@ -225,7 +224,7 @@ def _on_enter(
         a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_EXEC_THREAD] = ps.tid_find(a, a[t + ps.S_TID]) + 1
 
 
-@helper
+@borrowing_helper
 def _on_exit(
     a: Any,
     ops: Any,
@@ -244,11 +243,11 @@ def _on_exit(
             kind = finish_clone(a, ops, t, call, result)
         child = a[t + ps.S_CALL_CHILD]
         out = close_call(a, ops, t, now, _MEASURED, cpu)
-        ops[out, ps.O_KIND] = kind
+        ops[out + ps.O_KIND] = kind
         result_of(a, ops, out, t, call, result)
         if child > 0:
-            ops[out, ps.O_CHILD] = child
-            ops[out, ps.O_KNOWN] |= ps.K_CHILD
+            ops[out + ps.O_CHILD] = child
+            ops[out + ps.O_KNOWN] |= ps.K_CHILD
         return
     if a[t + ps.S_CALL]:
         close_call(a, ops, t, now, _END_UNSEEN, cpu)
@@ -257,7 +256,7 @@ def _on_exit(
     orphan_exit(a, ops, slot, call, result, weight, now, q, cpu)
 
 
-@helper
+@borrowing_helper
 def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any) -> None:
     """Whether events of this thread may have been lost since its last one."""
     gap = a[a[ps.B_GAP_NS]]
@@ -279,10 +278,11 @@ def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any) -> None:
     a[ps.C_GAP_EVENTS] += 1
 
 
-@helper
+@borrowing_helper
 def _loss(a: Any, now: Any, cpu: Any, lost: Any, role: Any) -> None:
     row = a[ps.C_GAPS]
     a[ps.C_GAPS] += 1
+    a[ps.C_LOSSES] += 1
     out = a[ps.B_GAPS] + row * ps.Z_SIZE
     a[out + ps.Z_RING] = cpu
     before = a[a[ps.B_RING_NS] + cpu + 1] if cpu >= 0 else a[ps.C_LAST_NS]
@@ -293,7 +293,7 @@ def _loss(a: Any, now: Any, cpu: Any, lost: Any, role: Any) -> None:
     a[a[ps.B_GAP_NS] + cpu + 1] = now
 
 
-@helper
+@borrowing_helper
 def _sched_switch(
     a: Any, ops: Any, t: Any, now: Any, state: np.uint64, following: Any, cpu: Any
 ) -> None:
@@ -312,16 +312,22 @@ def _sched_switch(
             a[other + ps.S_LAST_CPU] = cpu
 
 
-@njit
-def pair(a: Any, ops: Any, batch: Any, first: Any, last: Any) -> Any:
+@borrowing_njit
+def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
     """Pair the events ``first`` to ``last`` of a batch; returns the first one not taken.
 
     Fewer than all are taken when an output is full: drain the outputs, grow the state
     (:func:`mmreplay.importers.pair_state.grow`), and call again.
     """
+    a = bare(arena)
+    ops = bare(ring)
+    checked = first
     for i in range(first, last):
-        if full(a, ops):
-            return i
+        if i == checked:
+            fit = room(a)
+            if fit <= 0:
+                return i
+            checked = i + fit
         role = np.int64(batch.role[i])
         now = batch.time[i]
         tid = np.int64(batch.tid[i])
@@ -364,7 +370,8 @@ def pair(a: Any, ops: Any, batch: Any, first: Any, last: Any) -> Any:
             mapping(a, ops, t, batch.arg[i], now, mark)
             if mark & ev.SYNTHETIC:
                 continue
-        _gap_check(a, ops, t, now, cpu)
+        if a[ps.C_LOSSES]:
+            _gap_check(a, ops, t, now, cpu)
         gap = now - a[t + ps.S_LAST_NS]
         if a[t + ps.S_RUN] == ps.RUNNING and role < ev.SWITCH and gap < ps.BIN_NS * ps.BINS:
             a[a[ps.B_HISTOGRAM] + ps.BINS + gap // ps.BIN_NS] += 1
@@ -464,12 +471,14 @@ def pair(a: Any, ops: Any, batch: Any, first: Any, last: Any) -> Any:
     return last
 
 
-@njit
-def finish(a: Any, ops: Any, first: Any) -> Any:
+@borrowing_njit
+def finish(arena: Any, ring: Any, first: Any) -> Any:
     """Close what is open and give out the threads from ``first`` on; returns how far it got."""
+    a = bare(arena)
+    ops = bare(ring)
     now = a[ps.C_LAST_NS]
     for slot in range(first, a[ps.C_THREADS]):
-        if full(a, ops):
+        if room(a) <= 0:
             return slot
         t = ps.threads_at(a, slot)
         if a[t + ps.S_STATE] == ps.ALIVE:

@@ -1,6 +1,6 @@
-"""Direct reader of a plain, seekable perf.data file (no perf binary is needed).
+"""Direct reader of perf.data files (no perf binary is needed).
 
-container (this file's head) -> record stream in windows (:mod:`perf_walk`) -> event
+container (this file's head) -> record streams in windows (:mod:`streams`) -> event
 batches (:mod:`perf_decode`) -> operations (:mod:`pairing`) -> trace (:mod:`assemble`).
 Memory is bounded by two rounds of the recording plus a fixed number of windows.
 """
@@ -23,17 +23,15 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import perf_decode as pd
 from mmreplay.importers import perf_header as ph
 from mmreplay.importers import perf_walk as pw
-from mmreplay.importers.assemble import plain_name
 from mmreplay.importers.binary import new_table
+from mmreplay.importers.names import plain_name
 from mmreplay.importers.perf_layout import Plan, build
+from mmreplay.importers.streams import Ready, Stream, merge
 from mmreplay.importers.syscalls import number_tables
 from mmreplay.importers.tracing_data import TracingData, parse_tracing_data
 
-#: Records walked before the next sort, and events decoded at a time.
-WALK_ROWS: Final = 1 << 19
+#: Events decoded at a time.
 BATCH_ROWS: Final = 1 << 15
-#: Records that may wait for older ones; beyond it the older half goes on (counted if late).
-MAX_WAITING: Final = 1 << 24
 
 Progress = Callable[[int, int], None]
 
@@ -43,24 +41,42 @@ class Recording:
     """An opened perf.data file."""
 
     path: Path
-    buffer: NDArray[np.uint8]
-    mapped: mmap.mmap
+    size_bytes: int
     header: ph.PerfHeader
     tracing: TracingData | None
     plan: Plan
-    #: Names of mapped files by name id: (as data, as code), see :func:`assemble.plain_name`.
+    streams: list[Stream]
+    #: Names of mapped files by name id: (as data, as code), see :func:`names.plain_name`.
     names: list[tuple[str, str]] = field(default_factory=list)
-    walk_state: NDArray[np.int64] = field(default_factory=lambda: pw.new_state(0))
     decode_state: NDArray[np.int64] = field(default_factory=pd.new_state)
-    types: NDArray[np.int64] = field(default_factory=lambda: np.zeros(pw.TYPES, np.int64))
-    samples: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    lost: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     target: str = "unknown"
 
     def close(self) -> None:
         """Unmap the file."""
-        self.buffer = np.zeros(0, np.uint8)
-        self.mapped.close()
+        for stream in self.streams:
+            stream.close()
+
+    def total(self, entry: int) -> int:
+        """Sum of one W_* entry over all streams."""
+        return sum(int(stream.state[entry]) for stream in self.streams)
+
+    @property
+    def types(self) -> NDArray[np.int64]:
+        """(TYPES,) records by type."""
+        return sum((stream.types for stream in self.streams), np.zeros(pw.TYPES, np.int64))
+
+    @property
+    def samples(self) -> NDArray[np.int64]:
+        """(events,) samples of each event."""
+        return sum((stream.samples for stream in self.streams), self._no_events())
+
+    @property
+    def lost(self) -> NDArray[np.int64]:
+        """(events,) losses of each event, where known."""
+        return sum((stream.lost for stream in self.streams), self._no_events())
+
+    def _no_events(self) -> NDArray[np.int64]:
+        return np.zeros(len(self.plan.events), np.int64)
 
 
 def open_recording(path: Path) -> Recording:
@@ -87,7 +103,7 @@ def open_recording(path: Path) -> Recording:
     try:
         header = ph.parse_header(mapped, where)
         if ph.F_COMPRESSED in header.features:
-            raise compressed(where)
+            raise ph.compressed(where)
         if ph.F_DIR_FORMAT in header.features:
             raise UserError(
                 "one file of a recording directory (perf record --threads)",
@@ -110,23 +126,12 @@ def open_recording(path: Path) -> Recording:
     except BaseException:
         mapped.close()
         raise
-    buffer = np.frombuffer(mapped, np.uint8)
-    recording = Recording(path, buffer, mapped, header, tracing, plan)
-    recording.walk_state = pw.new_state(header.data_offset)
-    recording.samples = np.zeros(len(header.attrs), np.int64)
-    recording.lost = np.zeros(len(header.attrs), np.int64)
+    end = header.data_offset + header.data_size
+    stream = Stream(where, mapped, header.data_offset, end, plan.layout, len(header.attrs))
+    recording = Recording(path, size, header, tracing, plan, [stream])
     if header.attrs[0].enable_on_exec:
         recording.target = "command"
     return recording
-
-
-def compressed(where: str) -> UserError:
-    """The refusal of zstd-compressed recordings."""
-    return UserError(
-        "the recording is compressed (perf record -z), which cannot be read yet",
-        where=where,
-        fix="record without -z, or unpack it: perf inject -i FILE -o plain.data",
-    )
 
 
 def batches(recording: Recording, progress: Progress | None = None) -> Iterator[tuple[Any, int]]:
@@ -140,80 +145,43 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
         The record stream is damaged or truncated.
     """
     rec = recording
-    where = str(rec.path)
-    end = rec.header.data_offset + rec.header.data_size
-    layout = rec.plan.layout
-    # A record has at least 8 bytes, so small files need small arrays.
-    step = int(min(WALK_ROWS, rec.header.data_size // 8 + 1))
-    times = np.empty(2 * step, np.int64)
-    positions = np.empty(2 * step, np.int64)
-    codes = np.empty(2 * step, np.int32)
-    batch = ev.new_batch(int(min(BATCH_ROWS, step)))
+    batch = ev.new_batch(BATCH_ROWS)
     names = _Names(rec)
-    state = rec.walk_state
-    released = 0
-    while True:
-        waiting = int(state[pw.W_COUNT])
-        if waiting + step > len(times):
-            room = 2 * (waiting + step)
-            times, positions, codes = (
-                np.concatenate([part[:waiting], np.empty(room - waiting, part.dtype)])
-                for part in (times, positions, codes)
-            )
-        window = waiting + step
-        result = pw.walk(
-            rec.buffer,
-            end,
-            layout,
-            state,
-            times[:window],
-            positions[:window],
-            codes[:window],
-            rec.types,
-            rec.samples,
-            rec.lost,
-        )
-        _check(result, int(state[pw.W_POSITION]), end, where)
-        count = int(state[pw.W_COUNT])
-        # Times are mostly ordered runs, which the stable sort merges in one pass.
-        order = np.argsort(times[:count], kind="stable")
-        times[:count] = times[:count][order]
-        positions[:count] = positions[:count][order]
-        codes[:count] = codes[:count][order]
-        if result == pw.END:
-            ready = count
-        else:
-            ready = int(np.searchsorted(times[:count], state[pw.W_LIMIT], side="right"))
-            if count - ready > MAX_WAITING:
-                ready = count - MAX_WAITING // 2
-        for first in range(0, ready, len(batch.time)):
-            last = min(ready, first + len(batch.time))
-            names.make_room(len(batch.time))
-            rows = pd.decode(
-                rec.buffer,
-                layout,
-                times,
-                positions,
-                codes,
-                first,
-                last,
-                rec.decode_state,
-                *names.arguments,
-                batch,
-            )
-            names.read()
-            yield batch, rows
-        left = count - ready
-        for part in (times, positions, codes):
-            part[:left] = part[ready:count].copy()
-        state[pw.W_COUNT] = left
-        oldest = int(positions[:left].min()) if left else int(state[pw.W_POSITION])
-        released = _release(rec.mapped, released, oldest)
+    total = sum(stream.end - stream.start for stream in rec.streams)
+    for ready in merge(rec.streams):
+        if rec.decode_state[pd.D_T0] == pw.MAX_TIME:
+            _find_start(rec, ready)
+        for first in range(0, ready.rows, len(batch.time)):
+            last = min(ready.rows, first + len(batch.time))
+            names.make_room(last - first)
+            for index, stream in enumerate(rec.streams):
+                pd.decode(
+                    stream.buffer,
+                    stream.layout,
+                    ready.times,
+                    ready.positions,
+                    ready.codes,
+                    ready.order,
+                    first,
+                    last,
+                    index,
+                    rec.decode_state,
+                    *names.arguments,
+                    batch,
+                )
+                names.read(stream)
+            yield batch, last - first
         if progress is not None:
-            progress(int(state[pw.W_POSITION]) - rec.header.data_offset, rec.header.data_size)
-        if result == pw.END:
-            break
+            progress(sum(stream.done_bytes for stream in rec.streams), total)
     _note_target(rec)
+
+
+def _find_start(rec: Recording, ready: Ready) -> None:
+    """Time 0 of the trace: the first event that has a time."""
+    order = ready.order[: ready.rows]
+    real = ((ready.codes[order] & pw.SYNTHETIC) == 0) & (ready.times[order] > 0)
+    if real.any():
+        rec.decode_state[pd.D_T0] = ready.times[order[int(np.argmax(real))]]
 
 
 class _Names:
@@ -240,36 +208,21 @@ class _Names:
         pd.rehash(self.keys, self.values, keys, values)
         self.keys, self.values, self.places = keys, values, places
 
-    def read(self) -> None:
+    def read(self, stream: Stream) -> None:
         names = self.recording.names
         for name_id in range(len(names), int(self.recording.decode_state[pd.D_NAMES])):
             first, last = self.places[name_id].tolist()
-            text = self.recording.buffer[first:last].tobytes().decode("utf-8", "replace")
+            text = stream.buffer[first:last].tobytes().decode("utf-8", "replace")
             names.append((plain_name(text, False), plain_name(text, True)))
-
-
-def _check(result: int, at: int, end: int, where: str) -> None:
-    if result == pw.SHORT_RECORD:
-        raise ph.damaged(f"the record at byte {at} is shorter than a record can be", where)
-    if result == pw.OVERRUN:
-        raise ph.truncated(f"the record at byte {at} reaches over the end at {end}", where)
-    if result == pw.COMPRESSED:
-        raise compressed(where)
-
-
-def _release(mapped: mmap.mmap, released: int, upto: int) -> int:
-    """Tell the kernel that the pages before ``upto`` are done with."""
-    upto -= upto % mmap.PAGESIZE
-    if upto - released < 1 << 24:
-        return released
-    mapped.madvise(mmap.MADV_DONTNEED, released, upto - released)
-    return upto
 
 
 def _note_target(rec: Recording) -> None:
     """command, pids or all: from the attr and the THREAD_MAP record (pid -1: all)."""
-    at = int(rec.walk_state[pw.W_THREAD_MAP])
-    if rec.target == "command" or at == 0:
+    if rec.target == "command":
         return
-    count, pid = struct.unpack_from("<QQ", rec.mapped, at + 8)
-    rec.target = "all" if count == 1 and pid == 2**64 - 1 else "pids"
+    for stream in rec.streams:
+        at = int(stream.state[pw.W_THREAD_MAP])
+        if at:
+            count, pid = struct.unpack("<QQ", stream.buffer[at + 8 : at + 24].tobytes())
+            rec.target = "all" if count == 1 and pid == 2**64 - 1 else "pids"
+            return

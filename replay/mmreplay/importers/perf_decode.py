@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import events as ev
 from mmreplay.importers.binary import (
+    bare,
     load_i32,
     load_u16,
     load_u32,
@@ -31,6 +32,7 @@ from mmreplay.importers.perf_layout import (
     L_PERIOD,
     L_RAW,
     L_TID,
+    MAX_FIELDS,
     P_OFFSET,
     P_SIGNED,
     P_SIZE,
@@ -40,6 +42,9 @@ from mmreplay.importers.perf_layout import (
     T_TID,
 )
 from mmreplay.importers.perf_walk import (
+    CODE_MASK,
+    LATE,
+    MAX_TIME,
     R_COMM,
     R_EXIT,
     R_FORK,
@@ -49,11 +54,15 @@ from mmreplay.importers.perf_walk import (
     R_SWITCH,
     R_SWITCH_CPU_WIDE,
     R_THROTTLE,
+    RECORD,
+    SYNTHETIC,
 )
-from mmreplay.jit import helper, njit
+from mmreplay.jit import borrowing_helper, borrowing_njit
 
 # Entries of the decoder's state.
-(D_T0, D_LAST, D_LATE, D_MALFORMED, D_NAMES) = range(5)
+(D_T0, D_MALFORMED, D_NAMES, D_SIZE) = range(4)
+#: A position: the stream in the upper bits, the byte in its buffer in the lower ones.
+STREAM_SHIFT: Final = 48
 _KERNEL_HALF: Final = 1 << 63
 _SAMPLE_READ: Final = 16
 _SAMPLE_CALLCHAIN: Final = 32
@@ -76,12 +85,12 @@ for _type, _role in (
 
 def new_state() -> NDArray[np.int64]:
     """The decoder's state before the first event."""
-    state = np.zeros(5, np.int64)
-    state[D_T0] = -1
+    state = np.zeros(D_SIZE, np.int64)
+    state[D_T0] = MAX_TIME  # until an event with a time is seen
     return state
 
 
-@helper
+@borrowing_helper
 def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_format: Any) -> Any:
     """Byte of the RAW size word behind READ and CALLCHAIN, or -1 where they do not fit."""
     where = at + start
@@ -108,7 +117,7 @@ def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_
     return where if where + 4 <= end else -1
 
 
-@helper
+@borrowing_helper
 def _text_word(buffer: Any, at: Any, end: Any) -> Any:
     """Up to eight bytes of a NUL-terminated text, padded with zeros."""
     word = np.uint64(0)
@@ -119,7 +128,7 @@ def _text_word(buffer: Any, at: Any, end: Any) -> Any:
     return word
 
 
-@helper
+@borrowing_helper
 def _field(buffer: Any, at: Any, size: Any, signed: Any) -> Any:
     if size == 8:
         return load_u64(buffer, at)
@@ -132,15 +141,17 @@ def _field(buffer: Any, at: Any, size: Any, signed: Any) -> Any:
     return np.uint64(buffer[at])
 
 
-@njit
+@borrowing_njit
 def decode(
     buffer: Any,
     layout: Any,
     times: Any,
     positions: Any,
     codes: Any,
+    order: Any,
     first: Any,
     last: Any,
+    stream: Any,
     state: Any,
     by_number: Any,
     number_slots: Any,
@@ -148,14 +159,16 @@ def decode(
     name_values: Any,
     name_places: Any,
     batch: Any,
-) -> Any:
-    """Decode the sorted entries ``first`` to ``last`` into ``batch`` from row 0 on.
+) -> None:
+    """Decode what ``stream`` has of the entries ``first`` to ``last`` into ``batch``.
 
     Parameters
     ----------
     buffer, layout, times, positions, codes:
         As for :func:`mmreplay.importers.perf_walk.walk`; the walk has proved that each
         record lies in the buffer and holds its fixed part.
+    order:
+        Entries in total order; that of place ``first`` goes to row 0.
     state:
         int64, the D_* entries.
     by_number, number_slots:
@@ -166,64 +179,65 @@ def decode(
     batch:
         :class:`mmreplay.importers.events.Batch` with room for the entries.
 
-    Returns
-    -------
-    Number of events written (malformed records are counted and left out).
+    Malformed records are counted, and leave a row of role OTHER with process id 0.
     """
-    fixed = layout.fixed
-    flags = layout.flags
-    program = layout.program
+    fixed, flags, program = bare(layout.fixed), bare(layout.flags), bare(layout.program)
     trailer = layout.trailer
-    time_out = batch.time
-    arg = batch.arg
+    times, positions, codes, order = bare(times), bare(positions), bare(codes), bare(order)
+    out_time, out_pid, out_tid = bare(batch.time), bare(batch.pid), bare(batch.tid)
+    out_cpu, out_event, out_role = bare(batch.cpu), bare(batch.event), bare(batch.role)
+    out_call, out_mark, out_weight = bare(batch.call), bare(batch.mark), bare(batch.weight)
+    out_ip, arg, out_position = bare(batch.ip), bare(batch.arg), bare(batch.position)
     t0 = state[D_T0]
-    newest = state[D_LAST]
-    n = 0
     for i in range(first, last):
-        at = positions[i]
-        code = codes[i]
-        stamp = times[i]
+        entry = order[i]
+        at = positions[entry]
+        if at >> STREAM_SHIFT != stream:
+            continue
+        at &= (1 << STREAM_SHIFT) - 1
+        n = i - first
+        mark = 0
+        if codes[entry] & LATE:
+            mark = ev.LATE
+        elif codes[entry] & SYNTHETIC:
+            mark = ev.SYNTHETIC
+        code = np.int64(codes[entry] & CODE_MASK)
+        out_time[n] = max(times[entry] - t0, 0)
         misc = np.int64(load_u16(buffer, at + 4))
         size = np.int64(load_u16(buffer, at + 6))
-        if t0 < 0 and stamp > 0:
-            t0 = stamp
-        mark = 0
-        time = stamp - t0 if t0 >= 0 else 0
-        if stamp == 0:
-            mark = ev.SYNTHETIC
-            time = max(newest, 0)
-        elif time < newest:
-            mark = ev.LATE
-            state[D_LATE] += 1
-            time = newest
-        newest = time
         for k in range(8):
-            arg[n, k] = 0
-        batch.ip[n] = 0
-        batch.weight[n] = 1
-        batch.call[n] = -1
-        batch.event[n] = -1
+            arg[8 * n + k] = 0
+        out_pid[n] = 0
+        out_tid[n] = 0
+        out_role[n] = 0
+        out_cpu[n] = -1
+        out_mark[n] = 0
+        out_ip[n] = 0
+        out_weight[n] = 1
+        out_call[n] = -1
+        out_event[n] = -1
         cpu = -1
-        if code >= 0:
+        if not codes[entry] & RECORD:
             if misc & 7 == 2:
                 mark |= ev.USER_MODE
-            role = flags[code, G_ROLE]
-            pid = load_i32(buffer, at + fixed[code, L_TID])
-            tid = load_i32(buffer, at + fixed[code, L_TID] + 4)
-            if fixed[code, L_CPU] >= 0:
-                value = load_u32(buffer, at + fixed[code, L_CPU])
+            event = 8 * code
+            role = flags[7 * code + G_ROLE]
+            pid = load_i32(buffer, at + fixed[event + L_TID])
+            tid = load_i32(buffer, at + fixed[event + L_TID] + 4)
+            if fixed[event + L_CPU] >= 0:
+                value = load_u32(buffer, at + fixed[event + L_CPU])
                 cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1
-            weight = np.uint64(flags[code, G_WEIGHT])
-            if fixed[code, L_PERIOD] >= 0:
-                weight = load_u64(buffer, at + fixed[code, L_PERIOD])
-            batch.weight[n] = np.uint32(max(np.uint64(1), min(weight, np.uint64(0xFFFFFFFF))))
-            if fixed[code, L_IP] >= 0:
-                ip = load_u64(buffer, at + fixed[code, L_IP])
+            weight = np.uint64(flags[7 * code + G_WEIGHT])
+            if fixed[event + L_PERIOD] >= 0:
+                weight = load_u64(buffer, at + fixed[event + L_PERIOD])
+            out_weight[n] = np.uint32(max(np.uint64(1), min(weight, np.uint64(0xFFFFFFFF))))
+            if fixed[event + L_IP] >= 0:
+                ip = load_u64(buffer, at + fixed[event + L_IP])
                 if ip < np.uint64(_KERNEL_HALF):
-                    batch.ip[n] = ip
-            steps = flags[code, G_FIELDS]
+                    out_ip[n] = ip
+            steps = flags[7 * code + G_FIELDS]
             if steps > 0:
-                raw = fixed[code, L_RAW]
+                raw = fixed[event + L_RAW]
                 where = at + raw
                 if raw < 0:
                     where = _raw_at(
@@ -231,30 +245,33 @@ def decode(
                         at,
                         size,
                         -raw,
-                        flags[code, G_SAMPLE_TYPE],
-                        flags[code, G_READ_FORMAT],
+                        flags[7 * code + G_SAMPLE_TYPE],
+                        flags[7 * code + G_READ_FORMAT],
                     )
                 length = np.int64(0)
                 if where >= 0:
                     length = np.int64(load_u32(buffer, where))
-                if where < 0 or where + 4 + length > at + size or length < flags[code, G_NEED]:
+                if where < 0 or where + 4 + length > at + size or length < flags[7 * code + G_NEED]:
                     state[D_MALFORMED] += 1
                     continue
                 for k in range(steps):
-                    arg[n, program[code, k, P_SLOT]] = _field(
+                    step = (MAX_FIELDS * code + k) * 4
+                    arg[8 * n + program[step + P_SLOT]] = _field(
                         buffer,
-                        where + 4 + program[code, k, P_OFFSET],
-                        program[code, k, P_SIZE],
-                        program[code, k, P_SIGNED],
+                        where + 4 + program[step + P_OFFSET],
+                        program[step + P_SIZE],
+                        program[step + P_SIGNED],
                     )
-            call = flags[code, G_CALL]
+            call = flags[7 * code + G_CALL]
             if role == ev.FAULT_USER:
-                batch.ip[n] = arg[n, 2] if arg[n, 2] < np.uint64(_KERNEL_HALF) else np.uint64(0)
-                arg[n, 2] = 0
+                out_ip[n] = (
+                    arg[8 * n + 2] if arg[8 * n + 2] < np.uint64(_KERNEL_HALF) else np.uint64(0)
+                )
+                arg[8 * n + 2] = 0
             elif role == ev.FAULT_SOFTWARE or role == ev.FAULT_MINOR or role == ev.FAULT_MAJOR:
-                arg[n, 0] = load_u64(buffer, at + fixed[code, L_ADDR])
+                arg[8 * n + 0] = load_u64(buffer, at + fixed[event + L_ADDR])
             elif role == ev.RAW_ENTER or role == ev.RAW_EXIT:
-                number = arg[n, 7]
+                number = arg[8 * n + 7]
                 call = -1
                 if number < np.uint64(by_number.shape[0]):
                     call = by_number[number]
@@ -264,24 +281,24 @@ def decode(
                     role = ev.EXIT
                 else:
                     role = ev.ENTER
-                    a0, a1, a2 = arg[n, 0], arg[n, 1], arg[n, 2]
-                    a3, a4, a5 = arg[n, 3], arg[n, 4], arg[n, 5]
+                    a0, a1, a2 = arg[8 * n + 0], arg[8 * n + 1], arg[8 * n + 2]
+                    a3, a4, a5 = arg[8 * n + 3], arg[8 * n + 4], arg[8 * n + 5]
                     raw_args = (a0, a1, a2, a3, a4, a5)
                     for k in range(8):
-                        arg[n, k] = 0
+                        arg[8 * n + k] = 0
                     for k in range(6):
                         slot = number_slots[call, k]
                         if slot >= 16:
                             narrow = np.int64(raw_args[k] & np.uint64(0xFFFFFFFF))
                             if narrow >= 1 << 31:
                                 narrow -= 1 << 32
-                            arg[n, slot - 16] = np.uint64(narrow)
+                            arg[8 * n + slot - 16] = np.uint64(narrow)
                         elif slot >= 0:
-                            arg[n, slot] = raw_args[k]
-            batch.call[n] = call
-            batch.event[n] = code
+                            arg[8 * n + slot] = raw_args[k]
+            out_call[n] = call
+            out_event[n] = code
         else:
-            kind = -code
+            kind = code
             role = np.int64(_ROLE_OF[kind])
             end = at + size - trailer[T_SIZE]
             pid = np.int32(-1)
@@ -293,42 +310,42 @@ def decode(
                 value = load_u32(buffer, at + size - trailer[T_CPU])
                 cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1
             if role == ev.SWITCH:
-                arg[n, 0] = misc >> 13 & 1
-                arg[n, 1] = misc >> 14 & 1
+                arg[8 * n + 0] = misc >> 13 & 1
+                arg[8 * n + 1] = misc >> 14 & 1
             elif role == ev.FORK or role == ev.THREAD_END:
-                arg[n, 0] = np.uint64(np.int64(load_i32(buffer, at + 8)))
-                arg[n, 1] = np.uint64(np.int64(load_i32(buffer, at + 12)))
-                arg[n, 2] = np.uint64(np.int64(load_i32(buffer, at + 16)))
-                arg[n, 3] = np.uint64(np.int64(load_i32(buffer, at + 20)))
+                arg[8 * n + 0] = np.uint64(np.int64(load_i32(buffer, at + 8)))
+                arg[8 * n + 1] = np.uint64(np.int64(load_i32(buffer, at + 12)))
+                arg[8 * n + 2] = np.uint64(np.int64(load_i32(buffer, at + 16)))
+                arg[8 * n + 3] = np.uint64(np.int64(load_i32(buffer, at + 20)))
             elif role == ev.LOST:
-                arg[n, 0] = load_u64(buffer, at + 16)
+                arg[8 * n + 0] = load_u64(buffer, at + 16)
             elif role == ev.COMM:
                 pid = load_i32(buffer, at + 8)
                 tid = load_i32(buffer, at + 12)
-                arg[n, 0] = misc >> 13 & 1
-                arg[n, 1] = _text_word(buffer, at + 16, end)
-                if arg[n, 1] >> np.uint64(56) != 0:
-                    arg[n, 2] = _text_word(buffer, at + 24, end)
+                arg[8 * n + 0] = misc >> 13 & 1
+                arg[8 * n + 1] = _text_word(buffer, at + 16, end)
+                if arg[8 * n + 1] >> np.uint64(56) != 0:
+                    arg[8 * n + 2] = _text_word(buffer, at + 24, end)
             elif role == ev.MAPPING:
                 pid = load_i32(buffer, at + 8)
                 tid = load_i32(buffer, at + 12)
-                arg[n, 0] = load_u64(buffer, at + 16)
-                arg[n, 1] = load_u64(buffer, at + 24)
-                arg[n, 2] = load_u64(buffer, at + 32)
+                arg[8 * n + 0] = load_u64(buffer, at + 16)
+                arg[8 * n + 1] = load_u64(buffer, at + 24)
+                arg[8 * n + 2] = load_u64(buffer, at + 32)
                 name = at + 40
                 if kind == R_MMAP2:
-                    arg[n, 3] = np.uint64(load_u32(buffer, at + 64)) | (
+                    arg[8 * n + 3] = np.uint64(load_u32(buffer, at + 64)) | (
                         np.uint64(load_u32(buffer, at + 68)) << np.uint64(32)
                     )
                     if not misc & 0x4000:  # else a build-id lies there
-                        arg[n, 4] = load_u64(buffer, at + 48)
-                        arg[n, 5] = np.uint64(
+                        arg[8 * n + 4] = load_u64(buffer, at + 48)
+                        arg[8 * n + 5] = np.uint64(
                             (load_u32(buffer, at + 40) & 0xFFF) << 20
                             | (load_u32(buffer, at + 44) & 0xFFFFF)
                         )
                     name = at + 72
                 else:  # MMAP says no protection: data maps are read-write, the rest code
-                    arg[n, 3] = np.uint64(3 if misc & 0x2000 else 5) | np.uint64(2 << 32)
+                    arg[8 * n + 3] = np.uint64(3 if misc & 0x2000 else 5) | np.uint64(2 << 32)
                 hashed = np.uint64(0xCBF29CE484222325)
                 stop = name
                 while stop < end and buffer[stop] != 0:
@@ -342,23 +359,18 @@ def decode(
                     name_places[found, 0] = name
                     name_places[found, 1] = stop
                     table_put(name_keys, name_values, hashed, found)
-                arg[n, 6] = np.uint64(found)
+                arg[8 * n + 6] = np.uint64(found)
             if role == 0:
                 continue
-        time_out[n] = time
-        batch.pid[n] = pid
-        batch.tid[n] = tid
-        batch.cpu[n] = cpu
-        batch.role[n] = role
-        batch.mark[n] = mark
-        batch.position[n] = at
-        n += 1
-    state[D_T0] = t0
-    state[D_LAST] = newest
-    return n
+        out_pid[n] = pid
+        out_tid[n] = tid
+        out_cpu[n] = cpu
+        out_role[n] = role
+        out_mark[n] = mark
+        out_position[n] = at
 
 
-@njit
+@borrowing_njit
 def rehash(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
     """Put all of one table into a larger, empty one."""
     for place in range(keys.shape[0]):

@@ -137,6 +137,15 @@ def truncated(what: str, where: str) -> UserError:
     )
 
 
+def compressed(where: str) -> UserError:
+    """The refusal of zstd-compressed recordings."""
+    return UserError(
+        "the recording is compressed (perf record -z), which cannot be read yet",
+        where=where,
+        fix="record without -z, or unpack it: perf inject -i FILE -o plain.data",
+    )
+
+
 def refuse_other(head: bytes, size: int, where: str) -> None:
     """Raise the fitting :class:`UserError` unless ``head`` starts a seekable perf.data file."""
     if size == 0:

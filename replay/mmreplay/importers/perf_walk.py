@@ -2,6 +2,10 @@
 
 It reads headers, ids and times only; decoding comes after sorting.
 Every record is proved to lie inside the stream before it is read.
+
+A round ends with a FINISHED_ROUND record, or after so many records where there are none.
+Nothing in round n+2 is older than the newest of round n (tools/perf/builtin-record.c@6.12
+record__mmap_read_evlist); what is all the same counts as late and gets that time.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.importers.binary import load_u16, load_u32, load_u64, table_find
+from mmreplay.importers.binary import bare, load_u16, load_u32, load_u64, table_find
 from mmreplay.importers.perf_layout import (
     L_MIN,
     L_TIME,
@@ -19,7 +23,7 @@ from mmreplay.importers.perf_layout import (
     T_SIZE,
     T_TIME,
 )
-from mmreplay.jit import njit
+from mmreplay.jit import borrowing_njit
 
 # perf_event_type: include/uapi/linux/perf_event.h@6.18.
 R_MMAP, R_LOST, R_COMM, R_EXIT, R_THROTTLE, R_UNTHROTTLE, R_FORK = 1, 2, 3, 4, 5, 6, 7
@@ -37,19 +41,34 @@ TYPES: Final = 256
 (
     W_POSITION,
     W_COUNT,  # entries in the output
+    W_UNTIMED,  # of them at the end, still without a time
     W_NEWEST,  # newest time seen
     W_PREVIOUS,  # newest time seen when the last round ended
     W_LIMIT,  # nothing older than this can come any more
+    W_SINCE,  # records since the last round ended
+    W_EVERY,  # a round ends after so many records at the latest
     W_ROUNDS,
+    W_LATE,
+    W_SKIP,  # bytes of a payload outside of any record that are still to come
     W_LOST,  # sum of LOST
     W_LOST_SAMPLES,  # sum of LOST_SAMPLES that are losses
     W_MALFORMED,
     W_UNKNOWN_ID,
     W_THREAD_MAP,  # byte of the first THREAD_MAP record, 0 none
     W_SIZE,
-) = range(12)
+) = range(17)
 # Results of a call.
 END, FULL, SHORT_RECORD, OVERRUN, COMPRESSED = range(5)
+#: A code: the event's index or the record's type, and these marks.
+CODE_MASK: Final = 0xFFFF
+RECORD: Final = 1 << 16  # no sample
+LATE: Final = 1 << 17
+SYNTHETIC: Final = 1 << 18  # made up by the recorder: time 0
+
+#: Records after which a round is taken to have ended: in streams that have no
+#: FINISHED_ROUND (``--threads``, simpleperf), and in those that have.
+ROUND_WITHOUT: Final = 1 << 20
+ROUND_WITH: Final = 1 << 24
 
 _KNOWN_BODY = np.full(64, -1, np.int64)  # smallest record (header included) that is read
 for _type, _size in (
@@ -75,10 +94,11 @@ def new_state(start: int) -> NDArray[np.int64]:
     state[W_NEWEST] = -1
     state[W_PREVIOUS] = -1
     state[W_LIMIT] = -1
+    state[W_EVERY] = ROUND_WITHOUT
     return state
 
 
-@njit
+@borrowing_njit
 def walk(
     buffer: Any,
     end: int,
@@ -102,8 +122,8 @@ def walk(
     state:
         The W_* entries, kept between calls.
     times, positions, codes:
-        Output (int64, int64, int32): ns, byte of the record, event index (or minus the
-        record's type); filled from ``state[W_COUNT]`` on.
+        Output (int64, int64, int32): ns, byte of the record, code; filled from
+        ``state[W_COUNT]`` on.  The last ``state[W_UNTIMED]`` wait for a time (-1).
     types:
         int64 (TYPES,): records by type.
     samples, lost:
@@ -113,7 +133,7 @@ def walk(
     -------
     END, FULL, or what is wrong with the record at ``state[W_POSITION]``.
     """
-    fixed = layout.fixed
+    fixed = bare(layout.fixed)
     trailer = layout.trailer
     keys = layout.id_keys
     values = layout.id_values
@@ -122,17 +142,28 @@ def walk(
     trailer_time = trailer[T_TIME]
     trailer_id = trailer[T_ID]
     room = times.shape[0]
+    times, positions, codes = bare(times), bare(positions), bare(codes)
+    types, samples, state = bare(types), bare(samples), bare(state)
     at = state[W_POSITION]
     n = state[W_COUNT]
     newest = state[W_NEWEST]
-    untimed = 0
+    limit = state[W_LIMIT]
+    untimed = state[W_UNTIMED]
+    since = state[W_SINCE]
     last_id = np.uint64(0)
     last_event = -1
     result = END
+    skip = min(state[W_SKIP], end - at)
+    at += skip
+    state[W_SKIP] -= skip
     while at < end:
         if n >= room:
             result = FULL
             break
+        if since >= state[W_EVERY]:
+            limit = state[W_PREVIOUS]
+            state[W_PREVIOUS] = newest
+            since = 0
         if end - at < 8:
             result = SHORT_RECORD
             break
@@ -163,17 +194,16 @@ def walk(
                         continue
                     last_id = ident
                     last_event = event
-            if size < fixed[event, L_MIN]:
+            if size < fixed[8 * event + L_MIN]:
                 state[W_MALFORMED] += 1
                 at += size
                 continue
-            time = load_u64(buffer, at + fixed[event, L_TIME])
+            time = load_u64(buffer, at + fixed[8 * event + L_TIME])
             if time > np.uint64(MAX_TIME):
                 state[W_MALFORMED] += 1
                 at += size
                 continue
             samples[event] += 1
-            times[n] = np.int64(time)
             positions[n] = at
             codes[n] = event
             n += 1
@@ -215,11 +245,11 @@ def walk(
                 time = load_u64(buffer, at + 24)
                 if time <= np.uint64(MAX_TIME):
                     stamp = np.int64(time)
-            times[n] = stamp
             positions[n] = at
-            codes[n] = -kind
+            codes[n] = kind | RECORD
             n += 1
             if stamp < 0:  # gets the time of the next timed record
+                times[n - 1] = -1
                 untimed += 1
                 at += size
                 continue
@@ -227,8 +257,10 @@ def walk(
         else:
             if kind == R_FINISHED_ROUND:
                 state[W_ROUNDS] += 1
-                state[W_LIMIT] = state[W_PREVIOUS]
+                limit = state[W_PREVIOUS]
                 state[W_PREVIOUS] = newest
+                since = 0
+                state[W_EVERY] = ROUND_WITH
             elif kind == R_THREAD_MAP and state[W_THREAD_MAP] == 0 and size >= 24:
                 state[W_THREAD_MAP] = at
             elif kind in (R_COMPRESSED, R_COMPRESSED2):
@@ -246,30 +278,33 @@ def walk(
                     extra = load_u64(buffer, at + 8)
                 else:
                     extra = np.uint64((np.int64(load_u32(buffer, at + 8)) + 7) & ~7)
-                if extra > np.uint64(end - at - size):
+                if extra > np.uint64(MAX_TIME):
                     result = OVERRUN
                     break
-                at += np.int64(extra)
+                skip = min(np.int64(extra), end - at - size)
+                at += skip
+                state[W_SKIP] = np.int64(extra) - skip
             at += size
             continue
         stamp = np.int64(time)
         newest = max(newest, stamp)
-        if untimed:
-            back = n - 2
-            while untimed > 0 and back >= 0 and times[back] < 0:
-                times[back] = stamp
-                back -= 1
-                untimed -= 1
-            untimed = 0
+        if stamp == 0:
+            codes[n - 1] |= SYNTHETIC
+            stamp = max(limit, np.int64(0))
+        elif stamp < limit:
+            codes[n - 1] |= LATE
+            state[W_LATE] += 1
+            stamp = limit
+        times[n - 1] = stamp
+        for back in range(n - 1 - untimed, n - 1):
+            times[back] = stamp
+        untimed = 0
+        since += 1
         at += size
-    if untimed:  # the stream or the window ends: the newest time is the best guess
-        back = n - 1
-        while untimed > 0 and back >= 0:
-            if times[back] < 0:
-                times[back] = max(newest, 0)
-                untimed -= 1
-            back -= 1
     state[W_NEWEST] = newest
+    state[W_LIMIT] = limit
+    state[W_UNTIMED] = untimed
+    state[W_SINCE] = since
     state[W_POSITION] = at
     state[W_COUNT] = n
     return result

@@ -20,19 +20,22 @@ ROLE_WRITER: Final = 2
 
 _MOST_NS: Final = (1 << 32) - 1
 
-#: Operations that have not ended: end_ns, tid, address space, role, row, and until when
-#: their exposure is counted.  Rows of an int64 array; the first ``open_count[0]`` are in use.
+#: Operations that have not ended: end_ns, tid, address space, role, row, until when
+#: their exposure is counted, and the exposure that rows before the window have got.
+#: Rows of an int64 array; the first ``open_count[0]`` are in use.
 OpenSet = tuple[NDArray[np.int64], NDArray[np.int64]]
+_COLUMNS: Final = 7
 
 
 def new_open_set() -> OpenSet:
     """An empty set of open operations, to begin :func:`add_exposure` with."""
-    return np.zeros((64, 6), dtype=np.int64), np.zeros(1, dtype=np.int64)
+    return np.zeros((64, _COLUMNS), dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 
 @njit
 def add_exposure(
     exposure_ns: NDArray[np.uint32],
+    window: int,
     first: int,
     begin_ns: NDArray[np.int64],
     end_ns: NDArray[np.int64],
@@ -41,34 +44,48 @@ def add_exposure(
     role: NDArray[np.uint8],
     open_ops: NDArray[np.int64],
     open_count: NDArray[np.int64],
+    far: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Count the exposure of one batch's rows, and of the earlier rows that it exposes.
+
+    What operations before the window ``exposure_ns`` get is added up in ``open_ops``, and
+    handed out through ``far`` when they have ended.
 
     Parameters
     ----------
     exposure_ns:
-        (N,) uint32 over all operations, added to; saturates at 4.29 s.
+        (window,) uint32, added to; saturates at 4.29 s.
+    window:
+        Row of the operation that ``exposure_ns[0]`` is for.
     first:
-        Row of the batch's first operation.
+        Row of the batch's first operation; the batch lies in the window.
     begin_ns, end_ns, tid, address_space, role:
         (batch,) columns in the order of ``begin_ns``; an operation without a known
         end has ``end_ns == begin_ns``.
     open_ops, open_count:
         What the batch before left open; ``open_count`` is changed in place.
+    far:
+        (F, 2) output: rows before the window that have ended, and their exposure to add.
+        F is at least the number of open rows before the window; unused rows stay as given.
 
     Returns
     -------
     The open operations for the next batch (``open_ops``, or a larger copy of it).
     """
     count = open_count[0]
+    ended = 0
     for row in range(len(begin_ns)):
         if role[row] == 0:
             continue
         kept = 0
         counted = begin_ns[row]
         for other in range(count):
-            if open_ops[other, 0] <= begin_ns[row]:
-                continue  # it has ended
+            if open_ops[other, 0] <= begin_ns[row]:  # it has ended
+                if open_ops[other, 4] < window:
+                    far[ended, 0] = open_ops[other, 4]
+                    far[ended, 1] = open_ops[other, 6]
+                    ended += 1
+                continue
             if (
                 open_ops[other, 2] == np.int64(address_space[row])
                 and open_ops[other, 1] != np.int64(tid[row])
@@ -80,21 +97,24 @@ def add_exposure(
                 counted = max(counted, until)
                 since = max(open_ops[other, 5], begin_ns[row])
                 if until > since:
-                    earlier = open_ops[other, 4]
-                    total = np.int64(exposure_ns[earlier]) + until - since
-                    exposure_ns[earlier] = min(total, _MOST_NS)
+                    earlier = open_ops[other, 4] - window
                     open_ops[other, 5] = until
+                    if earlier < 0:
+                        open_ops[other, 6] += until - since
+                    else:
+                        total = np.int64(exposure_ns[earlier]) + until - since
+                        exposure_ns[earlier] = min(total, _MOST_NS)
             if kept != other:
-                for column in range(6):
+                for column in range(7):
                     open_ops[kept, column] = open_ops[other, column]
             kept += 1
         count = kept
-        exposure_ns[first + row] = min(counted - begin_ns[row], _MOST_NS)
+        exposure_ns[first - window + row] = min(counted - begin_ns[row], _MOST_NS)
         if end_ns[row] > begin_ns[row]:
             if count == len(open_ops):
-                larger = np.zeros((2 * count, 6), dtype=np.int64)
+                larger = np.zeros((2 * count, 7), dtype=np.int64)
                 for other in range(count):
-                    for column in range(6):
+                    for column in range(7):
                         larger[other, column] = open_ops[other, column]
                 open_ops = larger
             open_ops[count, 0] = end_ns[row]
@@ -103,6 +123,7 @@ def add_exposure(
             open_ops[count, 3] = np.int64(role[row])
             open_ops[count, 4] = first + row
             open_ops[count, 5] = counted
+            open_ops[count, 6] = 0
             count += 1
     open_count[0] = count
     return open_ops

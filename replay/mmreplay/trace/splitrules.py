@@ -10,13 +10,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import njit
+from mmreplay.jit import helper, njit
 from mmreplay.schema import DurationKind, FaultClass, OpKind, ProcFile, Quality, UffdOp
 from mmreplay.trace.exposure import ROLE_NONE, ROLE_READER, ROLE_WRITER
 
 UNTIMED: Final = 0
 TIMED: Final = 1
 BOUNDED: Final = 2
+_ZERO: Final = np.int64(0)
 
 # include/uapi/asm-generic/mman-common.h and mman.h @6.18
 _MAP_ANONYMOUS: Final = 0x20
@@ -86,23 +87,28 @@ def roles_by_kind() -> NDArray[np.uint8]:
     return roles
 
 
+@helper
+def role_of(kind: Any, flags: Any, by_kind: Any) -> Any:
+    """How one operation holds mmap_lock: not at all, for reading, for writing."""
+    role = by_kind[kind]
+    if kind == _MADVISE or kind == _PROCESS_MADVISE:
+        role = ROLE_WRITER
+        for advice in READ_ADVICE:
+            if flags == advice:
+                role = ROLE_READER
+    elif kind == _UFFD and (flags == _UFFD_WRITERS[0] or flags == _UFFD_WRITERS[1]):
+        role = ROLE_WRITER
+    return role
+
+
 @njit
 def find_roles(
     kind: NDArray[np.uint8], flags: NDArray[np.uint64], by_kind: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """(N,) how each operation holds mmap_lock: not at all, for reading, for writing."""
+    """(N,) :func:`role_of` each operation."""
     role = np.empty(len(kind), dtype=np.uint8)
     for row in range(len(kind)):
-        role[row] = by_kind[kind[row]]
-        if kind[row] in (_MADVISE, _PROCESS_MADVISE):
-            role[row] = ROLE_WRITER
-            for advice in READ_ADVICE:
-                if flags[row] == advice:
-                    role[row] = ROLE_READER
-        elif kind[row] == _UFFD and (
-            flags[row] == _UFFD_WRITERS[0] or flags[row] == _UFFD_WRITERS[1]
-        ):
-            role[row] = ROLE_WRITER
+        role[row] = role_of(np.int64(kind[row]), flags[row], by_kind)
     return role
 
 
@@ -149,6 +155,95 @@ def find_covered(
     return covered
 
 
+@helper
+def look_at(
+    what: Any,
+    flags: np.uint64,
+    length: np.uint64,
+    errno: Any,
+    fault_bits: Any,
+    fault_class: Any,
+    quality: Any,
+    how: Any,
+    duration_ns: Any,
+    corrected_ns: Any,
+    off_ns: Any,
+    contended_ns: Any,
+    nested_ns: Any,
+    preempted_ns: Any,
+) -> Any:
+    """What the rules need of one operation; a null duration comes as -1.
+
+    Returns the class key uint64; room_ns (duration without nested operations, preemption
+    and I/O); io_ns; the state (untimed, timed, bounded); and whether nothing disturbed it,
+    as far as the row itself shows.
+    """
+    advice = what == _MADVISE or what == _PROCESS_MADVISE
+    fault = what == _FAULT_USER or what == _FAULT_KERNEL
+    # Rule 4: the class.
+    variant = np.uint64(0)
+    if fault:
+        variant = np.uint64(fault_bits & 3)  # present, write
+    elif advice or what == _PROC_READ or what == _UFFD:
+        variant = flags & np.uint64(0xFFFF)
+    elif what == _MMAP:
+        if flags & np.uint64(_MAP_ANONYMOUS):
+            variant |= np.uint64(1)
+        if flags & np.uint64(_MAP_POPULATE):
+            variant |= np.uint64(2)
+    doublings = np.uint64(0)
+    if not fault:
+        pages = length >> np.uint64(12)
+        if length & np.uint64(4095):
+            pages += np.uint64(1)
+        while pages:
+            doublings += np.uint64(1)
+            pages >>= np.uint64(1)
+    failed = np.uint64(1) if errno != 0 else np.uint64(0)
+    key = (
+        (np.uint64(what) << np.uint64(40))
+        | (np.uint64(fault_class) << np.uint64(32))
+        | (failed << np.uint64(31))
+        | (variant << np.uint64(8))
+        | doublings
+    )
+    room = np.int64(0)
+    io = np.int64(0)
+    state = UNTIMED
+    still = 0
+    if duration_ns >= 0 and (how == _MEASURED or how == _ESTIMATED):
+        state = TIMED
+    elif duration_ns >= 0 and how == _UPPER_BOUND:
+        state = BOUNDED
+    if state != UNTIMED:
+        # Rule 1: what is not this operation's own.
+        own = corrected_ns if corrected_ns >= 0 else duration_ns
+        nested = nested_ns if not quality & _NESTED else 0
+        own = max(own - nested - preempted_ns, _ZERO)
+        # Rule 2: off-CPU time that I/O explains.
+        explained = (
+            fault_class == _MAJOR
+            or what == _EXEC
+            or what == _MSYNC
+            or what == _VFORK
+            or (
+                advice and (flags == np.uint64(_MADV_WILLNEED) or flags == np.uint64(_MADV_PAGEOUT))
+            )
+        )
+        if explained and state == TIMED:
+            io = min(max(off_ns - contended_ns, _ZERO), own)
+        room = own - io
+        if (
+            state == TIMED
+            and off_ns == 0
+            and contended_ns == 0
+            and preempted_ns == 0
+            and not quality & _DOUBTFUL
+        ):
+            still = 1
+    return key, room, io, state, still
+
+
 @njit
 def look_inside(
     kind: NDArray[np.uint8],
@@ -166,12 +261,7 @@ def look_inside(
     nested_ns: NDArray[np.int64],
     preempted_ns: NDArray[np.int64],
 ) -> Any:
-    """What the rules need of each operation; a null duration comes as -1.
-
-    Returns (N,) arrays: class key uint64; room_ns int64 (duration without nested
-    operations, preemption and I/O); io_ns int64; state uint8 (untimed, timed, bounded);
-    still uint8 (1: nothing disturbed it, as far as the row itself shows).
-    """
+    """:func:`look_at` each operation: (N,) key uint64, room and io int64, state and still uint8."""
     rows = len(kind)
     key = np.empty(rows, dtype=np.uint64)
     room = np.zeros(rows, dtype=np.int64)
@@ -179,72 +269,22 @@ def look_inside(
     state = np.zeros(rows, dtype=np.uint8)
     still = np.zeros(rows, dtype=np.uint8)
     for row in range(rows):
-        what = kind[row]
-        advice = what in (_MADVISE, _PROCESS_MADVISE)
-        fault = what in (_FAULT_USER, _FAULT_KERNEL)
-        # Rule 4: the class.
-        variant = np.uint64(0)
-        if fault:
-            variant = np.uint64(fault_bits[row] & 3)  # present, write
-        elif advice or what in (_PROC_READ, _UFFD):
-            variant = flags[row] & np.uint64(0xFFFF)
-        elif what == _MMAP:
-            if flags[row] & np.uint64(_MAP_ANONYMOUS):
-                variant |= np.uint64(1)
-            if flags[row] & np.uint64(_MAP_POPULATE):
-                variant |= np.uint64(2)
-        doublings = np.uint64(0)
-        if not fault:
-            pages = length[row] >> np.uint64(12)
-            if length[row] & np.uint64(4095):
-                pages += np.uint64(1)
-            while pages:
-                doublings += np.uint64(1)
-                pages >>= np.uint64(1)
-        failed = np.uint64(1) if errno[row] != 0 else np.uint64(0)
-        key[row] = (
-            (np.uint64(what) << np.uint64(40))
-            | (np.uint64(fault_class[row]) << np.uint64(32))
-            | (failed << np.uint64(31))
-            | (variant << np.uint64(8))
-            | doublings
+        key[row], room[row], io[row], state[row], still[row] = look_at(
+            np.int64(kind[row]),
+            flags[row],
+            length[row],
+            np.int64(errno[row]),
+            np.int64(fault_bits[row]),
+            np.int64(fault_class[row]),
+            np.int64(quality[row]),
+            np.int64(duration_kind[row]),
+            duration_ns[row],
+            corrected_ns[row],
+            off_ns[row],
+            contended_ns[row],
+            nested_ns[row],
+            preempted_ns[row],
         )
-        if duration_ns[row] < 0:
-            continue
-        how = duration_kind[row]
-        if how in (_MEASURED, _ESTIMATED):
-            state[row] = TIMED
-        elif how == _UPPER_BOUND:
-            state[row] = BOUNDED
-        else:
-            continue
-        # Rule 1: what is not this operation's own.
-        own = corrected_ns[row] if corrected_ns[row] >= 0 else duration_ns[row]
-        nested = nested_ns[row] if not quality[row] & _NESTED else 0
-        own = max(own - nested - preempted_ns[row], 0)
-        # Rule 2: off-CPU time that I/O explains.
-        explained = (
-            fault_class[row] == _MAJOR
-            or what in (_EXEC, _MSYNC, _VFORK)
-            or (
-                advice
-                and (
-                    flags[row] == np.uint64(_MADV_WILLNEED)
-                    or flags[row] == np.uint64(_MADV_PAGEOUT)
-                )
-            )
-        )
-        if explained and state[row] == TIMED:
-            io[row] = min(max(off_ns[row] - contended_ns[row], 0), own)
-        room[row] = own - io[row]
-        if (
-            state[row] == TIMED
-            and off_ns[row] == 0
-            and contended_ns[row] == 0
-            and preempted_ns[row] == 0
-            and not quality[row] & _DOUBTFUL
-        ):
-            still[row] = 1
     return key, room, io, state, still
 
 
@@ -274,27 +314,26 @@ def number_classes(
     return number, count, len(key)
 
 
-@njit
-def group_by_class(
-    number: NDArray[np.int32],
-    room: NDArray[np.int64],
-    wanted: NDArray[np.uint8],
-    classes: int,
+@helper
+def divide_one(
+    state: Any, exposure_ns: Any, room_ns: Any, shown_ns: Any, contended_ns: Any, usual_ns: Any
 ) -> Any:
-    """Values of the wanted rows grouped by class: (first (classes + 1,), values)."""
-    first = np.zeros(classes + 1, dtype=np.int64)
-    for row in range(len(number)):
-        if wanted[row]:
-            first[number[row] + 1] += 1
-    for one in range(classes):
-        first[one + 1] += first[one]
-    at = first[:-1].copy()
-    values = np.empty(first[classes], dtype=np.int64)
-    for row in range(len(number)):
-        if wanted[row]:
-            values[at[number[row]]] = room[row]
-            at[number[row]] += 1
-    return first, values
+    """Service, wait and unattributed time inside one operation.
+
+    ``shown_ns`` is the larger of the first two of rule 3.
+    """
+    service, wait, left = np.int64(0), np.int64(0), np.int64(0)
+    if state == TIMED:
+        # Rule 3.
+        shown = max(shown_ns, min(room_ns - usual_ns, exposure_ns))
+        wait = min(max(shown, _ZERO), room_ns)
+        service = room_ns - wait
+    elif state == BOUNDED:
+        # Rule 6: the interval holds think time too; what is no service is not split.
+        service = min(usual_ns, room_ns)
+        wait = min(contended_ns, room_ns - service)
+        left = room_ns - service - wait
+    return service, wait, left
 
 
 @njit
@@ -316,16 +355,13 @@ def divide(
     wait = np.zeros(rows, dtype=np.int64)
     left = np.zeros(rows, dtype=np.int64)
     for row in range(rows):
-        room = room_ns[row]
-        if state[row] == TIMED:
-            # Rule 3.
-            shown = max(off_ns[row] - io_ns[row], contended_ns[row])
-            shown = max(shown, min(room - usual_ns[row], np.int64(exposure_ns[row])))
-            wait[row] = min(max(shown, 0), room)
-            service[row] = room - wait[row]
-        elif state[row] == BOUNDED:
-            # Rule 6: the interval holds think time too; what is no service is not split.
-            service[row] = min(usual_ns[row], room)
-            wait[row] = min(contended_ns[row], room - service[row])
-            left[row] = room - service[row] - wait[row]
+        shown = max(off_ns[row] - io_ns[row], contended_ns[row])
+        service[row], wait[row], left[row] = divide_one(
+            state[row],
+            np.int64(exposure_ns[row]),
+            room_ns[row],
+            shown,
+            contended_ns[row],
+            usual_ns[row],
+        )
     return service, wait, left

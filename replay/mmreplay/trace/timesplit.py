@@ -4,14 +4,13 @@
 over the tables of a trace that is being written; :func:`split` over frames in memory.
 
 Three passes over the operations, in batches.  Memory: four bytes an operation
-(its exposure), the nested operations, the preempted spans, at most :data:`SAMPLE_ROWS`
-samples for the quartiles, and in memory what pass 2 found of up to :data:`KEPT_ROWS`.
+(its exposure), the nested operations, the preempted spans, the counts for the quartiles,
+and in memory what pass 2 found of up to :data:`KEPT_ROWS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,8 +18,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmreplay.schema import DurationKind, OpKind, Quality, SpanEnd
+from mmreplay.schema import DurationKind, Quality, SpanEnd
 from mmreplay.trace.exposure import add_exposure, new_open_set
+from mmreplay.trace.services import (
+    DEFAULT_SERVICE_NS,
+    MIN_QUIET,
+    OTHER_SERVICE_NS,
+    Classes,
+    SplitReport,
+    Tally,
+    usual_services,
+)
 from mmreplay.trace.splitrules import (
     BOUNDED,
     TIMED,
@@ -28,46 +36,20 @@ from mmreplay.trace.splitrules import (
     divide,
     find_covered,
     find_roles,
-    group_by_class,
     look_inside,
-    number_classes,
     roles_by_kind,
 )
 from mmreplay.trace.store import (
     Header,
     TraceWriter,
-    parquet_writer,
     polars_schema,
     read_batches,
-    to_arrow,
 )
+from mmreplay.trace.writer import parquet_writer, to_arrow
 
-#: A class needs this many quiet operations before its low quartile is believed.
-MIN_QUIET: Final = 8
-#: At most this many durations are kept for the quartiles; beyond it every other one goes.
-SAMPLE_ROWS: Final = 1 << 22
 #: Up to this many operations pass 3 need not look inside again (some 45 MB).
 KEPT_ROWS: Final = 1 << 20
 _BATCH_ROWS: Final = 1 << 18
-
-#: What an operation is taken to cost where the trace shows too few of its class in quiet
-#: spots, in ns.  Fault: 1.55 us, mmap+munmap: 3.78 us a pair, both by a microbenchmark
-#: on a 2-vCPU EPYC guest with 6.18 (minimum of 12 and 7 runs); all others are assumed.
-#: It is never taken above the low quartile of all operations of the class.
-DEFAULT_SERVICE_NS: Final[dict[OpKind, int]] = {
-    OpKind.FAULT_USER: 1_550,
-    OpKind.FAULT_KERNEL: 1_550,
-    OpKind.MMAP: 1_890,
-    OpKind.MUNMAP: 1_890,
-    OpKind.BRK: 1_000,
-    OpKind.MREMAP: 3_000,
-    OpKind.CLONE: 15_000,
-    OpKind.VFORK: 50_000,
-    OpKind.FORK: 100_000,
-    OpKind.EXEC: 300_000,
-}
-#: The same for every other kind; assumed.
-OTHER_SERVICE_NS: Final = 1_500
 
 _TIMED_KINDS: Final = (int(DurationKind.MEASURED), int(DurationKind.ESTIMATED))
 _EXPOSURE_COLUMNS: Final = (
@@ -97,28 +79,16 @@ _INSIDE_COLUMNS: Final = (
     "contention_ns",
 )
 
+__all__ = [
+    "DEFAULT_SERVICE_NS",
+    "MIN_QUIET",
+    "OTHER_SERVICE_NS",
+    "SplitReport",
+    "finalise",
+    "split",
+]
+
 Batches = Callable[[Sequence[str]], Iterator[pl.DataFrame]]
-
-
-@dataclass
-class SplitReport:
-    """What the split did; :meth:`counters` go into the header."""
-
-    operations: int = 0
-    without_duration: int = 0
-    exposed: int = 0
-    classes: int = 0
-    default_service: int = 0
-
-    def counters(self) -> dict[str, int]:
-        """The figures by the names they have among the header's counters."""
-        return {
-            "timesplit_operations": self.operations,
-            "timesplit_without_duration": self.without_duration,
-            "timesplit_exposed": self.exposed,
-            "timesplit_classes": self.classes,
-            "timesplit_default_service": self.default_service,
-        }
 
 
 def finalise(writer: TraceWriter, header: Header) -> SplitReport:
@@ -169,10 +139,9 @@ def _rewrite(file: Path, schedule: Iterable[pl.DataFrame]) -> SplitReport:
     try:
         columns = list(polars_schema("operations"))
         for batch in _split(batches, columns, _preempted_spans(schedule), report):
-            rows = to_arrow(batch)
             if out is None:
-                out = parquet_writer(beside, rows.schema)
-            out.write_table(rows)
+                out = parquet_writer(beside, "operations")
+            out.write_table(to_arrow("operations", batch))
     finally:
         if out is not None:
             out.close()
@@ -197,7 +166,7 @@ def _split(
     exposure_ns, nested = _exposure(batches)
     report.operations = len(exposure_ns)
     report.exposed = int((exposure_ns > 0).sum())
-    classes = _Classes()
+    classes = Classes()
     kept: list[tuple[_Inside, NDArray[np.int32]]] = []
     quiet_ns, default_ns = _usual_services(
         batches, exposure_ns, nested, preempted, classes, kept, most_kept
@@ -289,6 +258,7 @@ def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
     nested: list[pl.DataFrame] = []
     by_kind = roles_by_kind()
     open_ops, open_count = new_open_set()
+    no_far = np.zeros((0, 2), dtype=np.int64)
     first = 0
     timed = pl.col("duration_kind").is_in(_TIMED_KINDS)
     end = pl.col("begin_ns") + pl.col("duration_ns")
@@ -304,6 +274,7 @@ def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
         begins = batch["begin_ns"]
         open_ops = add_exposure(
             exposure_ns,
+            0,
             first,
             begins.to_numpy(),
             ends.fill_null(0).to_numpy(),
@@ -312,6 +283,7 @@ def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
             find_roles(batch["kind"].to_numpy(), _numbers(batch, "flags"), by_kind),
             open_ops,
             open_count,
+            no_far,
         )
         first += batch.height
     return exposure_ns, _Spans(nested)
@@ -355,43 +327,12 @@ def _inside(batch: pl.DataFrame, nested: _Spans, preempted: _Spans) -> _Inside:
     return _Inside(key, room_ns, io_ns, state, still, off_ns, contended_ns)
 
 
-class _Classes:
-    """Dense numbers for class keys, in the order they are met."""
-
-    def __init__(self) -> None:
-        self._table = np.zeros(1 << 12, dtype=np.uint64)
-        self._numbers = np.zeros(1 << 12, dtype=np.int32)
-        self.count = 0
-
-    def numbers(self, key: NDArray[np.uint64]) -> NDArray[np.int32]:
-        while True:
-            number, self.count, done = number_classes(key, self._table, self._numbers, self.count)
-            if done == len(key):
-                result: NDArray[np.int32] = number
-                return result
-            self._grow()
-
-    def keys(self) -> NDArray[np.uint64]:
-        """(count,) the key of each class."""
-        used = self._table != 0
-        keys = np.zeros(self.count, dtype=np.uint64)
-        keys[self._numbers[used]] = self._table[used] - np.uint64(1)
-        return keys
-
-    def _grow(self) -> None:
-        keys = self.keys()
-        size = 4 * len(self._table)
-        self._table = np.zeros(size, dtype=np.uint64)
-        self._numbers = np.zeros(size, dtype=np.int32)
-        _, self.count, _ = number_classes(keys, self._table, self._numbers, 0)
-
-
 def _usual_services(
     batches: Batches,
     exposure_ns: NDArray[np.uint32],
     nested: _Spans,
     preempted: _Spans,
-    classes: _Classes,
+    classes: Classes,
     kept: list[tuple[_Inside, NDArray[np.int32]]],
     most_kept: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -399,8 +340,8 @@ def _usual_services(
 
     Fills ``kept`` with each batch's findings, unless they are more than ``most_kept`` rows.
     """
-    sampled: list[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]] = []
-    rows, stride, first = 0, 1, 0
+    counts = Tally()
+    first = 0
     for batch in batches(_INSIDE_COLUMNS):
         inside = _inside(batch, nested, preempted)
         quiet = inside.still & (exposure_ns[first : first + batch.height] == 0)
@@ -409,39 +350,5 @@ def _usual_services(
         kept.append((inside, number))
         if first > most_kept:
             kept.clear()
-        wanted = np.flatnonzero(inside.state == TIMED)[::stride]
-        sampled.append((number[wanted], inside.room_ns[wanted], quiet[wanted]))
-        rows += len(wanted)
-        while rows > SAMPLE_ROWS:
-            sampled = [(a[::2], b[::2], c[::2]) for a, b, c in sampled]
-            rows, stride = sum(len(part[0]) for part in sampled), 2 * stride
-    default = _default_services(classes.keys())
-    if not sampled:
-        return np.full(classes.count, -1, dtype=np.int64), default
-    number, room, quiet = (np.concatenate(part) for part in zip(*sampled, strict=True))
-    quiet_low = _low_quartiles(group_by_class(number, room, quiet, classes.count), MIN_QUIET)
-    everything = np.ones(len(number), dtype=np.uint8)
-    low = _low_quartiles(group_by_class(number, room, everything, classes.count), 1)
-    return quiet_low, np.where(low >= 0, np.minimum(default, low), default)
-
-
-def _default_services(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    by_kind = np.full(256, OTHER_SERVICE_NS, dtype=np.int64)
-    for kind, cost in DEFAULT_SERVICE_NS.items():
-        by_kind[kind] = cost
-    chosen: NDArray[np.int64] = by_kind[(keys >> np.uint64(40)).astype(np.int64)]
-    return chosen
-
-
-def _low_quartiles(
-    grouped: tuple[NDArray[np.int64], NDArray[np.int64]], at_least: int
-) -> NDArray[np.int64]:
-    """The value at rank floor((n - 1) / 4) of each group; -1 for a group that is too small."""
-    first, values = grouped
-    low = np.full(len(first) - 1, -1, dtype=np.int64)
-    for one in range(len(low)):
-        group = values[first[one] : first[one + 1]]
-        if len(group) >= at_least:
-            rank = (len(group) - 1) // 4
-            low[one] = np.partition(group, rank)[rank]
-    return low
+        counts.add(number, inside.room_ns, (inside.state == TIMED).view(np.uint8), quiet)
+    return usual_services(counts, classes.keys())

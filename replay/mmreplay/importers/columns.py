@@ -1,0 +1,372 @@
+"""From pairing's rows to the columns of the table of operations, a group at a time."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmreplay.importers import pair_state as ps
+from mmreplay.importers import syscalls as sc
+from mmreplay.importers.binary import bare
+from mmreplay.jit import borrowing_njit
+from mmreplay.schema import OpKind, Quality
+from mmreplay.trace.splitrules import TIMED, UNTIMED, look_at, role_of, roles_by_kind
+from mmreplay.trace.splitstream import Divided, SplitRows
+from mmreplay.trace.writer import arrow_schema
+
+# Columns by the width of their values; each is a row of the matrix of that width.
+_WIDE: Final = (
+    *("begin_ns", "duration_ns", "duration_corrected_ns", "think_cpu_ns", "think_blocked_ns"),
+    *("preempted_ns", "io_ns", "contention_ns", "blocked_inside_ns", "address", "length"),
+    *("address2", "length2", "flags", "file_offset", "result", "ip", "unattributed_ns"),
+)
+_WORDS: Final = ("seq", "pid", "tid", "address_space", "fd", "child", "weight")
+_HALVES: Final = ("inner_events", "cpu", "errno", "quality")
+_BYTES: Final = ("duration_kind", "kind", "prot", "fault_bits", "fault_class")
+_SCHEMA: Final = arrow_schema("operations")
+_TYPES: Final = {field.name: field.type for field in _SCHEMA}
+
+
+def _schemas(bounded: bool) -> tuple[pa.Schema, pa.Schema]:
+    """The columns that a group shows by itself, and those that only the whole trace decides.
+
+    The latter are encoded when the former have been.  ``unattributed_ns`` is one where
+    durations are only bounded by the next event.
+    """
+    late = ["service_ns", "wait_ns", *(["unattributed_ns"] if bounded else [])]
+    return (
+        pa.schema([field for field in _SCHEMA if field.name not in late]),
+        pa.schema([field for field in _SCHEMA if field.name in late]),
+    )
+
+
+_EARLY_LATE: Final = {bounded: _schemas(bounded) for bounded in (False, True)}
+# Where a column is known: bits of a mask, by columns that share one.
+(
+    M_ADDRESS, M_LENGTH, M_ADDRESS2, M_LENGTH2, M_PROT, M_FLAGS, M_OFFSET, M_FD,
+    M_RESULT, M_BITS, M_CHILD, M_DURATION, M_THINK, M_INSIDE, M_ERRNO, M_IP, M_IO,
+    M_BLOCKED, M_PREEMPTED, M_CONTENTION, M_OFF_INSIDE, M_SIZE,
+) = range(22)  # fmt: skip
+_KNOWN: Final = {
+    "address": M_ADDRESS,
+    "length": M_LENGTH,
+    "address2": M_ADDRESS2,
+    "length2": M_LENGTH2,
+    "prot": M_PROT,
+    "flags": M_FLAGS,
+    "file_offset": M_OFFSET,
+    "fd": M_FD,
+    "result": M_RESULT,
+    "fault_bits": M_BITS,
+    "child": M_CHILD,
+    "duration_ns": M_DURATION,
+    "duration_corrected_ns": M_DURATION,
+    "think_cpu_ns": M_THINK,
+    "errno": M_ERRNO,
+    "ip": M_IP,
+    "io_ns": M_IO,
+    "think_blocked_ns": M_BLOCKED,
+    "preempted_ns": M_PREEMPTED,
+    "contention_ns": M_CONTENTION,
+    "blocked_inside_ns": M_OFF_INSIDE,
+}
+_FAULT_USER: Final = int(OpKind.FAULT_USER)
+_FAULT_KERNEL: Final = int(OpKind.FAULT_KERNEL)
+_ZERO: Final = np.uint64(0)
+_COMPAT32: Final = int(Quality.COMPAT32)
+# Bits of O_KNOWN are masks already: the argument slots, then K_RESULT to K_INSIDE.
+_CALL_BITS: Final = (1 << M_RESULT + 1) - 1 - (1 << M_ADDRESS) | 1 << M_CHILD
+_SAME_BITS: Final = (1 << M_INSIDE + 1) - 1
+assert (sc.ADDRESS, sc.FD) == (M_ADDRESS, M_FD)
+assert (ps.K_RESULT, ps.K_INSIDE) == (1 << M_RESULT, 1 << M_INSIDE)
+
+
+#: Cache lines between the columns of a matrix, so that no two of a row share a cache set.
+_APART_BYTES: Final = 64
+
+
+class Block(NamedTuple):
+    """Memory for the columns of one group: flat matrices, a column each ``pitch`` values."""
+
+    wide: NDArray[np.int64]
+    words: NDArray[np.int32]
+    halves: NDArray[np.int16]
+    bytes: NDArray[np.uint8]
+    bits: NDArray[np.uint8]
+    counts: NDArray[np.int64]  # rows where each mask is known
+
+
+def _pitch(rows: int, itemsize: int) -> int:
+    return rows + _APART_BYTES // itemsize
+
+
+def new_block(rows: int) -> Block:
+    """A block for groups of up to ``rows`` operations, a multiple of 64."""
+    return Block(
+        np.zeros(len(_WIDE) * _pitch(rows, 8), np.int64),
+        np.zeros(len(_WORDS) * _pitch(rows, 4), np.int32),
+        np.zeros(len(_HALVES) * _pitch(rows, 2), np.int16),
+        np.zeros(len(_BYTES) * _pitch(rows, 1), np.uint8),
+        np.zeros(M_SIZE * _pitch(rows // 8, 1), np.uint8),
+        np.zeros(M_SIZE, np.int64),
+    )
+
+
+@borrowing_njit
+def _fill(
+    flat: Any,
+    rows: Any,
+    pitches: Any,
+    alias: Any,
+    low: Any,
+    probe_ns: Any,
+    switches: Any,
+    contention: Any,
+    roles: Any,
+    block: Any,
+    split: Any,
+) -> Any:
+    """Turn ``rows`` rows of O_SIZE into columns; returns how many are of 32-bit tasks.
+
+    ``pitches`` are those of the block's matrices.  ``alias`` gives each address space the
+    one that it turned out to be, ``low`` is 1 where it looks like a 32-bit task's.
+    """
+    source = bare(flat)
+    wide, words, halves = bare(block.wide), bare(block.words), bare(block.halves)
+    small, bits = bare(block.bytes), bare(block.bits)
+    begin_ns, end_ns = bare(split.begin_ns), bare(split.end_ns)
+    room_ns, shown_ns, before_ns = (
+        bare(split.room_ns),
+        bare(split.shown_ns),
+        bare(split.before_ns),
+    )
+    wide_pitch, word_pitch, half_pitch, byte_pitch, bit_pitch = pitches
+    counts = block.counts
+    for mask in range(M_SIZE):
+        counts[mask] = 0
+    compat = 0
+    always = 0
+    if switches:
+        always = 1 << M_PREEMPTED
+    for block_row in range((rows + 7) // 8):
+        first = 8 * block_row
+        for mask in range(M_SIZE):
+            bits[mask * bit_pitch + block_row] = 0
+        for k in range(min(8, rows - first)):
+            i = first + k
+            row = i * ps.O_SIZE
+            known = source[row + ps.O_KNOWN]
+            have = known & _SAME_BITS | always
+            quality = source[row + ps.O_QUALITY]
+            own = source[row + ps.O_SPACE]
+            if low[own]:
+                quality |= _COMPAT32
+                compat += 1
+            has_think = known & ps.K_THINK != 0
+            inside = known & ps.K_INSIDE != 0
+            if has_think and switches:
+                have |= 1 << M_BLOCKED
+            if inside and switches:
+                have |= 1 << M_OFF_INSIDE
+            if inside and contention:
+                have |= 1 << M_CONTENTION
+            if source[row + ps.O_IP] != 0:
+                have |= 1 << M_IP
+            kind = source[row + ps.O_KIND]
+            address, length, flags = np.uint64(source[row + ps.O_ADDRESS]), _ZERO, _ZERO
+            if kind != _FAULT_USER and kind != _FAULT_KERNEL:
+                length = np.uint64(source[row + ps.O_LENGTH])
+                flags = np.uint64(source[row + ps.O_FLAGS])
+                if address + length < address:  # a range that wraps is the call's nonsense
+                    have &= ~(1 << M_LENGTH)
+            result = np.int64(0)
+            if known & ps.K_RESULT:
+                result = source[row + ps.O_RESULT]
+            fault_bits = np.int64(0)
+            if known & ps.K_BITS:
+                fault_bits = source[row + ps.O_BITS]
+            errno = np.int64(0)
+            if known & ps.K_RESULT and -4095 <= result < 0:
+                errno = -result
+                have |= 1 << M_ERRNO
+            duration = source[row + ps.O_DURATION]
+            corrected = max(0, duration - (source[row + ps.O_EVENTS] + 1) * probe_ns)
+            timed = known & ps.K_DURATION != 0
+            key, room, io, state, still = look_at(
+                kind,
+                flags,
+                length,
+                errno,
+                fault_bits,
+                source[row + ps.O_CLASS],
+                quality,
+                source[row + ps.O_DURATION_KIND],
+                duration if timed else -1,
+                corrected if timed else -1,
+                source[row + ps.O_BLOCKED],
+                source[row + ps.O_CONTENTION],
+                source[row + ps.O_NESTED],
+                source[row + ps.O_PREEMPTED],
+            )
+            if state == TIMED:
+                have |= 1 << M_IO
+            preempted = source[row + ps.O_PREEMPTED]
+            before = (
+                source[row + ps.O_THINK]
+                + source[row + ps.O_PRE_BLOCKED]
+                + source[row + ps.O_PRE_PREEMPTED]
+            )
+            if has_think:
+                preempted += source[row + ps.O_PRE_PREEMPTED]
+                before = 0
+            wide[0 * wide_pitch + i] = source[row + ps.O_BEGIN]
+            wide[1 * wide_pitch + i] = duration
+            wide[2 * wide_pitch + i] = corrected
+            wide[3 * wide_pitch + i] = max(
+                0, source[row + ps.O_THINK] - (source[row + ps.O_PRE_EVENTS] + 1) * probe_ns
+            )
+            wide[4 * wide_pitch + i] = source[row + ps.O_PRE_BLOCKED]
+            wide[5 * wide_pitch + i] = preempted
+            wide[6 * wide_pitch + i] = io
+            wide[7 * wide_pitch + i] = source[row + ps.O_CONTENTION]
+            wide[8 * wide_pitch + i] = source[row + ps.O_BLOCKED]
+            wide[9 * wide_pitch + i] = source[row + ps.O_ADDRESS]
+            wide[10 * wide_pitch + i] = np.int64(length)
+            if known & _CALL_BITS:  # else what lies there is never looked at
+                wide[11 * wide_pitch + i] = source[row + ps.O_ADDRESS2]
+                wide[12 * wide_pitch + i] = source[row + ps.O_LENGTH2]
+                wide[13 * wide_pitch + i] = np.int64(flags)
+                wide[14 * wide_pitch + i] = source[row + ps.O_OFFSET]
+                wide[15 * wide_pitch + i] = result
+                words[4 * word_pitch + i] = source[row + ps.O_FD]
+                words[5 * word_pitch + i] = source[row + ps.O_CHILD]
+                small[2 * byte_pitch + i] = source[row + ps.O_PROT]
+            wide[16 * wide_pitch + i] = source[row + ps.O_IP]
+            wide[17 * wide_pitch + i] = before
+            words[0 * word_pitch + i] = source[row + ps.O_SEQ]
+            words[1 * word_pitch + i] = source[row + ps.O_PID]
+            words[2 * word_pitch + i] = source[row + ps.O_TID]
+            words[3 * word_pitch + i] = alias[own]
+            words[6 * word_pitch + i] = source[row + ps.O_WEIGHT]
+            halves[0 * half_pitch + i] = min(source[row + ps.O_EVENTS], 65_535)
+            halves[1 * half_pitch + i] = source[row + ps.O_CPU]
+            halves[2 * half_pitch + i] = errno
+            halves[3 * half_pitch + i] = quality
+            small[0 * byte_pitch + i] = source[row + ps.O_DURATION_KIND]
+            small[1 * byte_pitch + i] = kind
+            small[3 * byte_pitch + i] = fault_bits
+            small[4 * byte_pitch + i] = source[row + ps.O_CLASS]
+            begin_ns[i] = source[row + ps.O_BEGIN]
+            end_ns[i] = source[row + ps.O_BEGIN] + (duration if state == TIMED else 0)
+            room_ns[i] = room
+            shown_ns[i] = 0
+            if state == TIMED:
+                shown_ns[i] = max(source[row + ps.O_BLOCKED] - io, source[row + ps.O_CONTENTION])
+            elif state != UNTIMED:
+                shown_ns[i] = source[row + ps.O_CONTENTION]
+            before_ns[i] = before
+            split.key[i] = key
+            split.tid[i] = source[row + ps.O_TID]
+            split.address_space[i] = alias[own]
+            split.role[i] = role_of(kind, flags, roles)
+            split.state[i] = state
+            split.still[i] = still
+            for mask in range(M_SIZE):
+                bit = have >> mask & 1
+                counts[mask] += bit
+                bits[mask * bit_pitch + block_row] |= np.uint8(bit << k)
+    return compat
+
+
+_ROLES: Final = roles_by_kind()
+
+
+def early(
+    rows: NDArray[np.int64],
+    alias: NDArray[np.int64],
+    low: NDArray[np.bool_],
+    probe_ns: int,
+    switches: bool,
+    contention: bool,
+    bounded: bool,
+    block: Block,
+    split: SplitRows,
+) -> tuple[pa.Table, int]:
+    """All columns but the late ones, and how many operations are 32-bit tasks'.
+
+    Parameters
+    ----------
+    rows:
+        (N, O_SIZE) of pairing; not changed.
+    alias, low:
+        (spaces,) which address space each turned out to be; whether it looks like a 32-bit
+        task's.
+    probe_ns:
+        What one event cost the recorded thread.
+    switches, contention:
+        Whether the recording has switches (else off-CPU columns are null) and contention
+        events (else ``contention_ns`` is null).
+    bounded:
+        Whether durations are only bounded by the next event.
+    block, split:
+        Filled; the table's columns lie in ``block``.
+    """
+    count = len(rows)
+    room = len(split.begin_ns)
+    pitches = (*(_pitch(room, size) for size in (8, 4, 2, 1)), _pitch(room // 8, 1))
+    compat = _fill(
+        rows.reshape(-1),
+        count,
+        pitches,
+        alias,
+        low.view(np.uint8),
+        probe_ns,
+        switches,
+        contention,
+        _ROLES,
+        block,
+        split,
+    )
+    arrays: dict[str, pa.Array] = {}
+    matrices: tuple[tuple[tuple[str, ...], Any], ...] = (
+        (_WIDE, block.wide),
+        (_WORDS, block.words),
+        (_HALVES, block.halves),
+        (_BYTES, block.bytes),
+    )
+    for names, matrix in matrices:
+        pitch = len(matrix) // len(names)
+        for name, values in zip(names, matrix.reshape(-1, pitch), strict=True):
+            bits, nulls = None, 0
+            if name in _KNOWN:
+                mask = _KNOWN[name]
+                nulls = count - int(block.counts[mask])
+                bits = block.bits[mask * pitches[-1] : (mask + 1) * pitches[-1]]
+            arrays[name] = _array(_TYPES[name], count, values, bits, nulls)
+    schema = _EARLY_LATE[bounded][0]
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema), compat
+
+
+def late(part: Divided, bounded: bool) -> pa.Table:
+    """The columns that only the whole trace decides."""
+    count = len(part.known)
+    nulls = count - int(np.count_nonzero(part.known))
+    bits = np.packbits(part.known, bitorder="little")
+    arrays = {
+        "service_ns": _array(pa.int64(), count, part.service_ns, bits, nulls),
+        "wait_ns": _array(pa.int64(), count, part.wait_ns, bits, nulls),
+        "unattributed_ns": _array(pa.int64(), count, part.unattributed_ns, None, 0),
+    }
+    schema = _EARLY_LATE[bounded][1]
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def _array(
+    kind: Any, count: int, values: NDArray[Any], bits: NDArray[np.uint8] | None, nulls: int
+) -> pa.Array:
+    """An Arrow array over the values, without a copy."""
+    known = pa.py_buffer(bits) if bits is not None and nulls else None
+    return pa.Array.from_buffers(kind, count, [known, pa.py_buffer(values)], nulls)

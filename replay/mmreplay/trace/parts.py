@@ -1,0 +1,332 @@
+"""One Parquet file whose row groups and columns are encoded apart, on several threads.
+
+Parquet wants all columns of a row group at once and the groups in order.  Here some
+columns are known long before the others, and some groups before those in front of them;
+so :mod:`pyarrow` encodes each part for itself, the encoded column chunks are appended to the
+file in an order that the caller gives, and the footer at the end says where each one lies.
+The result does not show which thread encoded what.
+
+Footer: https://github.com/apache/parquet-format, ``parquet.thrift`` at 2.11.0, in Thrift's
+compact protocol.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from mmreplay.trace.writer import arrow_schema, parquet_options
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MAGIC: Final = b"PAR1"
+#: Enumerations of parquet.thrift.
+_TYPES: Final = {"BOOLEAN": 0, "INT32": 1, "INT64": 2, "FLOAT": 4, "DOUBLE": 5, "BYTE_ARRAY": 6}
+_ENCODINGS: Final = {
+    "PLAIN": 0,
+    "PLAIN_DICTIONARY": 2,
+    "RLE": 3,
+    "BIT_PACKED": 4,
+    "DELTA_BINARY_PACKED": 5,
+    "DELTA_LENGTH_BYTE_ARRAY": 6,
+    "DELTA_BYTE_ARRAY": 7,
+    "RLE_DICTIONARY": 8,
+    "BYTE_STREAM_SPLIT": 9,
+}
+_CODECS: Final = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "ZSTD": 6, "LZ4": 7}
+#: Arrow type -> (physical type, ConvertedType, integer bits, signed).
+_INTEGERS: Final = {
+    "uint8": (1, 11, 8, False),
+    "uint16": (1, 12, 16, False),
+    "uint32": (1, 13, 32, False),
+    "uint64": (2, 14, 64, False),
+    "int8": (1, 15, 8, True),
+    "int16": (1, 16, 16, True),
+    "int32": (1, 17, 32, True),
+    "int64": (2, 18, 64, True),
+}
+
+
+class _Chunk(NamedTuple):
+    """What the footer says of one column chunk; places are those in its part."""
+
+    name: str
+    begin: int
+    data: int  # where its first data page begins
+    size: int
+    plain_size: int
+    values: int
+    head: bytes  # the first fields of ColumnMetaData: type, encodings, name, codec
+    statistics: tuple[int, int] | None  # least and greatest, of int64 columns that have them
+
+
+class Parts:
+    """The file of one table that has columns of integers only."""
+
+    def __init__(self, target: Path, table: str) -> None:
+        self._schema = arrow_schema(table)
+        self._options = parquet_options(table)
+        self._file = target.open("wb")
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[int, int, list[_Chunk], memoryview]] = {}
+        self._turn = 0
+        self._size = self._crc = 0
+        self._rows: dict[int, int] = {}
+        #: By row group and column: where its part begins in the file, and the chunk in the part.
+        self._placed: dict[int, dict[str, tuple[int, _Chunk]]] = {}
+        self._heads: dict[tuple[Any, ...], bytes] = {}
+        self._append(memoryview(_MAGIC))
+
+    def write(self, turn: int, group: int, part: pa.Table) -> None:
+        """Encode ``part`` as (some columns of) row group ``group``; safe from any thread.
+
+        It is appended when all parts with a lower ``turn`` have been; turns begin at 0.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        out = pa.BufferOutputStream()
+        facts: list[Any] = []
+        options = self._options_of(part.schema.names)
+        with pq.ParquetWriter(out, part.schema, metadata_collector=facts, **options) as writer:
+            writer.write_table(part, row_group_size=max(1, part.num_rows))
+        one = facts[0].row_group(0)
+        chunks = [_facts(one.column(index), self._heads) for index in range(one.num_columns)]
+        last = max(chunk.begin + chunk.size for chunk in chunks)
+        content = memoryview(out.getvalue())[:last]
+        with self._lock:
+            self._waiting[turn] = group, part.num_rows, chunks, content
+            while self._turn in self._waiting:
+                self._place(*self._waiting.pop(self._turn))
+                self._turn += 1
+
+    def _place(self, group: int, rows: int, chunks: list[_Chunk], content: memoryview) -> None:
+        begin = min(chunk.begin for chunk in chunks)
+        placed = self._placed.setdefault(group, {})
+        for chunk in chunks:
+            placed[chunk.name] = (self._size - begin, chunk)
+        self._rows[group] = rows
+        self._append(content[begin:])
+
+    def _append(self, content: memoryview) -> None:
+        self._file.write(content)
+        self._crc = zlib.crc32(content, self._crc)
+        self._size += len(content)
+
+    def _options_of(self, names: Sequence[str]) -> dict[str, Any]:
+        """The table's options, without what they say of other columns."""
+        options: dict[str, Any] = {}
+        for key, value in self._options.items():
+            if isinstance(value, Mapping):
+                options[key] = {name: value[name] for name in value if name in names}
+            elif isinstance(value, (list, tuple)):
+                options[key] = [name for name in value if name in names]
+            else:
+                options[key] = value
+        return options
+
+    def close(self) -> tuple[int, int, int]:
+        """Write the footer; returns rows, size and CRC-32 of the file.
+
+        All threads have finished writing.  Each group must have got all its columns.
+        """
+        footer = _Footer(self._schema, sum(self._rows.values()), len(self._rows))
+        for group in sorted(self._rows):
+            placed = self._placed[group]
+            footer.group([placed[name] for name in self._schema.names], self._rows[group])
+        text = footer.finish()
+        self._append(memoryview(text + len(text).to_bytes(4, "little") + _MAGIC))
+        self._file.close()
+        return sum(self._rows.values()), self._size, self._crc
+
+    def abandon(self) -> None:
+        """Give the file up."""
+        self._file.close()
+
+
+def _facts(chunk: Any, heads: dict[tuple[Any, ...], bytes]) -> _Chunk:
+    data = chunk.data_page_offset
+    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else data
+    statistics = None
+    known = chunk.statistics if chunk.is_stats_set else None
+    if known is not None and known.has_min_max and chunk.physical_type == "INT64":
+        statistics = (known.min, known.max)
+    key = (chunk.path_in_schema, chunk.physical_type, chunk.compression, chunk.encodings)
+    head = heads.get(key)
+    if head is None:
+        head = heads[key] = _head(*key)
+    return _Chunk(
+        chunk.path_in_schema,
+        begin,
+        data,
+        chunk.total_compressed_size,
+        chunk.total_uncompressed_size,
+        chunk.num_values,
+        head,
+        statistics,
+    )
+
+
+_TRUE, _FALSE, _BYTE, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12
+
+
+class _Compact:
+    """Thrift's compact protocol, as far as a footer needs it."""
+
+    def __init__(self) -> None:
+        self.out = bytearray()
+        self._last = [0]
+
+    def _varint(self, value: int) -> None:
+        while value > 127:
+            self.out.append(value & 127 | 128)
+            value >>= 7
+        self.out.append(value)
+
+    def _head(self, field: int, kind: int) -> None:
+        self.out.append(field - self._last[-1] << 4 | kind)
+        self._last[-1] = field
+
+    def integer(self, field: int, value: int, kind: int = _I64) -> None:
+        self._head(field, kind)
+        self._varint(value << 1 ^ value >> 63)
+
+    def go_on(self, fields: bytes, last: int) -> None:
+        """Fields of the current struct up to number ``last``, written before."""
+        self.out += fields
+        self._last[-1] = last
+
+    def byte(self, field: int, value: int) -> None:
+        self._head(field, _BYTE)
+        self.out.append(value)
+
+    def truth(self, field: int, value: bool) -> None:
+        self._head(field, _TRUE if value else _FALSE)
+
+    def binary(self, field: int, value: bytes) -> None:
+        self._head(field, _BINARY)
+        self._varint(len(value))
+        self.out += value
+
+    def binaries(self, field: int, values: Sequence[bytes]) -> None:
+        self.items(field, _BINARY, len(values))
+        for value in values:
+            self._varint(len(value))
+            self.out += value
+
+    def integers(self, field: int, values: Sequence[int]) -> None:
+        self.items(field, _I32, len(values))
+        for value in values:
+            self._varint(value << 1)
+
+    def items(self, field: int, kind: int, count: int) -> None:
+        """The head of a list; its ``count`` elements follow."""
+        self._head(field, _LIST)
+        if count < 15:
+            self.out.append(count << 4 | kind)
+        else:
+            self.out.append(0xF0 | kind)
+            self._varint(count)
+
+    def begin(self, field: int = 0) -> None:
+        """A struct: of a field, or (0) the next element of a list."""
+        if field:
+            self._head(field, _STRUCT)
+        self._last.append(0)
+
+    def end(self) -> None:
+        self._last.pop()
+        self.out.append(0)
+
+
+def _head(name: str, kind: str, codec: str, encodings: Sequence[str]) -> bytes:
+    """The first four fields of ColumnMetaData."""
+    t = _Compact()
+    t.integer(1, _TYPES[kind], _I32)
+    t.integers(2, [_ENCODINGS[encoding] for encoding in encodings])
+    t.binaries(3, (name.encode(),))
+    t.integer(4, _CODECS[codec], _I32)
+    return bytes(t.out)
+
+
+class _Footer:
+    """FileMetaData."""
+
+    def __init__(self, schema: pa.Schema, rows: int, groups: int) -> None:
+        self.columns = len(schema)
+        self.thrift = t = _Compact()
+        t.integer(1, 2, _I32)
+        t.items(2, _STRUCT, 1 + len(schema))
+        t.begin()
+        t.binary(4, b"schema")
+        t.integer(5, len(schema), _I32)
+        t.end()
+        for field in schema:
+            _element(t, field)
+        t.integer(3, rows)
+        t.items(4, _STRUCT, groups)
+
+    def group(self, placed: Sequence[tuple[int, _Chunk]], rows: int) -> None:
+        """A row group: by column, how far it was moved, and the chunk."""
+        t = self.thrift
+        t.begin()
+        t.items(1, _STRUCT, len(placed))
+        for moved, chunk in placed:
+            t.begin()
+            t.integer(2, 0)
+            t.begin(3)
+            t.go_on(chunk.head, 4)
+            t.integer(5, chunk.values)
+            t.integer(6, chunk.plain_size)
+            t.integer(7, chunk.size)
+            t.integer(9, moved + chunk.data)
+            if chunk.begin != chunk.data:
+                t.integer(11, moved + chunk.begin)
+            if chunk.statistics is not None:
+                least, greatest = (n.to_bytes(8, "little", signed=True) for n in chunk.statistics)
+                t.begin(12)
+                t.binary(5, greatest)
+                t.binary(6, least)
+                t.end()
+            t.end()
+            t.end()
+        t.integer(2, sum(chunk.plain_size for _, chunk in placed))
+        t.integer(3, rows)
+        t.integer(5, min(moved + chunk.begin for moved, chunk in placed))
+        t.integer(6, sum(chunk.size for _, chunk in placed))
+        t.end()
+
+    def finish(self) -> bytes:
+        t = self.thrift
+        t.binary(6, b"mmreplay")
+        t.items(7, _STRUCT, self.columns)  # statistics are ordered by the column's type
+        for _ in range(self.columns):
+            t.begin()
+            t.begin(1)
+            t.end()
+            t.end()
+        t.out.append(0)
+        return bytes(t.out)
+
+
+def _element(t: _Compact, field: pa.Field) -> None:
+    t.begin()
+    known = _INTEGERS.get(str(field.type))
+    if known is None:
+        raise TypeError(f"no Parquet type for {field}")
+    physical, converted, bits, signed = known
+    t.integer(1, physical, _I32)
+    t.integer(3, 1 if field.nullable else 0, _I32)
+    t.binary(4, field.name.encode())
+    t.integer(6, converted, _I32)
+    t.begin(10)
+    t.begin(10)
+    t.byte(1, bits)
+    t.truth(2, signed)
+    t.end()
+    t.end()
+    t.end()
