@@ -15,6 +15,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from mmreplay.jit import helper, njit
 
@@ -100,13 +101,30 @@ def _pointer(typingctx: Any, array: Any) -> Any:
     return types.CPointer(array.dtype)(array), codegen
 
 
+@intrinsic
+def _flat(typingctx: Any, array: Any) -> Any:
+    if not isinstance(array, types.Array) or array.layout != "C":
+        return None
+    flat = types.Array(array.dtype, 1, "C")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source = context.make_array(sig.args[0])(context, builder, args[0])
+        result = context.make_array(flat)(context, builder)
+        populate_array(
+            result,
+            data=source.data,
+            shape=[source.nitems],
+            strides=[source.itemsize],
+            itemsize=source.itemsize,
+            meminfo=source.meminfo,
+        )
+        return result._getvalue()
+
+    return flat(array), codegen
+
+
 if _CHECK:
-
-    @helper
-    def bare(array: Any) -> Any:
-        """The array itself, flat: under bounds checks nothing is indexed without."""
-        return array.reshape(-1)
-
+    bare = _flat  # under bounds checks nothing is indexed without
 else:
     #: A contiguous array as a bare pointer to its first value: ``bare(a)[i]`` has no bounds,
     #: and ``i`` may not be negative, which numba else asks at every access.  The caller

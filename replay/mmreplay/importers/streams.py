@@ -6,6 +6,7 @@ of each stream (20 bytes a record) and a fixed window.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -75,7 +76,8 @@ class Stream:
     def close(self) -> None:
         """Unmap the file."""
         self.buffer = np.zeros(0, np.uint8)
-        self.mapped.close()
+        with contextlib.suppress(BufferError):  # an error on its way still looks at the buffer
+            self.mapped.close()
 
     @property
     def limit(self) -> int:

@@ -161,6 +161,8 @@ def check_columns(table: str, schema: Mapping[str, object], where: str = "") -> 
             )
 
 
+#: What pyarrow raises over a damaged file (ValueError: names that are no UTF-8).
+_UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, KeyError)
 #: Arrow's names of types -> polars' (others: as Arrow says it).
 _DTYPES: Final = {
     **{f"{sign}int{bits}": f"{sign.upper()}Int{bits}" for sign in "u" for bits in (8, 16, 32, 64)},
@@ -180,7 +182,7 @@ def _stored_columns(file: Path) -> tuple[dict[str, str], int]:
         with pq.ParquetFile(str(file)) as parquet:
             schema = parquet.schema_arrow
             rows = parquet.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"not a readable Parquet file ({_first_line(error)})",
             where=str(file),
@@ -371,7 +373,7 @@ def read_batches(file: Path, columns: list[str], rows: int) -> Iterator[pl.DataF
                 part = pl.from_arrow(batch)
                 assert isinstance(part, pl.DataFrame)
                 yield part.select(columns)
-    except (pa.ArrowException, OSError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"not a readable Parquet file ({_first_line(error)})",
             where=str(file),
