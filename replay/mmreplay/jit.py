@@ -46,6 +46,7 @@ _USES: Final[dict[str, tuple[str, ...]]] = {
     "recorder": ("importers",),
     "address_space": ("trace",),
     "engine": ("locking", "address_space"),
+    "hardware": (),
 }
 
 
@@ -167,6 +168,16 @@ def njit(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy", pipeline_class=_INTO_WHOLE)(
         function
     )
+
+
+def c_callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function that C code calls, by its C signature; its ``address`` is the pointer."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        numba.config.CACHE_DIR = _cache_dir(function.__module__.split(".")[1])
+        return numba.cfunc(signature, cache=True)(function)
+
+    return compiled
 
 
 def borrowing_njit(function: Callable[..., Any]) -> Any:

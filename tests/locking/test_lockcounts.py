@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mmreplay.cli.locks import as_csv, as_json, command
+from mmreplay.cli.locks import command
+from mmreplay.cli.locks_check import as_csv, as_json
 from mmreplay.cli.main import main
 from mmreplay.errors import UserError
 from mmreplay.lockcounts import COLUMNS, check_counts, check_kernel, read_counts

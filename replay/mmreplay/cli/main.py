@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import atexit
 import gc
-import importlib
 import sys
 from typing import Any
 
 import click
 
 from mmreplay import __version__
-from mmreplay.errors import UserError, closest
+from mmreplay.cli.lazy import LazyGroup
+from mmreplay.errors import UserError
 
-#: Subcommand -> (module, attribute, one line of help).  The help is here so that
+#: Subcommand -> (module, one line of help).  The help is here so that
 #: ``mmreplay --help`` imports nothing but click.
 COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("mmreplay.cli.record", "Record a program with the right events."),
@@ -27,35 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose subcommands are imported on use; help text comes from the table."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = importlib.import_module(COMMANDS[cmd_name][0]).command
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise UserError(
-                f'unknown command "{args[0]}"{closest(args[0], COMMANDS)}',
-                fix="see mmreplay --help",
-            )
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="mmreplay")
 def cli() -> None:
     """Predict what a program loses to the memory map's locks, and what would change it."""

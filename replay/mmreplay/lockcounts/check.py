@@ -109,8 +109,11 @@ def check_counts(
     return reports
 
 
-def check_kernel(rows: Mapping[str, Counted], *, model: str = "") -> Report:
-    """Compare all phases of one kernel's rows."""
+def check_kernel(rows: Mapping[str, Counted], *, model: str | LockingModel = "") -> Report:
+    """Compare all phases of one kernel's rows.
+
+    ``model``: as for :func:`check_counts`, or one that is assembled already.
+    """
     kernel = next(iter(rows.values())).kernel
     chosen, note = _model(kernel, model)
     replay = _Replay(chosen, rows)
@@ -129,6 +132,15 @@ def check_kernel(rows: Mapping[str, Counted], *, model: str = "") -> Report:
     return Report(kernel, chosen.name, note, tuple(environment), tuple(ordered))
 
 
+def programs(rows: Mapping[str, Counted], phase: str, model: LockingModel) -> tuple[str, ...]:
+    """Names of the programs that ``phase`` runs, with what ``rows`` say of it."""
+    replay = _Replay(model, rows)
+    written = next(replay.written(group) for group in GROUPS if phase in _phases(group))
+    plan = _plan(written[phase], model.vma_rules)
+    kinds = () if plan is None else np.unique(plan.op)
+    return tuple(PlanOp(int(k)).name.lower() for k in kinds if k != PlanOp.NONE)
+
+
 def _differ(rows: Mapping[str, Row]) -> bool:
     return any(row.outcome == "differs" for row in rows.values())
 
@@ -143,7 +155,9 @@ def _loaded(name: str) -> LockingModel:
     return load_model(name)
 
 
-def _model(kernel: str, model: str) -> tuple[LockingModel, str]:
+def _model(kernel: str, model: str | LockingModel) -> tuple[LockingModel, str]:
+    if isinstance(model, LockingModel):
+        return model, ""
     if model:
         return _loaded(model), ""
     release = _RELEASE.search(kernel)
@@ -206,14 +220,18 @@ class _Replay:
         names += [f"{name}:child" for name in _phases(group) if f"{name}:child" in self.rows]
         if not names:
             return {}
-        facts = tuple((n, self.given[n]) for n in _phases(group) if n in self.given)
-        written = _written(group, facts, self.n, tuple(sorted(environment)))
+        written = self.written(group, **environment)
         out = {}
         for name in names:
             main, _, role = name.partition(":")
             if main in written:
                 out[name] = self._row(written[main], self.rows[name], role)
         return out
+
+    def written(self, group: str, **environment: bool) -> dict[str, Phase]:
+        """The group's recordings with what the rows say besides locks."""
+        facts = tuple((n, self.given[n]) for n in _phases(group) if n in self.given)
+        return _written(group, facts, self.n, tuple(sorted(environment)))
 
     def _row(self, phase: Phase, counted: Counted, role: str) -> Row:
         open_ = undecided(phase.name, self.given.get(phase.name, Given()))

@@ -5,7 +5,7 @@ ones, ``resolve_kernel(release)`` the model for a kernel release, and
 ``check_file(path)`` every mistake of a file.
 """
 
-from mmreplay.locking.loader import check_file, list_models, load_model
+from mmreplay.locking.loader import check_file, list_models, load_model, program_texts
 from mmreplay.locking.releases import resolve_kernel
 
-__all__ = ["check_file", "list_models", "load_model", "resolve_kernel"]
+__all__ = ["check_file", "list_models", "load_model", "program_texts", "resolve_kernel"]

@@ -60,6 +60,27 @@ def check_file(path: str | Path) -> tuple[LockingModel | None, tuple[Problem, ..
     return model, tuple(sorted(set(problems)))
 
 
+def program_texts(name_or_path: str | Path) -> dict[str, str]:
+    """Program name → its text as written, with those that the model extends.
+
+    Raises
+    ------
+    UserError
+        As :func:`load_model`, for names and files.
+    """
+    source = read_source(*_locate(str(name_or_path)))
+    found: dict[str, str] = {}
+    above: set[Path] = set()
+    while source.path not in above:
+        above.add(source.path)
+        for name, text in source.data.get("programs", {}).items():
+            found.setdefault(str(name), str(text))
+        if "extends" not in source.data:
+            break
+        source = _find_base(str(source.data["extends"]), source)
+    return found
+
+
 def load_source(source: SourceFile) -> LockingModel:
     """Assemble a model that is already read (tests, generated models).  Raises ModelError."""
     problems: list[Problem] = []

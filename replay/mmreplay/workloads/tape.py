@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mmreplay.schema import PAGE_SIZE, DurationKind, FaultBits, FaultClass, OpKind, Quality
-from mmreplay.trace.header import Header
-from mmreplay.trace.store import Trace, frame
+
+if TYPE_CHECKING:
+    from mmreplay.trace.store import Trace
 
 PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 READ_WRITE: Final = PROT_READ | PROT_WRITE
@@ -140,6 +141,9 @@ class Tape:
 
     def trace(self) -> Trace:
         """Everything so far as a trace in memory."""
+        from mmreplay.trace.header import Header
+        from mmreplay.trace.store import Trace, frame
+
         header = Header(span_ns=self.now_ns + STEP_NS, target="synthetic", kernel_release="6.18.0")
         tables = {
             "operations": frame("operations", self.rows),
