@@ -1,197 +1,265 @@
-"""From the pass's columns in order of effect to the thread-major :class:`Plan`."""
+"""From the pass's records in order of effect to the thread-major :class:`Plan`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp
-from mmreplay.address_space.plan_state import Out, Work
-from mmreplay.address_space.rows import Threads
-from mmreplay.jit import njit
+from mmreplay.address_space.plan_state import Cursor, Out, Work
+from mmreplay.address_space.threads import Threads
+from mmreplay.address_space.times import BEGIN, BLOCKED, PREEMPTED, SLEEP, THINK, Times
+from mmreplay.address_space.vma_state import OWN_FILES
+from mmreplay.jit import borrowing_helper, njit
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 #: Share of a thread's operations before its loop point (the engine's window begins there too).
 WARM_UP: float = 0.1
+#: Operations that a thread does not repeat, and those that end an address space.
+_ONCE: Final = np.isin(np.arange(256), (PlanOp.THREAD_START, PlanOp.EXEC, PlanOp.VFORK_EXIT))
+_LAST_WORDS: Final = np.isin(np.arange(256), (PlanOp.PROCESS_EXIT, PlanOp.EXEC, PlanOp.VFORK_EXIT))
+
+# Objects that a plan numbers densely, each kind in ascending order of its identity.
+_VMA, _MM, _FILE, _TABLE, _ANON, _KINDS = range(6)
+# Rows of the two blocks of columns that _cut fills; the first narrow ones are the objects.
+_FIRST_PAGE, _LAST_PAGE, _VMA_FIRST, _VMA_LAST, _ROW, _THINK, _BLOCKED, _SLEEP, _WIDE = range(9)
+_CHILD, _PAGES, _VMAS, _TABLES, _NARROW = range(_KINDS, _KINDS + 5)
+
+
+@borrowing_helper
+def _identity(vma: int, vmas: int) -> int:
+    """Of a marked VMA; -2 - space stands for VMAs of that space that are not known."""
+    return vma if vma >= 0 else vmas - 2 - vma
 
 
 @njit
-def _gather(
-    order: I64, first: I64, values: NDArray[Any], out_first: I64, out: NDArray[Any]
+def _survey(
+    ops: Any,
+    n: int,
+    marks: Any,
+    n_marks: int,
+    vmas: int,
+    files: int,
+    base: I64,
+    number: I32,
+    first: I64,
 ) -> None:
-    """CSR rows in another order; ``out`` has the length of ``values``."""
-    at = 0
-    for k in range(len(order)):
-        out_first[k] = at
-        for j in range(first[order[k]], first[order[k] + 1]):
-            out[at] = values[j]
-            at += 1
-    out_first[len(order)] = at
+    """Number the objects that the plan mentions and count the operations of each thread.
 
-
-def gather(order: I64, first: I64, values: NDArray[Any]) -> tuple[I64, NDArray[Any]]:
-    """The CSR lists of rows ``order``."""
-    size = int((first[order + 1] - first[order]).sum()) if len(order) else 0
-    out_first = np.zeros(len(order) + 1, np.int64)
-    out = np.zeros(size, values.dtype)
-    _gather(order, first, values, out_first, out)
-    return out_first, out
-
-
-def dense(values: NDArray[Any], none: int) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """Numbers 0.. for the distinct values but ``none`` (-1), and the values by number."""
-    some = values[values != none]
-    if len(some) == 0:
-        return np.full(len(values), -1, np.int32), some
-    top = int(some.max())
-    if top > 64 * len(values) + (1 << 16) or int(some.min()) < 0:  # sparse identities: sort
-        distinct = np.unique(some)
-        number = np.searchsorted(distinct, values).astype(np.int32)
-        number[values == none] = -1
-        return number, distinct
-    seen = np.zeros(top + 2, np.bool_)  # the last entry stands for "none"
-    seen[some] = True
-    distinct = np.flatnonzero(seen).astype(values.dtype)
-    table = np.full(top + 2, -1, np.int32)
-    table[distinct] = np.arange(len(distinct), dtype=np.int32)
-    return table[np.where(values == none, top + 1, values)], distinct
-
-
-@dataclass(frozen=True)
-class Times:
-    """Times of the plan's operations, in the order of ``rows``."""
-
-    think_cpu_ns: I64
-    think_blocked_ns: I64
-    sleep_ns: I64
-    begin_ns: I64
-    preempted_ns: I64
-    wall_fallback: int  # operations whose think time is wall time
-
-
-def read_times(trace: Any, row_first: int, row_end: int) -> Times:
-    """Think and sleep of rows ``row_first..row_end`` (exclusive) of the operations table.
-
-    Where the trace could not split the time between two operations, the whole gap
-    since the end of the thread's previous operation counts as CPU time (an upper
-    bound; counted as ``think_wall_fallback``).
+    ``base`` (6,): where each kind begins in ``number``, which is -1 on entry and holds in
+    the end the dense number of each object, -1 of those not mentioned.  ``first`` (T+1,),
+    zeros on entry: in the end where each thread begins.  ``vmas``: VMA ids given out,
+    ``files``: the first number of files that the map made.
     """
-    lazy = trace.operations.slice(row_first, row_end - row_first).select(
-        "begin_ns", "duration_ns", "think_cpu_ns", "think_blocked_ns", "io_ns", "preempted_ns",
-        "tid",
-    )  # fmt: skip
-    frame = lazy.with_columns(
-        gap=(
-            pl.col("begin_ns")
-            - (pl.col("begin_ns") + pl.col("duration_ns").fill_null(0)).shift(1).over("tid")
-        )
-        .fill_null(0)
-        .clip(0)
-    ).collect()
-    missing = frame["think_cpu_ns"].is_null()
-    cpu = frame["think_cpu_ns"].fill_null(
-        (frame["gap"] - frame["think_blocked_ns"].fill_null(0)).clip(0)
-    )
-
-    def ns(column: pl.Series) -> I64:
-        return column.to_numpy().astype(np.int64).clip(0)
-
-    return Times(
-        think_cpu_ns=ns(cpu),
-        think_blocked_ns=ns(frame["think_blocked_ns"].fill_null(0)),
-        sleep_ns=frame["io_ns"].fill_null(-1).to_numpy().astype(np.int64).clip(-1),
-        begin_ns=frame["begin_ns"].to_numpy().astype(np.int64),
-        preempted_ns=ns(frame["preempted_ns"].fill_null(0)),
-        wall_fallback=int(missing.sum()),
-    )
+    for o in range(n):
+        first[ops[o].thread + 1] += 1
+        number[base[_MM] + ops[o].mm] = 0
+        if ops[o].child_mm >= 0:
+            number[base[_MM] + ops[o].child_mm] = 0
+        if ops[o].vma >= 0:
+            number[base[_VMA] + ops[o].vma] = 0
+        file = ops[o].file
+        if file > 0:
+            number[base[_FILE] + (file if file < OWN_FILES else file - OWN_FILES + files)] = 0
+        if ops[o].table >= 0:
+            number[base[_TABLE] + ops[o].table] = 0
+        if ops[o].anon_slot >= 0:
+            number[base[_ANON] + ops[o].anon_slot] = 0
+    for k in range(n_marks):
+        number[_identity(marks[k].vma, vmas)] = 0
+    for kind in range(_KINDS):
+        count = 0
+        for i in range(base[kind], base[kind + 1]):
+            if number[i] == 0:
+                number[i] = count
+                count += 1
+    for t in range(len(first) - 1):
+        first[t + 1] += first[t]
 
 
-def loop_points(
-    thread_first: I64, op: NDArray[np.uint8], ended: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+@njit
+def _by_thread(ops: Any, n: int, first: I64, place: I64, order: I64, rank: I64) -> None:
+    """Positions of operations 0..n by (thread, row), and the position of each in that order.
+
+    A counting sort, then insertion: in order of effect the rows of a thread ascend but
+    for faults inside calls.  ``place`` (T,): scratch.
+    """
+    for t in range(len(place)):
+        place[t] = first[t]
+    for o in range(n):
+        thread = ops[o].thread
+        row = ops[o].row
+        k = place[thread]
+        place[thread] = k + 1
+        while k > first[thread] and ops[order[k - 1]].row > row:
+            order[k] = order[k - 1]
+            k -= 1
+        order[k] = o
+    for k in range(n):
+        rank[order[k]] = k
+
+
+@njit
+def _cut(
+    ops: Any,
+    order: I64,
+    files: int,
+    base: I64,
+    number: I32,
+    first_row: int,
+    times: I64,
+    wide: I64,
+    narrow: I32,
+    traits: NDArray[np.uint64],
+    op: NDArray[np.uint8],
+) -> None:
+    """The columns of records ``order``."""
+    for k in range(len(order)):
+        o = order[k]
+        traits[k] = ops[o].traits
+        op[k] = ops[o].op
+        wide[_FIRST_PAGE, k] = ops[o].first_page
+        wide[_LAST_PAGE, k] = ops[o].last_page
+        wide[_VMA_FIRST, k] = ops[o].vma_first_page
+        wide[_VMA_LAST, k] = ops[o].vma_last_page
+        row = ops[o].row
+        wide[_ROW, k] = row if ops[o].clone == 0 else -1
+        wide[_THINK, k] = times[row - first_row, THINK]
+        wide[_BLOCKED, k] = times[row - first_row, BLOCKED]
+        wide[_SLEEP, k] = times[row - first_row, SLEEP]
+        narrow[_PAGES, k] = ops[o].pages
+        narrow[_VMAS, k] = ops[o].vmas
+        narrow[_TABLES, k] = ops[o].tables
+        narrow[_MM, k] = number[base[_MM] + ops[o].mm]
+        child = ops[o].child_mm
+        narrow[_CHILD, k] = number[base[_MM] + child] if child >= 0 else -1
+        vma = ops[o].vma
+        narrow[_VMA, k] = number[base[_VMA] + vma] if vma >= 0 else -1
+        table = ops[o].table
+        narrow[_TABLE, k] = number[base[_TABLE] + table] if table >= 0 else -1
+        anon = ops[o].anon_slot
+        narrow[_ANON, k] = number[base[_ANON] + anon] if anon >= 0 else -1
+        narrow[_FILE, k] = -1
+        file = ops[o].file
+        if file > 0:
+            file = file if file < OWN_FILES else file - OWN_FILES + files
+            narrow[_FILE, k] = number[base[_FILE] + file]
+
+
+@njit
+def _lists(
+    ops: Any,
+    order: I64,
+    rank: I64,
+    marks: Any,
+    deps: I64,
+    vmas: int,
+    number: I32,
+    narrow: I32,
+    mark_first: I64,
+    mark_vma: I32,
+    mark_set: NDArray[np.uint8],
+    dep_first: I64,
+    dep_op: I64,
+    vma_mm: I32,
+) -> None:
+    """The lists of each operation, and the address space of each VMA.
+
+    A fork marks VMAs of the parent, everything else its own: the mm of the row either way.
+    """
+    m = 0
+    d = 0
+    for k in range(len(order)):
+        o = order[k]
+        mark_first[k] = m
+        dep_first[k] = d
+        mm = narrow[_MM, k]
+        if narrow[_VMA, k] >= 0:
+            vma_mm[narrow[_VMA, k]] = mm
+        for i in range(ops[o].mark_first, ops[o].mark_end):
+            mark_vma[m] = number[_identity(marks[i].vma, vmas)]
+            mark_set[m] = marks[i].set
+            vma_mm[mark_vma[m]] = mm
+            m += 1
+        for i in range(ops[o].dep_first, ops[o].dep_end):
+            dep_op[d] = rank[deps[i]]
+            d += 1
+    mark_first[len(order)] = m
+    dep_first[len(order)] = d
+
+
+def loop_points(thread_first: I64, op: NDArray[np.uint8], ended: NDArray[np.bool_]) -> I64:
     """Operation to continue at after a thread's last one; -1 where the thread ends.
 
     A thread loops from behind its warm-up (its first tenth, its start and its exec)
     unless it ended long before the window does, or its last operation ends an
     address space: those happen once.
     """
-    n = len(thread_first) - 1
-    loop = np.full(n, -1, np.int64)
-    once = (PlanOp.THREAD_START, PlanOp.EXEC, PlanOp.VFORK_EXIT)
-    last_words = (PlanOp.PROCESS_EXIT, PlanOp.EXEC, PlanOp.VFORK_EXIT)
-    for t in range(n):
-        first, end = int(thread_first[t]), int(thread_first[t + 1])
-        if end - first < 2 or ended[t] or op[end - 1] in last_words:
-            continue
-        at = first + int(WARM_UP * (end - first))
-        special = np.flatnonzero(np.isin(op[first:end], once))
-        if len(special):
-            at = max(at, first + int(special[-1]) + 1)
-        if at < end:
-            loop[t] = at
-    return loop
+    first, end = thread_first[:-1], thread_first[1:]
+    at = first + (WARM_UP * (end - first)).astype(np.int64)
+    once = np.flatnonzero(_ONCE[op])
+    owner = np.searchsorted(thread_first, once, side="right") - 1
+    np.maximum.at(at, owner, once + 1)
+    loops = (end - first >= 2) & ~ended & (at < end) & ~_LAST_WORDS[op[end - 1]]
+    return np.where(loops, at, -1)
 
 
 def assemble(
     out: Out,
     w: Work,
-    n: int,
+    uids: int,
     tables: int,
-    slots: int,
+    files: int,
+    own_files: int,
     threads: Threads,
     times: Times,
-    row_first: int,
     window_ns: tuple[int, int],
     whole: bool,
 ) -> tuple[Plan, I32, I64]:
     """The plan, its threads (index into ``threads``) and its address spaces.
 
-    ``window_ns``: begin and end of the planned part; ``whole``: it reaches to the
-    end of the trace, so the threads' tails count.
+    ``uids``, ``tables``, ``files``, ``own_files``: VMA ids, page-table pages, file numbers
+    and files of the map given out; ``window_ns``: begin and end of the planned part;
+    ``whole``: it reaches to the end of the trace, so the threads' tails count.
     """
-    columns = {name: np.ascontiguousarray(out.ops[name][:n]) for name in out.ops.dtype.names or ()}
-    marks_first = np.concatenate([[0], columns["mark_end"]]).astype(np.int64)
-    deps_first = np.concatenate([[0], columns["dep_end"]]).astype(np.int64)
-    order = np.lexsort((columns["row"], columns["thread"]))
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(n)
-    column = {name: values[order] for name, values in columns.items()}
-    per_thread = np.bincount(column["thread"], minlength=threads.n)
-    who = np.flatnonzero(per_thread)
-    counts = per_thread[who]
-    thread_first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    index = column["row"] - row_first
-    cpu = times.think_cpu_ns[index]
-    blocked = times.think_blocked_ns[index].copy()
-    cpu = cpu.copy()
-    mark_first, mark_vma = gather(order, marks_first, np.ascontiguousarray(out.marks["vma"]))
-    _, mark_set = gather(order, marks_first, out.marks["set"].astype(np.uint8))
-    dep_first, dep_effect = gather(order, deps_first, out.deps)
-    # dense numbers for everything that the plan mentions
-    both = np.concatenate([column["vma"], mark_vma])
-    vma, uids = dense(both, -1)
-    mm_pair, spaces = dense(np.concatenate([column["mm"], column["child_mm"]]).astype(np.int64), -1)
-    mm, child_mm = mm_pair[:n], mm_pair[n:]
-    file, file_ids = dense(column["file"], 0)
-    table, table_ids = dense(column["table"], -1)
-    anon, anon_ids = dense(column["anon_slot"], -1)
-    op_vma, marked = vma[:n], vma[n:]
-    vma_mm = np.zeros(len(uids), np.int32)
-    owner = np.repeat(np.arange(n), np.diff(mark_first))
-    vma_mm[marked] = mm[owner]
-    # a fork marks VMAs of the parent, everything else its own: the mm of the row either way
-    vma_mm[op_vma[op_vma >= 0]] = mm[op_vma >= 0]
-    begin = times.begin_ns[index]
+    n = int(w.cursor[Cursor.OUT])
+    n_marks, n_deps = int(w.cursor[Cursor.MARKS]), int(w.cursor[Cursor.DEPS])
+    sizes = [uids + len(w.spaces), len(w.spaces), files + 1 + own_files, tables, len(w.bits)]
+    base = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    number = np.full(base[-1], -1, np.int32)
+    every = np.zeros(threads.n + 1, np.int64)
+    order, rank = np.empty((2, n), np.int64)
+    _survey(out.ops, n, out.marks, n_marks, uids, files + 1, base, number, every)
+    _by_thread(out.ops, n, every, np.empty(threads.n, np.int64), order, rank)
+    wide = np.empty((_WIDE, n), np.int64)
+    narrow = np.empty((_NARROW, n), np.int32)
+    traits = np.empty(n, np.uint64)
+    op = np.empty(n, np.uint8)
+    _cut(
+        out.ops, order, files + 1, base, number, times.first, times.values, wide, narrow, traits, op
+    )
+    objects = [np.flatnonzero(number[base[kind] : base[kind + 1]] >= 0) for kind in range(_KINDS)]
+    mark_first, dep_first = np.empty((2, n + 1), np.int64)
+    mark_vma, mark_set = np.empty(n_marks, np.int32), np.empty(n_marks, np.uint8)
+    dep_op = np.empty(n_deps, np.int64)
+    vma_mm = np.zeros(len(objects[_VMA]), np.int32)
+    _lists(
+        out.ops, order, rank, out.marks, out.deps, uids, number, narrow, mark_first, mark_vma,
+        mark_set, dep_first, dep_op, vma_mm,
+    )  # fmt: skip
+    counts = np.diff(every)
+    who = np.flatnonzero(counts)
+    thread_first = np.append(every[who], n)
     starts = thread_first[:-1]
-    lead = cpu[starts] + blocked[starts] + times.preempted_ns[index[starts]]
-    offset = begin[starts] - lead - window_ns[0]
-    # a think that began before the window: only its part inside counts
+    # think time before the window began does not count
+    cpu, blocked = wide[_THINK], wide[_BLOCKED]
+    row = out.ops["row"][order[starts]] - times.first
+    lead = cpu[starts] + blocked[starts] + times.values[row, PREEMPTED]
+    offset = times.values[row, BEGIN] - lead - window_ns[0]
     deficit = np.maximum(-offset, 0)
     take = np.minimum(deficit, blocked[starts])
     blocked[starts] -= take
@@ -199,46 +267,54 @@ def assemble(
     ended = (threads.end_ns[who] >= 0) & (
         threads.end_ns[who] < window_ns[1] - (window_ns[1] - window_ns[0]) // 20
     )
-    users = np.zeros(len(spaces), np.int32)
-    pairs, _ = dense(column["thread"].astype(np.int64) * len(spaces) + mm, -1)[::-1]
-    np.add.at(users, pairs % max(len(spaces), 1), 1)
-    tail = np.where(whole, 1, 0)
+    tail = 1 if whole else 0
     plan = Plan(
         thread_first=thread_first,
         thread_offset_ns=np.maximum(offset, 0),
         thread_group=threads.group[who].astype(np.int32),
-        thread_loop=loop_points(thread_first, column["op"], ended),
+        thread_loop=loop_points(thread_first, op, ended),
         thread_tail_cpu_ns=threads.tail_cpu_ns[who] * tail,
         thread_tail_blocked_ns=threads.tail_blocked_ns[who] * tail,
-        op=column["op"].astype(np.uint8),
-        mm=mm,
-        child_mm=child_mm,
-        traits=column["traits"],
+        op=op,
+        mm=narrow[_MM],
+        child_mm=narrow[_CHILD],
+        traits=traits,
         think_cpu_ns=cpu,
         think_blocked_ns=blocked,
-        sleep_ns=times.sleep_ns[index],
-        pages=column["pages"],
-        vmas=column["vmas"],
-        tables=column["tables"],
-        vma=op_vma,
-        anon_slot=anon,
-        table=table,
-        file=file,
-        first_page=column["first_page"],
-        last_page=column["last_page"],
-        vma_first_page=column["vma_first_page"],
-        vma_last_page=column["vma_last_page"],
+        sleep_ns=wide[_SLEEP],
+        pages=narrow[_PAGES],
+        vmas=narrow[_VMAS],
+        tables=narrow[_TABLES],
+        vma=narrow[_VMA],
+        anon_slot=narrow[_ANON],
+        table=narrow[_TABLE],
+        file=narrow[_FILE],
+        first_page=wide[_FIRST_PAGE],
+        last_page=wide[_LAST_PAGE],
+        vma_first_page=wide[_VMA_FIRST],
+        vma_last_page=wide[_VMA_LAST],
         scale=np.full(n, SCALE_ONE, np.int32),
-        row=np.where(column["clone"] == 0, column["row"], -1),
+        row=wide[_ROW],
         mark_first=mark_first,
-        mark_vma=marked,
+        mark_vma=mark_vma,
         mark_set=mark_set,
         dep_first=dep_first,
-        dep_op=rank[dep_effect],
+        dep_op=dep_op,
         vma_mm=vma_mm,
-        anon_initial=w.bits["initial"][anon_ids],
-        table_initial=w.table_initial[table_ids],
-        mm_users=users,
-        n_files=len(file_ids),
+        anon_initial=w.bits["initial"][objects[_ANON]],
+        table_initial=w.table_initial[objects[_TABLE]],
+        mm_users=_users(thread_first, narrow[_MM], len(objects[_MM])),
+        n_files=len(objects[_FILE]),
     )
-    return plan, who.astype(np.int32), spaces
+    return plan, who.astype(np.int32), objects[_MM]
+
+
+def _users(thread_first: I64, mm: I32, spaces: int) -> I32:
+    """(spaces,) threads that use each address space."""
+    starts = np.zeros(len(mm), np.bool_)
+    starts[thread_first[:-1]] = True
+    starts[1:] |= mm[1:] != mm[:-1]
+    at = np.flatnonzero(starts)
+    thread = np.searchsorted(thread_first, at, side="right") - 1
+    pairs = np.unique(thread * max(spaces, 1) + mm[at])
+    return np.bincount(pairs % max(spaces, 1), minlength=spaces).astype(np.int32)

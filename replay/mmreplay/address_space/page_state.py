@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, njit
+from mmreplay.jit import borrowing_helper, inlined_helper, njit
 
 PAGES: Final = 512  # pages per region, x86-64 and arm64 with 4 KiB pages
 REGION_SHIFT: Final = 9
@@ -102,7 +102,7 @@ def grow_pages(old: PageState, need: int) -> PageState:
     return new
 
 
-@borrowing_helper
+@inlined_helper
 def _bucket_of(p, key):
     """Bucket that holds ``key``, or the empty one where it belongs."""
     mask = len(p.key) - 1
@@ -144,17 +144,19 @@ def find(p, space, region):
     return p.bucket[at] if p.key[at] != -1 else np.int32(-1)
 
 
-@borrowing_helper
+@inlined_helper
 def make(p, space, region):
     """Slot of a region, made (with a new table) where there is none."""
-    key = (np.int64(space) << 40) | region
-    at = _bucket_of(p, key)
-    if p.key[at] != -1:
-        return p.bucket[at]
+    at = _bucket_of(p, (np.int64(space) << 40) | region)
+    return p.bucket[at] if p.key[at] != -1 else _make_at(p, space, region, at)
+
+
+@borrowing_helper
+def _make_at(p, space, region, at):
     slot = np.int32(p.meta[_FREE])
     p.meta[_FREE] = p.slot[slot].next
     p.meta[_USED] += 1
-    p.key[at] = key
+    p.key[at] = (np.int64(space) << 40) | region
     p.bucket[at] = slot
     for i in range(PAGES):
         p.state[slot, i] = ABSENT
@@ -289,7 +291,7 @@ def free_tables(p, space, floor, ceiling):
     return n
 
 
-@borrowing_helper
+@inlined_helper
 def put(p, slot, i, state):
     """Set the state of page ``i`` of a region."""
     if p.state[slot, i] == ABSENT and state != ABSENT:

@@ -149,7 +149,7 @@ def range_deps(p, s, w, out, thread, space, first, last, users):
     n = 0
     page = first
     while page <= last:
-        start, end, value = segments_.next_range(s, space, page, last + 1)
+        start, end, value = segments_.next_range_core(s, space, page, last + 1)
         if start < 0:
             break
         if value >= 0 and out.ops[value].thread != thread:
@@ -357,7 +357,7 @@ def prepare_call(rows, i, m, p, w, out, o, space):
             address2 = rows[i].result
     w.args[0] = space
     w.args[1] = kind
-    w.args[2] = rows[i].address if rows[i].has_address else NONE
+    w.args[2] = rows[i].address if rows[i].address != -1 else NONE
     w.args[3] = length
     w.args[4] = address2
     w.args[5] = rows[i].length2
@@ -391,7 +391,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
         out.ops[o].op = op
         if kind == _BRK:
             out.ops[o].op = _BRK_QUERY
-        if rows[i].has_address and kind != _MMAP and address >= 0:
+        if rows[i].address != -1 and kind != _MMAP and address >= 0:
             traits |= look(m, w, out, o, space, first, last)
         out.ops[o].traits |= np.uint64(traits)
         return
@@ -415,7 +415,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
             traits |= _T_PAGES
         if m.info[_I_OVERLAPPED] > 0 and pages_.free_tables(p, space, first, last + 1):
             traits |= _T_FREES
-        segments_.assign(s, space, first, last + 1, maker)
+        segments_.assign_core(s, space, first, last + 1, maker)
         if m.info[_I_POPULATES] == 1 or flags & _MAP_POPULATE:
             traits |= _T_POPULATE
             writes = target >= 0 and m.vma[target, V_FLAGS] & _V_WRITE != 0
@@ -432,7 +432,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
         if out.ops[o].pages > 0:
             traits |= _T_PAGES
         if m.info[_I_NO_CHANGE] == 0:
-            segments_.assign(s, space, first, last + 1, maker)
+            segments_.assign_core(s, space, first, last + 1, maker)
     elif kind == _PROCESS_MADVISE:
         vector_marks(rows, i, w, out, o, space)
     elif kind == _MADVISE:
@@ -450,7 +450,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
             out.ops[o].first_page = low
             out.ops[o].last_page = high - 1
             traits |= _describe(m, w, out, o, True, True)
-            segments_.assign(s, space, low, high, maker)
+            segments_.assign_core(s, space, low, high, maker)
             if m.info[_I_POPULATES] == 1:
                 traits |= _T_POPULATE
                 out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, low, high - 1, True)
@@ -494,7 +494,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
         if w.spaces[space].gate:
             traits |= _T_GATE
     else:
-        if rows[i].has_address and address >= 0:
+        if rows[i].address != -1 and address >= 0:
             traits |= look(m, w, out, o, space, first, last)
             if kind == _UFFD and 3 <= flags <= 5:  # COPY, ZEROPAGE, CONTINUE
                 fills_anon(m, w, out, o, inside, space, first)
@@ -513,7 +513,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
 def _unmap(m, p, s, w, out, o, thread, space, first, last):
     range_deps(p, s, w, out, thread, space, first, last, True)
     out.ops[o].pages, out.ops[o].tables, freed = release(m, p, space, first, last)
-    segments_.clear(s, space, first, last + 1)
+    segments_.clear_core(s, space, first, last + 1)
     if out.ops[o].pages > 0:
         out.ops[o].traits |= np.uint64(_T_PAGES)
     if freed:
@@ -567,7 +567,7 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
     elif how == 3:  # grow in place
         out.ops[o].last_page = old + new_pages - 1
         if maker != -1:
-            segments_.assign(s, space, old + old_pages, old + new_pages, maker)
+            segments_.assign_core(s, space, old + old_pages, old + new_pages, maker)
     elif how == 4:  # move
         range_deps(p, s, w, out, thread, space, old, old + max(old_pages, 1) - 1, True)
         range_deps(p, s, w, out, thread, space, new, new + new_pages - 1, True)
@@ -586,10 +586,10 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
             traits |= _T_PAGES
         if old_pages > 0:
             _, _, freed = release(m, p, space, old, old + old_pages - 1)
-            segments_.clear(s, space, old, old + old_pages)
+            segments_.clear_core(s, space, old, old + old_pages)
             if freed:
                 traits |= _T_FREES
-        segments_.assign(s, space, new, new + new_pages, maker)
+        segments_.assign_core(s, space, new, new + new_pages, maker)
     if m.info[_I_POPULATES] == 1:
         traits |= _T_POPULATE
         out.ops[o].pages, out.ops[o].tables = fill(

@@ -93,14 +93,13 @@ def _repeat(s, w, out, o, inside, thread, space):
     out.ops[o].first_page = out.ops[recorded].first_page
     out.ops[o].last_page = out.ops[recorded].last_page
     at = w.cursor[_MARKS]
-    first_mark = out.ops[recorded - 1].mark_end if recorded > 0 else np.int64(0)
-    for k in range(first_mark, out.ops[recorded].mark_end):
+    for k in range(out.ops[recorded].mark_first, out.ops[recorded].mark_end):
         out.marks[at].vma = out.marks[k].vma
         out.marks[at].set = out.marks[k].set
         at += 1
     w.cursor[_MARKS] = at
     if out.ops[o].last_page >= out.ops[o].first_page:
-        add_dep(w, out, thread, segments_.get(s, space, out.ops[o].first_page))
+        add_dep(w, out, thread, segments_.get_core(s, space, out.ops[o].first_page))
 
 
 @borrowing_helper
@@ -130,7 +129,9 @@ def _place_private(m, rules, s, w, c, clone, space, page):
     status = insert_core(m, rules, space, where, where + length, flags, offset, file, np.int64(0))
     if status == NEED_SPACE:
         return _GROW_MAP
-    segments_.assign(c.moved, clone, first, first + (length >> 12), ((where >> 12) - first) << 1)
+    segments_.assign_core(
+        c.moved, clone, first, first + (length >> 12), ((where >> 12) - first) << 1
+    )
     w.counters[_C_RANGES] += 1
     return 0
 
@@ -150,20 +151,20 @@ def before_clone(rows, i, m, rules, s, w, out, c, o, inside, thread, space):
     if kind == _THREAD_START or kind == _THREAD_EXIT:
         return 0, True
     clone = thread - c.n_recorded
-    if segments_.segments_full(c.moved, clone):
+    if segments_.segments_full_core(c.moved, clone):
         return _GROW_SEGMENTS, False
     address = rows[i].address
     result = rows[i].result
     failed = rows[i].errno != 0
     distance = np.int64(-1)
-    if rows[i].has_address and address >= 0:
+    if address >= 0:
         page = address >> 12
-        distance = segments_.get(c.moved, clone, page)
-        if distance == -1 and segments_.get(c.private, c.clone_of[clone], page) == 1:
+        distance = segments_.get_core(c.moved, clone, page)
+        if distance == -1 and segments_.get_core(c.private, c.clone_of[clone], page) == 1:
             status = _place_private(m, rules, s, w, c, clone, space, page)
             if status != 0:
                 return status, False
-            distance = segments_.get(c.moved, clone, page)
+            distance = segments_.get_core(c.moved, clone, page)
     maps = kind == _MMAP or kind == _SHMAT
     fixed = maps and rows[i].advice & _MAP_FIXED != 0
     places = not failed and (
@@ -200,7 +201,7 @@ def after_clone(rows, i, s, w, c, thread, status):
         pages = (rows[i].length + 4095) >> 12
         first = origin >> 12
         shift = (rows[i].result >> 12) - first
-        segments_.assign(c.moved, thread - c.n_recorded, first, first + pages, shift << 1)
+        segments_.assign_core(c.moved, thread - c.n_recorded, first, first + pages, shift << 1)
         w.counters[_C_RANGES] += 1
     rows[i].address = w.args[_ADDRESS]
     rows[i].address2 = w.args[_ADDRESS2]

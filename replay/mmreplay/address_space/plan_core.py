@@ -6,6 +6,14 @@ import numpy as np
 
 from mmreplay.address_space import page_state as pages_
 from mmreplay.address_space import segments as segments_
+from mmreplay.address_space.mappings import (
+    HINT_GATE,
+    HINT_HEAP,
+    HINT_HUGETLB,
+    HINT_OLD,
+    HINT_SPECIAL,
+    HINT_STACK,
+)
 from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.plan_calls import (
     STAGE_APPLY,
@@ -16,17 +24,7 @@ from mmreplay.address_space.plan_calls import (
 from mmreplay.address_space.plan_clone import after_clone, before_clone
 from mmreplay.address_space.plan_fault import copy_marks, plan_fault
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep, forget_deps
-from mmreplay.address_space.rows import (
-    HINT_GATE,
-    HINT_HEAP,
-    HINT_HUGETLB,
-    HINT_OLD,
-    HINT_SPECIAL,
-    HINT_STACK,
-    LEARN,
-    THREAD_BEGIN,
-    THREAD_END,
-)
+from mmreplay.address_space.rows import LEARN, THREAD_BEGIN, THREAD_END
 from mmreplay.address_space.vma_apply import apply_core, insert_core
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
@@ -41,7 +39,7 @@ from mmreplay.address_space.vma_state import (
     Num,
     Vm,
 )
-from mmreplay.jit import borrowing_helper, njit
+from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper
 from mmreplay.schema import OpKind
 
 _FAULT_USER = int(OpKind.FAULT_USER)
@@ -108,13 +106,13 @@ _MAP_NORESERVE = 0x4000
 _MAP_HUGETLB = 0x40000
 
 
-@borrowing_helper
+@inlined_helper
 def _room(rows, i, m, p, s, w, out, space):
     """Whether one more operation fits whatever it does; else what to grow."""
     vmas = m.spaces[space, S_VMAS]
     if rows[i].kind == _PROCESS_MADVISE:
         vmas = max(vmas, min(rows[i].length2, 1024))  # its marks are the vector's elements
-    if segments_.segments_full(s, space):
+    if segments_.segments_full_core(s, space):
         return _GROW_SEGMENTS
     if pages_.regions_free(p) < 8:
         w.cursor[_NEED] = 8
@@ -361,11 +359,12 @@ def _blank(out, o):
     out.ops[o].file = 0
 
 
-@njit
-def advance(rows, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
-    """Plan rows from ``start`` on; returns (next row, Status)."""
+@borrowing_njit
+def advance(rows, order, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
+    """Plan ``rows`` in their order from position ``start`` on; returns (next position, Status)."""
     waste = len(out.ops) - 1
-    for i in range(start, len(rows)):
+    for at in range(start, len(order)):
+        i = order[at]
         kind = rows[i].kind
         space = rows[i].space
         if kind == LEARN:
@@ -373,7 +372,7 @@ def advance(rows, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
             if status == 0:
                 status = _learn(rows, i, m, rules, p, s, w)
             if status != 0:
-                return i, status
+                return at, status
             continue
         if kind == THREAD_BEGIN or kind == THREAD_END:
             _event(rows, i, w)
@@ -382,7 +381,7 @@ def advance(rows, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
             continue
         status = _room(rows, i, m, p, s, w, out, space)
         if status != 0:
-            return i, status
+            return at, status
         thread = rows[i].thread
         before = w.threads[thread].space
         if kind != _EXEC:
@@ -400,6 +399,8 @@ def advance(rows, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
         out.ops[o].mm = space
         out.ops[o].row = row
         out.ops[o].clone = rows[i].clone
+        out.ops[o].mark_first = marks
+        out.ops[o].dep_first = deps
         if inside and w.threads[thread].dep >= 0:
             add_dep(w, out, thread, w.threads[thread].dep)
         status = 0
@@ -448,7 +449,7 @@ def advance(rows, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
         if status != 0:
             w.cursor[_MARKS] = marks
             forget_deps(w, out, thread, deps)
-            return i, status
+            return at, status
         if w.spaces[out.ops[o].mm].users <= 1:
             out.ops[o].traits |= _T_SINGLE
         if inside:
@@ -460,4 +461,4 @@ def advance(rows, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
         else:
             w.cursor[_MARKS] = marks
             forget_deps(w, out, thread, deps)
-    return len(rows), 0
+    return len(order), 0

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmreplay.address_space import page_state as pages_
 from mmreplay.address_space import segments as segments_
+from mmreplay.address_space.mappings import HINT_SHMEM, HINT_SPECIAL
 from mmreplay.address_space.page_state import (
     ABSENT,
     ANON,
@@ -24,14 +25,14 @@ from mmreplay.address_space.page_state import (
 )
 from mmreplay.address_space.plan import MarkSet, PlanOp, Trait
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep
-from mmreplay.address_space.rows import HINT_SHMEM, HINT_SPECIAL
-from mmreplay.address_space.vma_apply import cover_core, fault_core
+from mmreplay.address_space.vma_apply import cover_core, fault_core, touch_core
 from mmreplay.address_space.vma_core import prepare_anon
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
     E_ROLE,
     E_UID,
     NEED_SPACE,
+    OWN_FILES,
     V_ANON,
     V_END,
     V_FILE,
@@ -42,7 +43,7 @@ from mmreplay.address_space.vma_state import (
     Info,
     Vm,
 )
-from mmreplay.jit import borrowing_helper
+from mmreplay.jit import borrowing_helper, inlined_helper
 from mmreplay.schema import FaultBits, FaultClass, OpKind
 
 # numba freezes module globals: plain integers
@@ -98,9 +99,7 @@ _MINOR = int(FaultClass.MINOR)
 _FAULT_KERNEL = int(OpKind.FAULT_KERNEL)
 _OP_NONE = int(PlanOp.NONE)
 
-_I_FIRST = int(Info.FIRST_SLOT)
 _I_STACK = int(Info.STACK_GROWTH)
-_I_ACCESS = int(Info.ACCESS_ERROR)
 
 _C_UNKNOWN = int(Count.UNKNOWN_FAULTS)
 _C_NO_ADDRESS = int(Count.FAULT_WITHOUT_ADDRESS)
@@ -117,8 +116,6 @@ _C_AROUND = int(Count.FAULT_AROUND_PAGES)
 _SLOTS = int(Cursor.SLOTS)
 _GROW_MAP = int(Status.GROW_MAP)
 
-#: Files that the map numbers itself are shared anonymous memory.
-OWN_FILES: Final = 1 << 62
 #: fault_around_bytes, mm/memory.c@6.18: 64 KiB, aligned.
 FAULT_AROUND: Final = 16
 #: An unknown VMA is made for one page-table page at most.
@@ -203,7 +200,7 @@ def anon_first_write(m, w, slot, bit, recorded_before):
         w.bits[bit].initial = 1
 
 
-@borrowing_helper
+@inlined_helper
 def table_slot(p, w, space, page, before, old):
     """(region slot, made): the page's table; a new one starts absent unless it was before."""
     n = p.meta[2]
@@ -327,7 +324,7 @@ def _allowed(flags, write, execute):
     return flags & (_V_READ | _V_WRITE | _V_EXEC) != 0
 
 
-@borrowing_helper
+@inlined_helper
 def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     """Plan the fault in row ``i`` into row ``o`` of ``out``; returns a Status."""
     kind = rows[i].kind
@@ -343,7 +340,7 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     out.ops[o].last_page = page
     out.ops[o].vmas = 1
     out.ops[o].pages = 1
-    if not rows[i].has_address or address < 0:
+    if address < 0:
         # null, or in the kernel half (vsyscall): nothing to look up
         w.counters[_C_NO_ADDRESS] += 1
         out.ops[o].traits |= np.uint64(traits | _T_UNKNOWN | _T_HOLE)
@@ -401,15 +398,14 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
             out.ops[o].anon_slot = anon_slot_of(m, w, above)
         traits |= vma_traits(w, m.vma[above, V_FLAGS], m.vma[above, V_FILE])
         out.ops[o].traits |= np.uint64(traits)
-        add_dep(w, out, thread, segments_.get(s, space, page))
+        add_dep(w, out, thread, segments_.get_core(s, space, page))
         return 0
     # before the map learns of a first write: the bit belongs to the VMA as it was
     bit = anon_slot_of(m, w, above) if private else np.int32(-1)
-    if fault_core(m, rules, space, address, write, execute) == NEED_SPACE:
-        return _GROW_MAP
+    slot = above
+    allowed = touch_core(m, slot, write, execute)
     if not known:
         w.counters[_C_WRITE] += 1
-    slot = np.int64(m.info[_I_FIRST])
     flags = m.vma[slot, V_FLAGS]
     if write:
         traits |= _T_WRITE
@@ -422,14 +418,14 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     out.ops[o].file = m.vma[slot, V_FILE]
     out.ops[o].anon_slot = bit
     # -- access ---------------------------------------------------------------------
-    if m.info[_I_ACCESS] == 1:
+    if not allowed:
         if fault_class in (_MINOR, _MAJOR):
             w.counters[_C_ACCESS] += 1  # it succeeded: the protection we know is stale
         else:
             out.ops[o].traits |= np.uint64(traits | _T_ACCESS)
             out.ops[o].pages = 0
             return 0
-    maker = segments_.get(s, space, page)
+    maker = segments_.get_core(s, space, page)
     add_dep(w, out, thread, maker)
     if write and private:
         traits |= _T_NEEDS_ANON

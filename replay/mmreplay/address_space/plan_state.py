@@ -103,8 +103,10 @@ OPERATION: Final = np.dtype(
         ("vma_first_page", np.int64),
         ("vma_last_page", np.int64),
         ("row", np.int64),
-        ("mark_end", np.int64),  # its marks are those from the previous operation's end
-        ("dep_end", np.int64),
+        ("mark_first", np.int32),
+        ("mark_end", np.int32),
+        ("dep_first", np.int32),
+        ("dep_end", np.int32),
         ("thread", np.int32),
         ("mm", np.int32),
         ("child_mm", np.int32),
@@ -114,8 +116,9 @@ OPERATION: Final = np.dtype(
         ("anon_slot", np.int32),
         ("table", np.int32),
         ("clone", np.int32),
-        ("op", np.int32),
-    ]
+        ("op", np.uint8),
+    ],
+    align=True,
 )
 MARK: Final = np.dtype([("vma", np.int64), ("set", np.int64)])
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mmreplay.address_space import page_state as pages_
 from mmreplay.address_space import segments as segments_
-from mmreplay.address_space.assemble import assemble, read_times
+from mmreplay.address_space.assemble import assemble
 from mmreplay.address_space.plan import Plan
 from mmreplay.address_space.plan_clone import Clones
 from mmreplay.address_space.plan_core import advance
@@ -34,10 +34,12 @@ from mmreplay.address_space.plan_state import (
     make_out,
     make_work,
 )
-from mmreplay.address_space.rows import Stream, Threads, read_threads
+from mmreplay.address_space.rows import CHUNK_ROWS, Rows, Stream
 from mmreplay.address_space.rules import Rules
 from mmreplay.address_space.scale import PrivateRange, clone_base, private_ranges
-from mmreplay.address_space.vma_state import MapState, grow, new_state
+from mmreplay.address_space.threads import Threads, read_threads
+from mmreplay.address_space.times import BEGIN, COLUMNS, Times
+from mmreplay.address_space.vma_state import OWN_FILES, MapState, Num, grow, new_state
 from mmreplay.errors import UserError
 
 #: Part of every cache key: raise it when the same trace gives another plan.
@@ -53,6 +55,7 @@ class PlanThread:
     comm: str
     group: int
     clone: int  # 0 as recorded, k the k-th clone
+    index: int  # of the recorded thread, in the order of the threads table
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def build_plan(
     window: tuple[int, int] | None = None,
     threads: Threads | None = None,
     huge_pages: Literal["never", "madvise", "always"] = "madvise",
-    chunk: int = 1 << 18,
+    chunk: int = CHUNK_ROWS,
 ) -> PlanBundle:
     """Plan a trace, or some rows of it, under the VMA rules of a kernel range.
 
@@ -194,7 +197,7 @@ def build_plans(
     *,
     threads: Threads | None = None,
     huge_pages: Literal["never", "madvise", "always"] = "madvise",
-    chunk: int = 1 << 18,
+    chunk: int = CHUNK_ROWS,
     private: dict[str, list[PrivateRange]] | None = None,
 ) -> list[PlanBundle]:
     """:func:`build_plan` for several rules and windows, reading the trace once.
@@ -202,7 +205,7 @@ def build_plans(
     ``private``: the private ranges under rules of that name (:func:`private_ranges`) of
     earlier calls for the same trace; what is missing is found and added.
     """
-    total = count_rows(trace)
+    total, spaces = _size(trace)
     if total == 0:
         raise UserError("the trace has no operations", fix="record page faults and mmap calls")
     modes = {"never": -1, "madvise": 0, "always": 1}
@@ -217,10 +220,10 @@ def build_plans(
             )
         spans.append((first, end))
     who = threads if threads is not None else read_threads(trace)
-    stream = Stream(trace, who, chunk=chunk)
-    spaces = 1 + max(_highest_space(trace), int(who.space.max(initial=0)))
-    if len(stream.mappings["space"]):
-        spaces = max(spaces, 1 + int(stream.mappings["space"].max()))
+    stream = Stream(trace, who, chunk=chunk, extra=COLUMNS)
+    spaces = max(
+        spaces, 1 + int(who.space.max(initial=0)), 1 + int(stream.mappings.space.max(initial=0))
+    )
     known = private if private is not None else {}
     passes = []
     for (rules, _), span in zip(wanted, spans, strict=True):
@@ -230,23 +233,23 @@ def build_plans(
                 known[rules.name] = private_ranges(build_plan(trace, rules))
             state.c = _clones(trace, who, spaces, stream, known[rules.name])
         passes.append(_Replay(state, rules.vector, span, modes[huge_pages]))
+    times = {span: Times(who.n, *span) for span in spans}
     done: dict[int, PlanBundle] = {}
     # A clone's row is changed while it is planned, so passes over clones take turns.
     workers = 1 if who.n > who.n_recorded else min(len(passes), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="plan") as pool:
-        for rows in stream:
+        for rows, order in stream:
+            for one in times.values():
+                one.add(stream.frame, stream.first_row, stream.frame_threads)
             going = [i for i in range(len(passes)) if i not in done]
-            fed = pool.map(_Replay.feed, [passes[i] for i in going], [rows] * len(going))
-            for i, complete in zip(going, fed, strict=True):
-                if complete:
-                    span = spans[i]
-                    done[i] = _finish(trace, who, stream, passes[i].state, *span, span[1] == total)
+            list(pool.map(lambda i: passes[i].feed(rows, order), going))  # noqa: B023
+            for i in going:
+                if stream.done_row >= spans[i][1]:
+                    whole = spans[i][1] == total
+                    done[i] = _finish(trace, who, stream, passes[i].state, times[spans[i]], whole)
             if len(done) == len(passes):
                 break
-    return [
-        done.get(i) or _finish(trace, who, stream, passes[i].state, *span, span[1] == total)
-        for i, span in enumerate(spans)
-    ]
+    return [done[i] for i in range(len(passes))]
 
 
 @dataclass
@@ -258,56 +261,50 @@ class _Replay:
     span: tuple[int, int]
     mode: int
 
-    def feed(self, rows: Any) -> bool:
-        """Replay a chunk; True when the window is complete."""
+    def feed(self, rows: Rows, order: NDArray[np.int64]) -> None:
+        """Replay a chunk."""
         state = self.state
         at = 0
-        while at < len(rows):
+        while at < len(order):
             at, status = advance(
-                rows, at, state.m.core, self.rules, state.p, state.s, state.w, state.out, state.c,
-                *self.span, self.mode,
+                rows, order, at, state.m.core, self.rules, state.p, state.s, state.w, state.out,
+                state.c, *self.span, self.mode,
             )  # fmt: skip
             if status != Status.DONE:
                 state.make_room(Status(status))
-        return bool(state.w.cursor[Cursor.OUT] >= len(state.out.ops) - 1)
 
 
-def _highest_space(trace: Any) -> int:
+def _size(trace: Any) -> tuple[int, int]:
+    """Rows of the operations table, and one more than the highest address space in it."""
     import polars as pl
 
-    value = trace.operations.select(pl.col("address_space").max()).collect().item()
-    return int(value or 0)
+    found = trace.collect(
+        trace.operations.select(rows=pl.len(), spaces=pl.col("address_space").max())
+    )
+    rows, highest = found.row(0)
+    return int(rows), int(highest or 0) + 1
 
 
 def _planned(trace: Any, who: Threads, first: int, end: int) -> int:
-    """Operations that the plan will have, clones counted."""
+    """Operations that the plan will have at most, clones counted."""
+    if who.as_recorded:
+        return end - first
     import polars as pl
 
-    from mmreplay.schema import OpKind
-
-    frame = (
-        trace.operations.slice(first, end - first)
-        .filter(pl.col("kind") != int(OpKind.SNAPSHOT_VMA))
-        .group_by("tid")
-        .agg(pl.len())
-        .collect()
-    )
-    copies = dict(zip(who.tid.tolist(), who.copies.tolist(), strict=False))
+    frame = trace.operations.slice(first, end - first).group_by("tid").agg(pl.len()).collect()
+    copies: dict[int, int] = {}  # a recycled tid: the most of its lives
+    for tid, n in zip(who.tid.tolist(), who.copies.tolist(), strict=False):
+        copies[tid] = max(n, copies.get(tid, 0))
     return sum(int(n) * copies.get(int(tid), 1) for tid, n in frame.iter_rows())
 
 
 def _start(stream: Stream, who: Threads, spaces: int, planned: int) -> _Pass:
-    mappings = len(stream.mappings["ns"])
-    slots = max(1024, 2 * mappings)
-    m = new_state(spaces, slots)
-    hints = np.zeros(max(len(stream.files), 1), np.uint8)
-    known = stream.mappings["file"] >= 0
-    hints[stream.mappings["file"][known]] |= stream.mappings["hint"][known]
+    m = new_state(spaces, max(1024, 64 * min(spaces, 64)))
     return _Pass(
         m=m,
         p=pages_.make_pages(spaces),
         s=segments_.make_segments(spaces),
-        w=make_work(who.n, spaces, len(m.start), hints),
+        w=make_work(who.n, spaces, len(m.start), stream.mappings.file_hints()),
         out=make_out(planned),
         c=no_clones(who, spaces),
     )
@@ -332,9 +329,7 @@ def _clones(
     clones.clone_of[:] = who.clone_of[who.n_recorded :]
     clones.base[:] = clone_base(trace, stream.mappings, spaces)
     ranges = clones.private
-    thread_of = {int(tid): t for t, tid in enumerate(who.tid[: who.n_recorded])}
-    for tid, low, high in private:
-        thread = thread_of[tid]
+    for thread, low, high in private:
         if who.copies[thread] < 2:
             continue
         while segments_.segments_full(ranges, thread):
@@ -344,18 +339,26 @@ def _clones(
 
 
 def _finish(
-    trace: Any, who: Threads, stream: Stream, state: _Pass, first: int, end: int, whole: bool
+    trace: Any, who: Threads, stream: Stream, state: _Pass, times: Times, whole: bool
 ) -> PlanBundle:
-    n = int(state.w.cursor[Cursor.OUT])
-    times = read_times(trace, first, end)
     span = int(getattr(trace.header, "span_ns", 0) or 0)
-    begin_ns = 0 if first == 0 else int(times.begin_ns[0])
-    begin_ns = min(begin_ns, int(times.begin_ns[0]))
-    end_ns = int(times.begin_ns[-1])
+    begin = times.values[:, BEGIN]
+    begin_ns = int(begin[0]) if times.first else min(0, int(begin[0]))
+    end_ns = int(begin[-1])
     if whole:
         end_ns = max(end_ns, span)
+    numbers = state.m.numbers
     plan, index, spaces = assemble(
-        state.out, state.w, n, 0, 0, who, times, first, (begin_ns, end_ns), whole
+        state.out,
+        state.w,
+        int(numbers[Num.NEXT_UID]),
+        int(pages_.tables_made(state.p)),
+        stream.mappings.files,
+        int(numbers[Num.NEXT_FILE]) - OWN_FILES,
+        who,
+        times,
+        (begin_ns, end_ns),
+        whole,
     )
     counters = {kind.name.lower(): int(state.w.counters[kind]) for kind in Count if kind != Count.N}
     counters["dependencies"] = len(plan.dep_op)
@@ -368,6 +371,7 @@ def _finish(
             comm=who.comm[t],
             group=int(who.group[t]),
             clone=int(t - who.first_clone[who.clone_of[t]] + 1) if who.clone_of[t] >= 0 else 0,
+            index=int(who.clone_of[t] if who.clone_of[t] >= 0 else t),
         )
         for t in index
     ]
@@ -378,7 +382,7 @@ def _finish(
         threads=tuple(rows),
         spaces=spaces.astype(np.int64),
         groups=who.group_names,
-        window=(first, end),
+        window=(times.first, times.end),
         window_ns=(begin_ns, end_ns),
         notes=notes,
     )

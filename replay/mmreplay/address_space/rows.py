@@ -10,13 +10,14 @@ call is given is always free, and what it made is always there for its users.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmreplay.address_space.mappings import Records, read_mappings
+from mmreplay.address_space.threads import Lives, Threads
 from mmreplay.schema import DurationKind, OpKind
 
 I32 = NDArray[np.int32]
@@ -27,15 +28,6 @@ LEARN: Final = 255  # a mapping from the trace's vmas table
 THREAD_BEGIN: Final = 254
 THREAD_END: Final = 253
 
-#: ``hint`` of a row: what the name of a mapping says.
-HINT_SHMEM: Final = 1
-HINT_SPECIAL: Final = 2  # vdso, devices: no vm_ops->map_pages
-HINT_STACK: Final = 4
-HINT_HEAP: Final = 8
-HINT_HUGETLB: Final = 16
-HINT_OLD: Final = 32  # was there before the recording: its pages may be mapped
-HINT_GATE: Final = 64  # [vsyscall]: a fixed page of the kernel, no VMA of the address space
-
 #: Calls whose effect is placed at their recorded end.
 _MAKERS: Final = (
     OpKind.MMAP,
@@ -43,407 +35,291 @@ _MAKERS: Final = (
     OpKind.SHMAT,
     OpKind.BRK,
 )
-
+#: Rows read at a time: the row groups that traces are written in.
 CHUNK_ROWS: Final = 1 << 18
+_MAP_ANONYMOUS: Final = 0x20
+_NEVER: Final = np.iinfo(np.int64).max
+_IS_MAKER: Final = np.isin(np.arange(256), _MAKERS)
+_IS_CALL: Final = np.arange(256) > OpKind.FAULT_KERNEL
 
-
-#: One row of a chunk.  Null numbers are 0 (``bits``: 255).
+#: One row of a chunk.  Null numbers are 0 (``bits``: 255, ``address``: -1).
 ROW: Final = np.dtype(
     [
-        ("begin_ns", np.int64),
         ("address", np.int64),
+        ("row", np.int64),  # row in the operations table; -1 for events
+        ("thread", np.int32),  # dense thread, -1 for LEARN
+        ("clone", np.int32),  # 0 for a recorded row, k for the k-th clone of its thread
+        ("space", np.int32),
+        ("kind", np.uint8),
+        ("bits", np.uint8),
+        ("fault_class", np.uint8),
+        ("prot", np.uint8),
+        # the rest is 0 for faults
         ("length", np.int64),
         ("address2", np.int64),
         ("length2", np.int64),
         ("advice", np.int64),  # flags: MAP_*, MADV_*, ...
         ("file_offset", np.int64),
         ("result", np.int64),
-        ("row", np.int64),  # row in the operations table; -1 for events
-        ("thread", np.int32),  # dense thread, -1 for LEARN
-        ("clone", np.int32),  # 0 for a recorded row, k for the k-th clone of its thread
-        ("space", np.int32),
         ("file", np.int32),  # file number, -1 anonymous or unknown
         ("child", np.int32),  # dense thread of the child, -1
         ("child_space", np.int32),  # its address space, -1
         ("errno", np.int16),
-        ("kind", np.uint8),
-        ("prot", np.uint8),
         ("hint", np.uint8),
         ("anon", np.int8),  # LEARN: has an anon_vma 1, 0, unknown -1
-        ("bits", np.uint8),
-        ("fault_class", np.uint8),
-        ("has_address", np.uint8),
     ],
     align=True,
 )
 Rows = NDArray[np.void]
 
-
-@dataclass(frozen=True)
-class Threads:
-    """Threads of the plan, clones behind the recorded ones."""
-
-    tid: I64
-    pid: I64
-    space: I32
-    group: I32
-    group_names: tuple[str, ...]
-    comm: tuple[str, ...]
-    start_ns: I64  # -1: there before the recording
-    end_ns: I64  # -1: outlived it
-    tail_cpu_ns: I64
-    tail_blocked_ns: I64
-    clone_of: I32  # recorded thread that this one copies, -1
-    copies: I32  # per recorded thread: 0 left out, 1 as recorded, k with k-1 clones
-    first_clone: I32  # per recorded thread: index of its first clone
-
-    @property
-    def n(self) -> int:
-        return len(self.tid)
-
-    @property
-    def n_recorded(self) -> int:
-        return len(self.copies)
+#: Columns read for every row, and those of system calls only.
+_EVERY: Final = ("begin_ns", "tid", "address_space", "kind", "address", "fault_bits", "fault_class")
+_CALLS: Final = (
+    "duration_ns", "duration_kind", "length", "address2", "length2", "prot", "flags",
+    "file_offset", "fd", "result", "errno", "child",
+)  # fmt: skip
+_NULLS: Final = {"address": (1 << 64) - 1, "fault_bits": 255, "fd": -1, "child": -1}
 
 
-def read_threads(trace: Any) -> Threads:
-    """The threads of a trace in the order of its table; tids only in operations are added."""
-    table = trace.threads.collect()
-    known = table["tid"].to_numpy().astype(np.int64)
-    seen = (
-        trace.operations.group_by("tid")
-        .agg(pl.col("pid").first(), pl.col("address_space").first())
-        .sort("tid")
-        .collect()
-    )
-    extra = seen.filter(~pl.col("tid").is_in(table["tid"].implode()))
-    groups = [*table["group"].to_list(), *(["unknown"] * extra.height)]
-    names = tuple(sorted(set(groups)))
-    dense = {name: i for i, name in enumerate(names)}
-
-    def both(column: str, default: int) -> I64:
-        ours = table[column].fill_null(default).to_numpy().astype(np.int64)
-        return np.concatenate([ours, np.full(extra.height, default, np.int64)])
-
-    n = len(groups)
-    return Threads(
-        tid=np.concatenate([known, extra["tid"].to_numpy().astype(np.int64)]),
-        pid=np.concatenate([table["pid"].to_numpy(), extra["pid"].to_numpy()]).astype(np.int64),
-        space=np.concatenate(
-            [table["address_space"].to_numpy(), extra["address_space"].to_numpy()]
-        ).astype(np.int32),
-        group=np.array([dense[name] for name in groups], np.int32),
-        group_names=names,
-        comm=(*table["comm"].to_list(), *([""] * extra.height)),
-        start_ns=both("start_ns", -1),
-        end_ns=both("end_ns", -1),
-        tail_cpu_ns=both("tail_cpu_ns", 0),
-        tail_blocked_ns=both("tail_blocked_ns", 0),
-        clone_of=np.full(n, -1, np.int32),
-        copies=np.ones(n, np.int32),
-        first_clone=np.full(n, -1, np.int32),
-    )
-
-
-class Files:
-    """Dense numbers for files: by (device, inode), else by (address space, descriptor)."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[int, ...], int] = {}
-        self.guessed = 0
-
-    def number(self, key: tuple[int, ...]) -> int:
-        return self._numbers.setdefault(key, len(self._numbers))
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-
-def name_hint(name: str) -> int:
-    """What the name of a mapping says about the faults in it."""
-    if name == "[heap]":
-        return HINT_HEAP
-    if name == "[vsyscall]":
-        return HINT_GATE
-    if name.startswith("[stack"):
-        return HINT_STACK
-    if name.startswith(("/anon_hugepage", "/dev/hugepages", "/hugetlb")):
-        return HINT_HUGETLB
-    if name.startswith(("/dev/zero", "/dev/shm/", "/memfd:", "/SYSV", "/run/shm/")):
-        return HINT_SHMEM
-    if name.startswith(("/dev/", "[vvar", "[vdso", "[uprobes", "anon_inode:")):
-        return HINT_SPECIAL
-    return 0
-
-
-def read_mappings(trace: Any, files: Files) -> dict[str, NDArray[Any]]:
-    """The vmas table as arrays sorted by time (stable)."""
-    table = trace.vmas.collect().sort("ns", maintain_order=True)
-    n = table.height
-    names = table["name"].to_list()
-    inode = table["inode"].to_list()
-    device = table["device"].to_list()
-    number = np.full(n, -1, np.int32)
-    for i in range(n):
-        if inode[i] or device[i]:
-            number[i] = files.number((device[i], inode[i]))
-        elif names[i].startswith("/") and names[i] != "//anon":
-            number[i] = files.number((hash(names[i]),))
-    anon = table["has_anon_vma"].cast(pl.Int8).fill_null(-1).to_numpy().astype(np.int8)
-    source = table["source"].to_list()
-    hint = np.array([name_hint(name) for name in names], np.uint8)
-    ns = table["ns"].to_numpy().astype(np.int64)
-    old = np.array([s != "exec" for s in source], np.bool_) & (ns <= 0)
-    hint[old] |= HINT_OLD
-    return {
-        "ns": ns,
-        "space": table["address_space"].to_numpy().astype(np.int32),
-        "start": table["start"].to_numpy().view(np.int64),
-        "length": table["length"].to_numpy().view(np.int64),
-        "prot": table["prot"].to_numpy().astype(np.uint8),
-        "flags": table["flags"].to_numpy().astype(np.int64),
-        "offset": table["file_offset"].to_numpy().astype(np.int64),
-        "file": number,
-        "hint": hint,
-        "anon": anon,
-        "record": np.array([s == "mmap2" for s in source], np.bool_) & (ns > 0),
-    }
-
-
-def _numpy(frame: pl.DataFrame, name: str, dtype: Any, null: int = 0) -> NDArray[Any]:
+def _numbers(frame: pl.DataFrame, name: str) -> NDArray[Any]:
+    """A column without nulls; unsigned 64-bit numbers as signed ones."""
     column = frame[name]
-    if column.dtype == pl.UInt64:
-        filled: NDArray[Any] = column.fill_null(0).to_numpy().view(np.int64)
-        return filled.astype(dtype, copy=False)
-    return column.fill_null(null).to_numpy().astype(dtype, copy=False)
+    if column.null_count():
+        column = column.fill_null(_NULLS.get(name, 0))
+    values: NDArray[Any] = column.to_numpy()
+    return values.view(np.int64) if values.dtype == np.uint64 else values
 
 
 class Stream:
-    """Chunks of :class:`Rows` of a trace, in order of effect; memory bounded by ``chunk``."""
+    """Chunks of (:class:`ROW` rows, their order of effect); memory bounded by ``chunk``.
 
-    def __init__(self, trace: Any, threads: Threads, *, chunk: int = CHUNK_ROWS) -> None:
+    A chunk is valid until the next one is asked for.
+
+    ``extra``: columns that the reader wants to find in ``frame`` besides.
+    """
+
+    def __init__(
+        self,
+        trace: Any,
+        threads: Threads,
+        *,
+        chunk: int = CHUNK_ROWS,
+        extra: tuple[str, ...] = (),
+    ) -> None:
         self.trace = trace
         self.threads = threads
         self.chunk = chunk
-        self.files = Files()
-        self.mappings = read_mappings(trace, self.files)
+        self.lives = Lives(threads)
+        self.mappings = read_mappings(trace)
         self.counters: dict[str, int] = {"file_guessed": 0, "mapping_record_matched": 0}
-        recorded = threads.tid[: threads.n_recorded]
-        self._order = np.argsort(recorded, kind="stable")
-        self._sorted = recorded[self._order]
-        self._used = np.zeros(len(self.mappings["ns"]), np.bool_)
+        self._records = Records(self.mappings)
+        self._descriptors: dict[int, int] = {}
+        self._buffer = np.zeros(0, ROW)
+        self._learnt = 0  # mappings before this one have been passed on
+        self._columns = list(dict.fromkeys((*_EVERY, *_CALLS, *extra)))
+        #: What was read last: a frame, the number of its first row, the thread of each row.
+        self.frame = pl.DataFrame()
+        self.first_row = 0
+        self.frame_threads: I32 = np.zeros(0, np.int32)
+        #: Every operation before this row has been passed on.
+        self.done_row = 0
 
-    def thread_of(self, tids: NDArray[Any]) -> I32:
-        """Dense thread of each tid, -1 where unknown."""
-        if len(self._sorted) == 0:
-            return np.full(len(tids), -1, np.int32)
-        at = np.searchsorted(self._sorted, tids).clip(0, len(self._sorted) - 1)
-        return np.where(self._sorted[at] == tids, self._order[at], -1).astype(np.int32)
-
-    def __iter__(self) -> Iterator[Rows]:
-        carry: dict[str, NDArray[Any]] | None = None
-        offset = 0
-        events = self._thread_events()
-        mapping_next = 0
-        columns = [
-            "begin_ns", "duration_ns", "duration_kind", "tid", "address_space", "kind",
-            "address", "length", "address2", "length2", "prot", "flags", "file_offset", "fd",
-            "result", "errno", "fault_bits", "fault_class", "child",
-        ]  # fmt: skip
-        lazy = self.trace.operations.select(columns)
-        while True:
-            frame = lazy.slice(offset, self.chunk).collect()
-            last = frame.height < self.chunk
-            part = self._convert(frame, offset)
-            offset += frame.height
-            if carry is not None:
-                part = {k: np.concatenate([carry[k], part[k]]) for k in part}
-            boundary = (
-                np.iinfo(np.int64).max if last else int(frame["begin_ns"][-1])
-            )  # later chunks begin at or after it
-            ready = part["key"] < boundary
-            carry = {k: v[~ready] for k, v in part.items()}
-            out = [{k: v[ready] for k, v in part.items()}]
-            # mappings learnt before the boundary
-            stop = int(np.searchsorted(self.mappings["ns"], boundary, side="left"))
-            out.append(self._learn(mapping_next, stop))
-            mapping_next = stop
-            inside = events["key"] < boundary
-            out.append({k: v[inside] for k, v in events.items()})
-            events = {k: v[~inside] for k, v in events.items()}
-            merged = {k: np.concatenate([o[k] for o in out]) for k in out[0]}
-            order = np.lexsort((merged["row"], merged["rank"], merged["key"]))
-            rows = np.empty(len(order), ROW).view(np.recarray)
-            for name in ROW.names or ():
-                rows[name] = merged[name][order]
-            yield rows
-            if last:
-                return
+    def __iter__(self) -> Iterator[tuple[Rows, I64]]:
+        events, event_key = self._thread_events()
+        held = np.zeros(0, ROW)  # rows whose effect comes after what was read so far
+        held_key = np.zeros(0, np.int64)
+        lazy = self.trace.operations.select(self._columns)
+        last = False
+        while not last:
+            self.first_row += self.frame.height
+            self.frame = self.trace.collect(lazy.slice(self.first_row, self.chunk))
+            n = self.frame.height
+            last = n < self.chunk
+            begin = _numbers(self.frame, "begin_ns")
+            # later chunks begin at or after it
+            limit = _NEVER if last else int(begin[-1])
+            m0, self._learnt = self._learnt, int(np.searchsorted(self.mappings.ns, limit))
+            e = len(event_key) if last else int(np.searchsorted(event_key, limit))
+            # first the operations of the frame, then the few that are placed among them
+            rows = self._blank(n + len(held) + e + self._learnt - m0)
+            key = self._convert(rows[:n], begin)
+            late = np.flatnonzero((key != begin) | (begin >= limit))
+            learn, learn_ns = self._learn(m0, self._learnt)
+            at = n
+            for part in (held, events[:e], learn):
+                rows[at : at + len(part)] = part
+                at += len(part)
+            few = np.concatenate([late, np.arange(n, at)])
+            few_key = np.concatenate([key[late], held_key, event_key[:e], learn_ns])
+            ready = np.ones(len(few), np.bool_) if last else few_key < limit
+            held = rows.take(few[~ready])
+            held_key = few_key[~ready]
+            events, event_key = events[e:], event_key[e:]
+            self.done_row = int(held["row"].min(initial=self.first_row + n))
+            steady = np.ones(n, np.bool_)
+            steady[late] = False
+            order = _merged(
+                np.flatnonzero(steady), begin, self.first_row, rows, few[ready], few_key[ready]
+            )
+            yield self._copies(rows, order)
 
     # -- parts of the stream ---------------------------------------------------------
 
-    def _blank(self, n: int) -> dict[str, NDArray[Any]]:
-        return {
-            "key": np.zeros(n, np.int64),
-            "rank": np.zeros(n, np.uint8),
-            "kind": np.zeros(n, np.uint8),
-            "thread": np.full(n, -1, np.int32),
-            "clone": np.zeros(n, np.int32),
-            "space": np.zeros(n, np.int32),
-            "begin_ns": np.zeros(n, np.int64),
-            "address": np.zeros(n, np.int64),
-            "has_address": np.ones(n, np.bool_),
-            "length": np.zeros(n, np.int64),
-            "address2": np.zeros(n, np.int64),
-            "length2": np.zeros(n, np.int64),
-            "prot": np.zeros(n, np.uint8),
-            "advice": np.zeros(n, np.int64),
-            "file": np.full(n, -1, np.int32),
-            "file_offset": np.zeros(n, np.int64),
-            "hint": np.zeros(n, np.uint8),
-            "anon": np.full(n, -1, np.int8),
-            "result": np.zeros(n, np.int64),
-            "errno": np.zeros(n, np.int16),
-            "bits": np.full(n, 255, np.uint8),
-            "fault_class": np.zeros(n, np.uint8),
-            "child": np.full(n, -1, np.int32),
-            "child_space": np.full(n, -1, np.int32),
-            "row": np.full(n, -1, np.int64),
-        }
+    def _blank(self, n: int) -> Rows:
+        """``n`` rows of zeros, in the memory of the chunk before."""
+        if len(self._buffer) < n:
+            self._buffer = np.zeros(n + n // 8, ROW)
+        else:
+            self._buffer[:n].view(np.uint8).fill(0)
+        return self._buffer[:n]
 
-    def _thread_events(self) -> dict[str, NDArray[Any]]:
+    def _thread_events(self) -> tuple[Rows, I64]:
+        """Beginnings and ends of threads by time, and when they are."""
         t = self.threads
-        ends = np.flatnonzero(t.end_ns >= 0)
-        part = self._blank(t.n + len(ends))
-        part["thread"][: t.n] = np.arange(t.n)
-        part["kind"][: t.n] = THREAD_BEGIN
-        part["key"][: t.n] = np.where(t.start_ns < 0, np.iinfo(np.int64).min, t.start_ns)
-        part["space"][: t.n] = t.space
-        part["thread"][t.n :] = ends
-        part["kind"][t.n :] = THREAD_END
-        part["key"][t.n :] = t.end_ns[ends]
-        part["space"][t.n :] = t.space[ends]
-        # beginnings come before the operations of their moment, endings after
-        part["rank"][t.n :] = 2
         left_out = np.zeros(t.n, np.bool_)
         left_out[: t.n_recorded] = t.copies == 0
-        keep = ~left_out[part["thread"]]
-        order = np.argsort(part["key"][keep], kind="stable")
-        return {k: v[keep][order] for k, v in part.items()}
+        begins = np.flatnonzero(~left_out)
+        ends = np.flatnonzero(~left_out & (t.end_ns >= 0))
+        who = np.concatenate([begins, ends])
+        rows = np.zeros(len(who), ROW)
+        rows["thread"] = who
+        rows["space"] = t.space[who]
+        rows["row"] = -1
+        rows["kind"] = np.where(np.arange(len(who)) < len(begins), THREAD_BEGIN, THREAD_END)
+        began = np.where(t.start_ns < 0, np.iinfo(np.int64).min, t.start_ns)
+        key = np.concatenate([began[begins], t.end_ns[ends]])
+        order = np.argsort(key, kind="stable")
+        return rows[order], key[order]
 
-    def _learn(self, first: int, stop: int) -> dict[str, NDArray[Any]]:
+    def _learn(self, first: int, stop: int) -> tuple[Rows, I64]:
+        """Mappings ``first..stop`` that no call made, and when they were learnt."""
         m = self.mappings
-        index = np.arange(first, stop)
-        index = index[~self._used[first:stop]]
-        part = self._blank(len(index))
-        part["kind"][:] = LEARN
-        part["key"] = m["ns"][index]
-        part["begin_ns"] = m["ns"][index]
+        index = first + np.flatnonzero(~m.used[first:stop])
+        rows = np.zeros(len(index), ROW)
+        rows["kind"] = LEARN
+        rows["thread"] = -1
+        rows["row"] = -1
         for ours, theirs in (
-            ("space", "space"), ("address", "start"), ("length", "length"), ("prot", "prot"),
-            ("advice", "flags"), ("file", "file"), ("file_offset", "offset"), ("hint", "hint"),
-            ("anon", "anon"),
+            ("space", m.space), ("address", m.start), ("length", m.length), ("prot", m.prot),
+            ("advice", m.flags), ("file", m.file), ("file_offset", m.offset), ("hint", m.hint),
+            ("anon", m.anon),
         ):  # fmt: skip
-            part[ours] = m[theirs][index]
-        return part
+            rows[ours] = theirs[index]
+        return rows, m.ns[index]
 
-    def _convert(self, frame: pl.DataFrame, offset: int) -> dict[str, NDArray[Any]]:
-        n = frame.height
-        part = self._blank(n)
-        begin = _numpy(frame, "begin_ns", np.int64)
-        kind = _numpy(frame, "kind", np.uint8)
-        duration = _numpy(frame, "duration_ns", np.int64)
-        measured = _numpy(frame, "duration_kind", np.uint8) == DurationKind.MEASURED
-        maker = np.isin(kind, np.array(_MAKERS, np.uint8))
-        end = begin + np.where(measured, duration, 0)
-        part["key"] = np.where(maker, end, begin)
-        part["rank"][:] = 1
-        part["begin_ns"] = begin
-        part["kind"] = kind
-        part["row"] = np.arange(offset, offset + n, dtype=np.int64)
-        part["thread"] = self.thread_of(_numpy(frame, "tid", np.int64))
-        part["space"] = _numpy(frame, "address_space", np.int32)
-        part["address"] = _numpy(frame, "address", np.int64)
-        part["has_address"] = frame["address"].is_not_null().to_numpy()
-        for name, dtype in (
-            ("length", np.int64), ("address2", np.int64), ("length2", np.int64),
-            ("prot", np.uint8), ("file_offset", np.int64),
-            ("result", np.int64), ("errno", np.int16), ("fault_class", np.uint8),
-        ):  # fmt: skip
-            part[name] = _numpy(frame, name, dtype)
-        # a read(2) whose result is not known has found something
-        reads = (kind == OpKind.PROC_READ) & frame["result"].is_null().to_numpy()
-        part["result"] = np.where(reads, 1, part["result"])
-        part["advice"] = _numpy(frame, "flags", np.int64)
-        part["bits"] = _numpy(frame, "fault_bits", np.uint8, 255)
-        child = _numpy(frame, "child", np.int64, -1)
-        part["child"] = np.where(child >= 0, self.thread_of(child), -1).astype(np.int32)
-        spaces = self.threads.space
-        part["child_space"] = np.where(
-            part["child"] >= 0, spaces[part["child"]] if len(spaces) else -1, -1
-        ).astype(np.int32)
-        self._files(part, frame, end)
-        return self._copies(part)
+    def _convert(self, rows: Rows, begin: I64) -> I64:
+        """Fill ``rows`` from the frame; returns when each takes effect, in ns."""
+        frame = self.frame
+        kind = _numbers(frame, "kind")
+        n = len(rows)
+        tid = _numbers(frame, "tid")
+        self.frame_threads = self.lives.at(tid, begin)
+        rows["row"] = np.arange(self.first_row, self.first_row + n)
+        rows["thread"] = self.frame_threads
+        rows["kind"] = kind
+        rows["space"] = _numbers(frame, "address_space")
+        rows["address"] = _numbers(frame, "address")
+        rows["bits"] = _numbers(frame, "fault_bits")
+        rows["fault_class"] = _numbers(frame, "fault_class")
+        key = begin
+        at = np.flatnonzero(_IS_CALL[kind])
+        if len(at):
+            calls = frame.select(_CALLS)[at]
+            for ours, theirs in (
+                ("length", "length"), ("address2", "address2"), ("length2", "length2"),
+                ("prot", "prot"), ("advice", "flags"), ("file_offset", "file_offset"),
+                ("result", "result"), ("errno", "errno"),
+            ):  # fmt: skip
+                rows[ours][at] = _numbers(calls, theirs)
+            # a read(2) whose result is not known has found something
+            unseen = (kind[at] == OpKind.PROC_READ) & calls["result"].is_null().to_numpy()
+            rows["result"][at[unseen]] = 1
+            measured = _numbers(calls, "duration_kind") == DurationKind.MEASURED
+            end = begin[at] + np.where(measured, _numbers(calls, "duration_ns"), 0)
+            rows["child"][at], rows["child_space"][at] = self._children(calls, end)
+            rows["file"][at] = -1
+            self._files(rows, at, _numbers(calls, "fd"), begin[at], end)
+            makes = _IS_MAKER[kind[at]]
+            key = begin.copy()
+            key[at[makes]] = end[makes]
+        return key
 
-    def _files(self, part: dict[str, NDArray[Any]], frame: pl.DataFrame, end: I64) -> None:
+    def _children(self, calls: pl.DataFrame, end: I64) -> tuple[I32, I32]:
+        """Thread that each call made, and its address space."""
+        child = np.full(len(end), -1, np.int32)
+        space = child.copy()
+        tid = _numbers(calls, "child")
+        made = np.flatnonzero(tid >= 0)
+        if len(made):
+            child[made] = self.lives.at(tid[made], end[made])
+            known = child >= 0
+            space[known] = self.threads.space[child[known]]
+        return child, space
+
+    def _files(
+        self, rows: Rows, calls: I64, descriptor: NDArray[Any], begin: I64, end: I64
+    ) -> None:
         """Give mmap rows their file: by the MMAP2 record inside the call, else by descriptor."""
-        rows = np.flatnonzero((part["kind"] == OpKind.MMAP) & (part["errno"] == 0))
-        if len(rows) == 0:
-            return
         m = self.mappings
-        records = np.flatnonzero(m["record"] & ~self._used)
-        found = np.full(len(rows), -1, np.int64)
-        if len(records):
-            calls = pl.DataFrame(
-                {
-                    "space": part["space"][rows],
-                    "start": part["address"][rows],
-                    "ns": part["begin_ns"][rows],
-                    "at": np.arange(len(rows)),
-                }
-            ).sort("ns")
-            learnt = pl.DataFrame(
-                {
-                    "space": m["space"][records],
-                    "start": m["start"][records],
-                    "ns": m["ns"][records],
-                    "record": records,
-                    "record_ns": m["ns"][records],
-                }
-            ).sort("ns")
-            joined = calls.join_asof(
-                learnt, on="ns", by=["space", "start"], strategy="forward", check_sortedness=False
-            )
-            hit = joined.filter(
-                pl.col("record").is_not_null()
-                & (pl.col("record_ns") <= pl.Series(end[rows][joined["at"].to_numpy()]))
-            )
-            found[hit["at"].to_numpy()] = hit["record"].to_numpy()
+        which = np.flatnonzero((rows["kind"][calls] == OpKind.MMAP) & (rows["errno"][calls] == 0))
+        at = calls[which]
+        found = self._records.find(rows["space"][at], rows["address"][at], begin[which], end[which])
         matched = found >= 0
-        self._used[found[matched]] = True
+        m.used[found[matched]] = True
         self.counters["mapping_record_matched"] += int(matched.sum())
-        part["file"][rows[matched]] = m["file"][found[matched]]
-        part["hint"][rows[matched]] = m["hint"][found[matched]]
-        map_anonymous = 0x20
-        descriptor = frame["fd"].fill_null(-1).to_numpy().astype(np.int64)[rows]
-        by_fd = ~matched & ((part["advice"][rows] & map_anonymous) == 0) & (descriptor >= 0)
-        for at in np.flatnonzero(by_fd):
-            key = (-1, int(part["space"][rows[at]]), int(descriptor[at]))
-            part["file"][rows[at]] = self.files.number(key)
-        self.counters["file_guessed"] += int(by_fd.sum())
+        rows["file"][at[matched]] = m.file[found[matched]]
+        rows["hint"][at[matched]] = m.hint[found[matched]]
+        guess = ~matched & ((rows["advice"][at] & _MAP_ANONYMOUS) == 0) & (descriptor[which] >= 0)
+        if guess.any():
+            at = at[guess]
+            key = (rows["space"][at].astype(np.int64) << 32) | descriptor[which][guess]
+            distinct, number = np.unique(key, return_inverse=True)
+            known = self._descriptors
+            for one in distinct.tolist():
+                if one not in known:
+                    known[one] = m.files
+                    m.files += 1
+            rows["file"][at] = np.array([known[one] for one in distinct.tolist()], np.int32)[number]
+            self.counters["file_guessed"] += len(at)
 
-    def _copies(self, part: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def _copies(self, rows: Rows, order: I64) -> tuple[Rows, I64]:
         """Leave threads out and put the rows of clones right behind the recorded ones."""
-        copies = self.threads.copies
-        if len(copies) == 0 or (copies == 1).all():
-            return part
-        times = np.where(part["thread"] >= 0, copies[part["thread"]], 1)
+        if self.threads.as_recorded:
+            return rows, order
+        rows = rows[order]
+        operation = (rows["row"] >= 0) & (rows["thread"] >= 0)
+        times = np.ones(len(rows), np.int64)
+        times[operation] = self.threads.copies[rows["thread"][operation]]
         take = np.repeat(np.arange(len(times)), times)
-        first = np.concatenate([[0], np.cumsum(times)[:-1]]) if len(times) else np.zeros(0, int)
-        part = {k: v[take] for k, v in part.items()}
-        part["clone"] = (np.arange(len(take)) - first[take]).astype(np.int32)
-        clones = part["clone"] > 0
-        part["thread"][clones] = (
-            self.threads.first_clone[part["thread"][clones]] + part["clone"][clones] - 1
+        nth = np.arange(len(take)) - np.repeat(np.cumsum(times) - times, times)
+        rows = rows[take]
+        rows["clone"] = nth
+        clones = nth > 0
+        rows["thread"][clones] = (
+            self.threads.first_clone[rows["thread"][clones]] + rows["clone"][clones] - 1
         )
-        return part
+        return rows, np.arange(len(rows))
+
+
+def _merged(steady: I64, begin: I64, first_row: int, rows: Rows, few: I64, few_key: I64) -> I64:
+    """Order of the rows ``steady``, which ascend by ``begin``, and of the ``few``.
+
+    At one moment: beginnings of threads and learnt mappings, operations by row, ends of threads.
+    """
+    kind = rows["kind"][few]
+    row = rows["row"][few]
+    rank = np.where(row >= 0, 1, np.where(kind == THREAD_END, 2, 0))
+    by_time = np.lexsort((row, rank, few_key))
+    few, few_key, row, rank = few[by_time], few_key[by_time], row[by_time], rank[by_time]
+    key = begin if len(steady) == len(begin) else begin[steady]
+    low = np.searchsorted(key, few_key, side="left")
+    high = np.searchsorted(key, few_key, side="right")
+    by_row = np.searchsorted(steady, row - first_row).clip(low, high)
+    place = np.where(rank == 0, low, np.where(rank == 1, by_row, high))
+    place += np.arange(len(place))
+    order = np.empty(len(steady) + len(few), np.int64)
+    others = np.ones(len(order), np.bool_)
+    others[place] = False
+    order[place] = few
+    order[others] = steady
+    return order

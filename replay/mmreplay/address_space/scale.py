@@ -16,15 +16,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmreplay.address_space.mappings import Mappings
 from mmreplay.address_space.plan import PlanOp
-from mmreplay.address_space.rows import Threads, read_threads
+from mmreplay.address_space.threads import Threads, read_threads
 from mmreplay.errors import UserError, closest
 from mmreplay.schema import OpKind
 
 #: Mappings above this address count for where clones are placed; the program and
 #: its heap lie below (x86-64 and arm64 place mmaps in the upper half of user space).
 _MMAP_AREA: int = 1 << 44
-#: Thread (tid), first page, end page.
+#: Thread (index in the order of the threads table), first page, end page.
 PrivateRange = tuple[int, int, int]
 #: Clones are placed this far below the lowest recorded mapping of that area.
 _MARGIN: int = 1 << 30
@@ -101,10 +102,10 @@ def private_ranges(bundle: Any) -> list[PrivateRange]:
     np.maximum.at(high, vma, plan.last_page[faults])
     mine = np.flatnonzero((first_user >= 0) & ~shared)
     order = mine[np.lexsort((mine, first_user[mine]))]
-    return [(bundle.threads[first_user[v]].tid, int(low[v]), int(high[v]) + 1) for v in order]
+    return [(bundle.threads[first_user[v]].index, int(low[v]), int(high[v]) + 1) for v in order]
 
 
-def clone_base(trace: Any, mappings: dict[str, NDArray[Any]], spaces: int) -> NDArray[np.int64]:
+def clone_base(trace: Any, mappings: Mappings, spaces: int) -> NDArray[np.int64]:
     """(spaces,) address below which a recording maps nothing in the mmap area."""
     base = np.full(spaces, 1 << 46, np.int64)
     lowest = (
@@ -120,8 +121,7 @@ def clone_base(trace: Any, mappings: dict[str, NDArray[Any]], spaces: int) -> ND
     )
     for space, address in lowest.iter_rows():
         base[int(space)] = min(int(base[int(space)]), int(address))
-    for space, start in zip(mappings["space"], mappings["start"], strict=True):
-        if _MMAP_AREA < start < 1 << 47:
-            base[space] = min(int(base[space]), int(start))
+    inside = (mappings.start > _MMAP_AREA) & (mappings.start < 1 << 47)
+    np.minimum.at(base, mappings.space[inside], mappings.start[inside])
     aligned: NDArray[np.int64] = (base - _MARGIN) & ~np.int64((1 << 21) - 1)
     return aligned

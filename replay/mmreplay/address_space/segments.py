@@ -16,9 +16,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, njit
+from mmreplay.jit import borrowing_helper, inlined_helper, njit
 
 LEAF: Final = 64
+#: Entries of the table of ranges looked up lately, by the low bits of 2 MiB of address space.
+SEEN: Final = 64
+_SEEN_SHIFT: Final = 9
 #: Blocks and directory entries that one ``assign`` may need.
 _SLACK: Final = 4
 
@@ -37,6 +40,7 @@ class Segments(NamedTuple):
     next_free: NDArray[np.int32]  # (B,)
     directory: NDArray[np.int32]  # (M, D) blocks in address order
     directory_n: NDArray[np.int32]  # (M,)
+    seen: NDArray[np.int64]  # (SEEN, 4) space, start, end, value: ranges looked up lately
     meta: NDArray[np.int64]  # (2,) free list head, blocks in use
 
 
@@ -52,6 +56,7 @@ def make_segments(spaces: int, blocks: int = 64, directory: int = 16) -> Segment
         next_free=chain,
         directory=np.full((spaces, directory), -1, np.int32),
         directory_n=np.zeros(spaces, np.int32),
+        seen=np.full((SEEN, 4), -1, np.int64),
         meta=np.array([0, 0], np.int64),
     )
 
@@ -77,8 +82,8 @@ def grow_segments(old: Segments) -> Segments:
     return new
 
 
-@njit
-def segments_full(s, space):
+@borrowing_helper
+def segments_full_core(s, space):
     """Whether the next ``assign`` in ``space`` might not fit."""
     return (
         len(s.count) - s.meta[_USED] < _SLACK
@@ -135,17 +140,42 @@ def _index_in(s, block, page):
     return lo - 1
 
 
-@njit
-def get(s, space, page):
+@inlined_helper
+def get_core(s, space, page):
     """The value of the range that holds ``page``, or -1."""
+    at = (page >> _SEEN_SHIFT) & (SEEN - 1)
+    if s.seen[at, 0] == space and s.seen[at, 1] <= page < s.seen[at, 2]:
+        return s.seen[at, 3]
+    return _look(s, space, page, at)
+
+
+@borrowing_helper
+def _look(s, space, page, at):
     position = _block_of(s, space, page)
     if position < 0:
         return np.int64(-1)
     block = s.directory[space, position]
     i = _index_in(s, block, page)
-    if i >= 0 and page < s.end[block, i]:
-        return s.value[block, i]
-    return np.int64(-1)
+    if i < 0 or page >= s.end[block, i]:
+        return np.int64(-1)
+    s.seen[at, 0] = space
+    s.seen[at, 1] = s.start[block, i]
+    s.seen[at, 2] = s.end[block, i]
+    s.seen[at, 3] = s.value[block, i]
+    return s.value[block, i]
+
+
+@borrowing_helper
+def _forget(s, space, start, end):
+    """Ranges looked up lately may change between ``start`` and ``end``.
+
+    A page is only ever looked for in the entry of its own 2 MiB.
+    """
+    first = start >> _SEEN_SHIFT
+    for region in range(first, min((end - 1) >> _SEEN_SHIFT, first + SEEN - 1) + 1):
+        at = region & (SEEN - 1)
+        if s.seen[at, 0] == space and s.seen[at, 1] < end and start < s.seen[at, 2]:
+            s.seen[at, 0] = -1
 
 
 @borrowing_helper
@@ -200,11 +230,12 @@ def _remove(s, space, position, i):
         _drop_block(s, space, position)
 
 
-@njit
-def clear(s, space, start, end):
+@borrowing_helper
+def clear_core(s, space, start, end):
     """Forget pages ``start`` to ``end`` (exclusive)."""
     if end <= start:
         return
+    _forget(s, space, start, end)
     position = _block_of(s, space, start)
     if position >= 0:
         block = s.directory[space, position]
@@ -235,26 +266,27 @@ def clear(s, space, start, end):
             _remove(s, space, position, i)
 
 
-@njit
-def assign(s, space, start, end, value):
+@borrowing_helper
+def assign_core(s, space, start, end, value):
     """Give pages ``start`` to ``end`` (exclusive) the value; check ``segments_full`` first."""
     if end <= start:
         return
-    clear(s, space, start, end)
+    clear_core(s, space, start, end)
     _insert(s, space, start, end, value)
 
 
 @borrowing_helper
 def clear_space(s, space):
     """Forget a whole address space."""
+    _forget(s, space, np.int64(0), np.int64(1) << 60)
     while s.directory_n[space] > 0:
         position = s.directory_n[space] - 1
         s.count[s.directory[space, position]] = 0
         _drop_block(s, space, position)
 
 
-@njit
-def next_range(s, space, page, end):
+@borrowing_helper
+def next_range_core(s, space, page, end):
     """First range that reaches past ``page`` and starts before ``end``.
 
     Returns (start, end, value); start is -1 where there is none.  Walk with
@@ -276,3 +308,27 @@ def next_range(s, space, page, end):
         if s.start[block, 0] < end:
             return s.start[block, 0], s.end[block, 0], s.value[block, 0]
     return np.int64(-1), np.int64(-1), np.int64(-1)
+
+
+@njit
+def segments_full(s, space):
+    """Whether the next ``assign`` in ``space`` might not fit."""
+    return segments_full_core(s, space)
+
+
+@njit
+def get(s, space, page):
+    """The value of the range that holds ``page``, or -1."""
+    return get_core(s, space, page)
+
+
+@njit
+def assign(s, space, start, end, value):
+    """Give pages ``start`` to ``end`` (exclusive) the value; check ``segments_full`` first."""
+    assign_core(s, space, start, end, value)
+
+
+@njit
+def clear(s, space, start, end):
+    """Forget pages ``start`` to ``end`` (exclusive)."""
+    clear_core(s, space, start, end)

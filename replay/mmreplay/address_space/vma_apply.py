@@ -383,21 +383,29 @@ def fault_core(state: Core, rules: I64, space: int, address: int, write: int, ex
     info[_FIRST_FILE] = state.vma[slot, V_FILE]
     if info[_STACK_GROWTH] == 0:
         info[_FIRST_ANON] = state.vma[slot, V_ANON]
-    if bits & _UNKNOWN:
-        return _OK
-    if write:
-        allowed = bits & WRITE
-    elif execute:
-        allowed = bits & EXEC
-    else:
-        allowed = bits & ACCESS
-    if not allowed:
+    if not touch_core(state, slot, write, execute):
         info[_ACCESS_ERROR] = 1
         info[_ERROR] = 14
         return _FAILED
-    if write and not bits & SHARED and state.vma[slot, V_ANON] == 0:
-        prepare_anon(state, slot)
     return _OK
+
+
+@borrowing_helper
+def touch_core(state: Core, slot: int, write: int, execute: int) -> bool:
+    """A page of a VMA is touched: False where the VMA forbids it (an unknown one never does).
+
+    A first write to a private VMA gives it an anon_vma.
+    """
+    bits = state.vma[slot, V_FLAGS]
+    if bits & _UNKNOWN:
+        return True
+    if write:
+        if not bits & WRITE:
+            return False
+        if not bits & SHARED and state.vma[slot, V_ANON] == 0:
+            prepare_anon(state, slot)
+        return True
+    return bool(bits & EXEC if execute else bits & ACCESS)
 
 
 @borrowing_helper

@@ -38,7 +38,7 @@ from mmreplay.address_space.vma_state import (
     Info,
     Num,
 )
-from mmreplay.jit import borrowing_helper
+from mmreplay.jit import borrowing_helper, inlined_helper
 
 # Plain integers: numba freezes module globals.
 _FAN = FAN
@@ -149,12 +149,17 @@ def _leaf_rank(state: Core, leaf: int, address: int) -> int:
     return int(low)
 
 
-@borrowing_helper
+@inlined_helper
 def find(state: Core, space: int, address: int) -> int:
     """Slot of the first VMA that ends above ``address`` (the kernel's find_vma), -1 none."""
     hint = state.spaces[space, S_HINT]
     if hint >= 0 and state.vma[hint, V_START] <= address < state.vma[hint, V_END]:
         return int(hint)
+    return int(_search(state, space, address))
+
+
+@borrowing_helper
+def _search(state: Core, space: int, address: int) -> int:
     if state.spaces[space, S_FIRST] < 0:
         return -1
     leaf = state.directory[_dir_find(state, space, address), D_LEAF]

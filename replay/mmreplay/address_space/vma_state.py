@@ -29,6 +29,8 @@ I64 = NDArray[np.int64]
 FAN: Final = 64
 #: "No value" for ``result``, ``address2`` and other optional arguments of ``apply``.
 NONE: Final = -(1 << 63)
+#: Files that the map numbers itself, from here on: shared anonymous memory.
+OWN_FILES: Final = 1 << 62
 
 
 class Vm(IntFlag):
@@ -283,7 +285,7 @@ def _new_core(spaces: int, slots: int) -> Core:
     core.spaces[:, [S_BRK, S_BRK_START]] = NONE
     core.spaces[:, S_MMAP_BASE] = DEFAULT_MMAP_BASE
     core.numbers[Num.NEXT_ANON] = 1
-    core.numbers[Num.NEXT_FILE] = 1 << 62
+    core.numbers[Num.NEXT_FILE] = OWN_FILES
     core.numbers[Num.FREE_SLOT] = -1
     core.numbers[Num.FREE_LEAF] = -1
     core.numbers[Num.SLOTS_FREE] = slots

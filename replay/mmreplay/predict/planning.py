@@ -13,8 +13,8 @@ from mmreplay.predict import rooms
 
 if TYPE_CHECKING:
     from mmreplay.address_space.planner import PlanBundle
-    from mmreplay.address_space.rows import Threads
     from mmreplay.address_space.scale import PrivateRange
+    from mmreplay.address_space.threads import Threads
     from mmreplay.trace.store import Trace
 
 #: Rows of the operations table that make a plan, exclusive end.

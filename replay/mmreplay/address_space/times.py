@@ -1,0 +1,77 @@
+"""Think and sleep of the planned operations, gathered from the chunks of a trace."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+#: Columns of the operations table that :class:`Times` reads.
+COLUMNS: Final = (
+    "begin_ns", "duration_ns", "think_cpu_ns", "think_blocked_ns", "io_ns", "preempted_ns",
+)  # fmt: skip
+#: Columns of ``Times.values``, ns: user time and sleep before the operation, sleep inside it
+#: (-1 unknown), its begin, time runnable but not running.
+THINK, BLOCKED, SLEEP, BEGIN, PREEMPTED = range(5)
+
+
+def _ns(column: pl.Series, null: int = 0) -> I64:
+    values: I64 = (column.fill_null(null) if column.null_count() else column).to_numpy()
+    return values
+
+
+class Times:
+    """Times of rows ``first..end`` (exclusive) of the operations table, by row.
+
+    Where the trace could not split the time between two operations, the whole gap
+    since the end of the thread's previous operation counts as CPU time (an upper
+    bound; counted as ``wall_fallback``).
+    """
+
+    def __init__(self, threads: int, first: int, end: int) -> None:
+        self.first = first
+        self.end = end
+        self.values = np.empty((end - first, 5), np.int64)
+        self.wall_fallback = 0
+        self._idle_since = np.full(threads, np.iinfo(np.int64).max, np.int64)
+
+    def add(self, frame: pl.DataFrame, first_row: int, thread: I32) -> None:
+        """The next rows of the table, with the thread of each."""
+        begin = _ns(frame["begin_ns"])
+        end = begin + _ns(frame["duration_ns"])
+        low = max(self.first - first_row, 0)
+        high = min(self.end - first_row, frame.height)
+        if low < high:
+            here = frame[low:high]
+            to = self.values[first_row + low - self.first : first_row + high - self.first]
+            cpu = here["think_cpu_ns"]
+            to[:, BEGIN] = begin[low:high]
+            np.maximum(_ns(here["think_blocked_ns"]), 0, out=to[:, BLOCKED])
+            np.maximum(_ns(here["io_ns"], -1), -1, out=to[:, SLEEP])
+            np.maximum(_ns(here["preempted_ns"]), 0, out=to[:, PREEMPTED])
+            np.maximum(_ns(cpu), 0, out=to[:, THINK])
+            if cpu.null_count():
+                unsplit = np.flatnonzero(cpu.is_null().to_numpy())
+                gap = begin[low + unsplit] - self._idle(thread, end, low + unsplit)
+                to[unsplit, THINK] = (gap.clip(0) - to[unsplit, BLOCKED]).clip(0)
+                self.wall_fallback += len(unsplit)
+        self._idle_since[thread] = end  # of several, the last one stays
+
+    def _idle(self, thread: I32, end: I64, rows: I64) -> I64:
+        """End of the previous operation of each row's thread; far in the future where none."""
+        theirs = np.zeros(len(self._idle_since), np.bool_)
+        theirs[thread[rows]] = True
+        at = np.flatnonzero(theirs[thread])  # all rows of these threads
+        order = at[np.argsort(thread[at], kind="stable")]
+        before = np.empty(len(thread), np.int64)
+        before[order[1:]] = end[order[:-1]]
+        fresh = np.ones(len(order), np.bool_)
+        fresh[1:] = thread[order[1:]] != thread[order[:-1]]
+        first = order[fresh]
+        before[first] = self._idle_since[thread[first]]
+        return before[rows]
