@@ -22,7 +22,6 @@ from mmreplay.engine.deadlock import Stalled, stuck
 from mmreplay.engine.kinds.pin import Pin
 from mmreplay.engine.kinds.range import Range
 from mmreplay.engine.kinds.rwsem import Rwsem
-from mmreplay.engine.kinds.spin import Spin
 from mmreplay.engine.processors import Processors
 from mmreplay.engine.result import DELAY_BUCKETS, Options, Result
 from mmreplay.engine.setup import (
@@ -411,7 +410,7 @@ class Simulation(Processors):
             done = self.now + self.setup.atomic
         elif isinstance(lock, Pin):
             done = lock.lock_read(thread, self.now)
-        elif isinstance(lock, Spin):
+        elif self.model.lock_kind[a] == Kind.SPIN:
             thread.wait_mode = Mode.WRITE
             done = lock.lock(thread, self.now)
         elif isinstance(lock, Range):
@@ -457,7 +456,7 @@ class Simulation(Processors):
             done = self.now + (self.setup.atomic if ok else 0)
         elif isinstance(lock, Pin):
             ok, done = lock.try_read(thread, self._seq_of(thread, a), self.now)
-        elif isinstance(lock, Spin):
+        elif self.model.lock_kind[a] == Kind.SPIN:
             ok, done = lock.try_lock(thread, self.now)
         elif isinstance(lock, Range):
             ok, done = lock.try_lock(thread, mode, c, self.now)
