@@ -18,6 +18,7 @@ from mmreplay.predict import api
 from mmreplay.predict.prediction import ROW_KEYS
 from mmreplay.report.text import prediction_text, replay_text
 from mmreplay.report.writers import TABLE_COLUMNS, prediction_object, replay_object, to_json
+from mmreplay.schema import DurationKind, OpKind
 from mmreplay.trace.store import Trace, TraceWriter
 
 REPLAY_KEYS = {
@@ -313,6 +314,23 @@ class TestPredict:
 KERNELS = ("--to", "linux-6.18")
 
 
+def without_results(trace: Trace) -> Trace:
+    """As if sys_exit_* had not been recorded."""
+    call = ~pl.col("kind").is_in([int(OpKind.FAULT_USER)])
+    mmap = pl.col("kind") == int(OpKind.MMAP)
+    return change(
+        trace,
+        address=pl.when(~mmap).then("address"),
+        **{name: pl.when(~call).then(name) for name in ("result", "service_ns", "wait_ns")},
+        duration_kind=pl.when(call).then(int(DurationKind.END_UNSEEN)).otherwise("duration_kind"),
+    )
+
+
+def only_lives(trace: Trace) -> Trace:
+    """Threads that begin and end, and nothing between."""
+    return change(trace, kind=pl.lit(int(OpKind.CLONE)))
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("words", "says"),
@@ -323,6 +341,10 @@ class TestBadInput:
             ((*KERNELS, "--cores", ""), "empty"),
             ((*KERNELS, "--cores", "8-1"), "backwards"),
             ((*KERNELS, "--cores", "4", "--threads", "0"), "0 threads"),
+            ((*KERNELS, "--cores", "4", "--threads", "9999"), "9999 threads"),
+            ((*KERNELS, "--cores", "4", "--threads", "many"), "many"),
+            ((*KERNELS, "--cores", "two"), "two"),
+            ((*KERNELS, "--cores", "1-8:x1"), "never grows"),
             ((*KERNELS, "--cores", "4", "--seeds", "0"), "0 seeds"),
             ((*KERNELS, "--cores", "4", "--load", "satured"), "saturated"),
             ((*KERNELS, "--cores", "4", "--placement", "compct"), "compact"),
@@ -386,12 +408,25 @@ class TestBadInput:
             (lambda: worker_trace(sampling=True), "sampled"),
             (lambda: worker_trace(durations=False, times=False), "no durations"),
             (lambda: worker_trace(kernel=None), "--from"),
+            (lambda: worker_trace(faults=False, fault_duration="none"), "no page-fault events"),
+            (lambda: without_results(worker_trace()), "no result"),
+            (lambda: only_lives(worker_trace()), "no memory-map operations"),
             (
                 lambda: change(worker_trace(), unattributed_ns=pl.lit(5_000)),
                 "could not be split",
             ),
         ],
-        ids=["empty", "one thread", "sampled", "no times", "no kernel", "unattributed"],
+        ids=[
+            "empty",
+            "one thread",
+            "sampled",
+            "no times",
+            "no kernel",
+            "no faults",
+            "no syscall exits",
+            "no operations",
+            "unattributed",
+        ],
     )
     def test_traces(self, trace: Any, says: str) -> None:
         with pytest.raises(UserError) as error:
@@ -399,6 +434,17 @@ class TestBadInput:
         assert says in error.value.line()
         if says not in ("--from",):
             assert "perf record" in error.value.line() or "record" in error.value.fix
+
+    def test_more_threads_than_can_be_planned(self) -> None:
+        trace = worker_trace(threads=2, loops=4_000)
+        for call in (
+            lambda: api.predict(trace, to_kernel="linux-6.18", cores=(2,), threads=(8_000,)),
+            lambda: api.replay(trace, kernel="linux-6.18", threads=8_000),
+        ):
+            with pytest.raises(UserError) as error:
+                call()
+            assert error.value.where == "--threads"
+            assert "at most about 1,250" in error.value.fix
 
     def test_losses(self) -> None:
         trace = worker_trace()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from traces import worker_trace
+from traces import change, worker_trace
 
 from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.predict import api
@@ -138,11 +138,19 @@ def with_main(trace: Trace, loops: int) -> Trace:
     return Trace.in_memory(trace.header, {"operations": rows, "threads": people})
 
 
+def in_two_phases(trace: Trace) -> Trace:
+    """Long computations first, then none: a window that ends early sees another program."""
+    import polars as pl
+
+    late = pl.col("begin_ns") > pl.col("begin_ns").max() / 2
+    return change(trace, think_cpu_ns=pl.when(late).then(500).otherwise(30_000))
+
+
 def test_a_main_thread_changes_the_prediction_little() -> None:
-    workers = worker_trace(threads=4, loops=60)
+    workers = in_two_phases(worker_trace(threads=4, loops=60))
     options: dict[str, Any] = {"to_kernel": "linux-6.18", "cores": (8,), "load": "saturated"}
     plain = api.predict(workers, **options)
     mixed = api.predict(with_main(workers, loops=2), **options)
     for one, other in zip(plain.rows, mixed.rows, strict=True):
-        assert other.throughput_ops_per_s == pytest.approx(one.throughput_ops_per_s, rel=0.25)
-        assert other.speedup == pytest.approx(one.speedup, rel=0.25)
+        assert other.throughput_ops_per_s == pytest.approx(one.throughput_ops_per_s, rel=0.2)
+        assert other.speedup == pytest.approx(one.speedup, rel=0.2)

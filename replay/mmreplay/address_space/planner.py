@@ -220,6 +220,8 @@ def build_plans(
             )
         spans.append((first, end))
     who = threads if threads is not None else read_threads(trace)
+    # Clones copy a chunk's rows: keep what is in memory at a time.
+    chunk = max(chunk // max(int(who.copies.max(initial=1)), 1), 1)
     stream = Stream(trace, who, chunk=chunk, extra=COLUMNS)
     spaces = max(
         spaces, 1 + int(who.space.max(initial=0)), 1 + int(stream.mappings.space.max(initial=0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError
@@ -19,7 +19,8 @@ from mmreplay.predict.baseline import Costs, Ground, baseline, ground
 from mmreplay.predict.checks import check_choice, check_predictable, check_replayable
 from mmreplay.predict.counts import check_count
 from mmreplay.predict.detail import blame_table, lock_table, op_table
-from mmreplay.predict.explain import headline, headline_row, series
+from mmreplay.predict.effort import GROWN_OPS, WINDOWS, check_growth, effort, growth_of
+from mmreplay.predict.explain import headline, headline_row, plural, series
 from mmreplay.predict.gains import Cell
 from mmreplay.predict.planning import Planner, Wanted
 from mmreplay.predict.prediction import Prediction, ProcessShare, Replay, Row, Saturation
@@ -31,15 +32,6 @@ from mmreplay.predict.sweep import Grid, Load, Placement, Side, rows_of, simulat
 
 if TYPE_CHECKING:
     from mmreplay.trace.store import Trace
-
-#: Operations that one prediction simulates at most, over all its simulations, and the
-#: bounds of one simulation's share of them.
-_BUDGET_OPS: Final = 40_000_000
-_WINDOW_OPS: Final = (20_000, 200_000)
-_WINDOWS: Final = 3
-_SEEDS: Final = 2
-#: More points than this are simulated over one window, and twice that with one seed.
-_MANY_POINTS: Final = 48
 
 
 def predict(
@@ -117,13 +109,10 @@ def predict(
         counts = tuple(threads) if threads is not None else (recorded_threads,)
     loads: tuple[Load, ...] = ("recorded", "saturated") if load == "both" else (load,)
     points = len(cores) * (1 if pairs else len(counts)) * len(loads)
-    windows = 1 if points > _MANY_POINTS else _WINDOWS
-    n_seeds = seeds or (1 if points > 2 * _MANY_POINTS else _SEEDS)
-    simulations = points * (2 * windows * n_seeds + 2)
-    size = max(_WINDOW_OPS[0], min(_WINDOW_OPS[1], _BUDGET_OPS // simulations))
-    parts = None if exact else (windows, size)
+    growth = growth_of(planner.group_share, recorded_threads, counts)
+    spent = effort(points, growth, seeds=seeds, exact=exact, ops=found.ops)
     wanted = {
-        (model.vma_rules, count): Wanted(model.vma_rules, count, parts)
+        (model.vma_rules, count): Wanted(model.vma_rules, count, spent.windows[count])
         for model in (from_model, to_model)
         for count in counts
     }
@@ -142,7 +131,8 @@ def predict(
         sides.append(Side(model, own, parts_of))
     old, new = sides
     drift = found_base.drift
-    grid = Grid(base.machine, cores, counts, pairs, loads, tuple(range(1, n_seeds + 1)), placement)
+    seed_list = tuple(range(1, spent.seeds + 1))
+    grid = Grid(base.machine, cores, counts, pairs, loads, seed_list, placement)
     cells, simulations, simulated = simulate_grid(old, new, grid, progress)
     rows = rows_of(old, new, grid, cells, base.cores, recorded_threads, drift.ratio is not None)
     points_of = _saturation(rows) if len(cores) > 1 and pairs is None else []
@@ -173,7 +163,7 @@ def predict(
         simulations=simulations,
         windows=len(first_parts),
         window_ops=max(part.recorded.n_ops for part in first_parts.values()),
-        seeds=n_seeds,
+        seeds=spent.seeds,
         wall_s=time.perf_counter() - begin,
         ops_simulated=simulated,
     )
@@ -226,8 +216,12 @@ def replay(
         )
     planner = Planner(source, scale_group)
     base = ground(source, machine, costs, count, exact=exact)
-    whole = exact or found.ops <= rooms.EXACT_OPS
-    wanted = Wanted(model.vma_rules, threads, None if whole else (_WINDOWS, rooms.EXACT_OPS))
+    asked = threads or planner.group_threads
+    factor = growth_of(planner.group_share, planner.group_threads, [asked])[asked]
+    check_growth(found.ops, factor, asked)
+    whole = exact or found.ops * factor <= rooms.EXACT_OPS
+    window = max(GROWN_OPS[1], int(rooms.EXACT_OPS / max(factor, 1)))
+    wanted = Wanted(model.vma_rules, threads, None if whole else (WINDOWS, window))
     planner.build([wanted, *([base.wanted] if base.wanted else [])])
     found_base = baseline(base, planner)
     bundles = planner.bundles(wanted)
@@ -256,8 +250,9 @@ def replay(
         )
     if not whole:
         notes.append(
-            f"Counts and times are those of {len(parts)} windows, {sum(r.ops for r in once):,} of "
-            f"{found.ops:,} operations; --exact replays all."
+            f"Counts and times are those of {plural(len(parts), 'window')}, "
+            f"{sum(r.ops for r in once):,} of {found.ops * factor:,.0f} operations; "
+            "--exact replays all."
         )
     simulated = sum(result.ops for result in done.values())
     return Replay(

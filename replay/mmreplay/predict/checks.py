@@ -31,7 +31,7 @@ def check_replayable(trace: Trace) -> tuple[rooms.Facts, list[str]]:
     where = rooms.trace_name(trace)
     command = rooms.record_command(trace)
     found = rooms.facts(trace)
-    if found.ops == 0:
+    if found.faults + found.calls == 0:
         raise UserError(
             "the trace has no memory-map operations of any thread",
             where=where,
@@ -49,6 +49,11 @@ def check_replayable(trace: Trace) -> tuple[rooms.Facts, list[str]]:
             "The trace has no page faults, only mappings: waits between faults and mappings are "
             f"not in it. To record them: {command}"
         )
+    if found.mmaps_unseen > found.mmaps / 2:
+        warnings.append(
+            f"{found.mmaps_unseen:,} of {found.mmaps:,} mmap calls have no result: what was mapped "
+            "where is a guess. Record the returns of system calls too (sys_exit_*)."
+        )
     return found, warnings
 
 
@@ -63,6 +68,20 @@ def check_predictable(
             "only one thread uses the memory map, and one thread never waits for itself",
             where=where,
             fix="record the program with its threads, or scale it out with --threads",
+        )
+    if found.faults == 0 and trace.header.capabilities.fault_duration == "none":
+        raise UserError(
+            "the recording has no page-fault events, so what faults and mappings wait for each "
+            "other is not in it",
+            where=where,
+            fix=f"record them too: {command}",
+        )
+    if found.mmaps_unseen > found.mmaps / 2:
+        raise UserError(
+            f"{found.mmaps_unseen:,} of {found.mmaps:,} mmap calls have no result, so what was "
+            "mapped where is unknown",
+            where=where,
+            fix=f"record the returns of system calls too (sys_exit_*): {command}",
         )
     state = quality(trace)
     if not found.times or state.unattributed_share is None:

@@ -28,7 +28,7 @@ def lock_table(model: LockingModel, results: Sequence[Result]) -> dict[str, dict
     }
     for name, kind in zip(model.locks, model.lock_kind, strict=True):
         stats = [lock for result in results for lock in result.locks if lock.name == name]
-        if name == "vma" and kind == Kind.PIN:
+        if name in ("vma", "vma_lock") and kind == Kind.PIN:
             locks["vma_lock"] = {
                 "read": sum(lock.read for lock in stats),
                 "mark": sum(lock.mark for lock in stats),

@@ -57,7 +57,7 @@ class Planner:
 
     def __init__(self, trace: Trace, scale_group: str | None) -> None:
         self.trace = trace
-        sizes = _group_sizes(trace)
+        sizes = _groups(trace)
         if scale_group is not None and scale_group not in sizes:
             raise UserError(
                 f'no thread group "{scale_group}"{closest(scale_group, sizes)}',
@@ -66,7 +66,9 @@ class Planner:
             )
         #: Name of the scaled group, and its threads.
         self.group_name = scale_group if scale_group is not None else next(iter(sizes), "")
-        self.group_threads = sizes.get(self.group_name, 0)
+        self.group_threads, ops = sizes.get(self.group_name, (0, 0))
+        #: The group's share of all operations.
+        self.group_share = ops / max(sum(count for _, count in sizes.values()), 1)
         self.scope = WITH_DEPENDENCIES if trace.header.capabilities.wakeups else UPPER_BOUND
         self.notes: list[str] = []
         self._bundles: dict[tuple[int | None, str, _Span], PlanBundle] = {}
@@ -126,8 +128,8 @@ class Planner:
         return scale_group(self.trace, self.group_name, threads)
 
 
-def _group_sizes(trace: Trace) -> dict[str, int]:
-    """Threads per group, the busiest first: see :func:`rooms.lock_relevant`."""
+def _groups(trace: Trace) -> dict[str, tuple[int, int]]:
+    """Threads and operations per group, the busiest first: see :func:`rooms.lock_relevant`."""
     used = rooms.lock_relevant(trace).group_by("tid").agg(pl.col("ns").sum(), pl.col("ops").sum())
     rows = (
         trace.threads.select("tid", "group")
@@ -138,4 +140,4 @@ def _group_sizes(trace: Trace) -> dict[str, int]:
         .agg(threads=pl.len(), ns=pl.col("ns").sum(), ops=pl.col("ops").sum())
         .sort("ns", "ops", "group", descending=[True, True, False])
     )
-    return {name: int(threads) for name, threads, *_ in rows.iter_rows()}
+    return {name: (int(threads), int(ops)) for name, threads, _, ops in rows.iter_rows()}

@@ -30,6 +30,16 @@ EXACT_OPS: Final = 1_000_000
 REMOTE: Final = (int(OpKind.PROC_READ), int(OpKind.PROCESS_VM), int(OpKind.PROCESS_MADVISE))
 #: Operations that take no lock of the memory map's by themselves.
 _SILENT: Final = (int(OpKind.THREAD_START), int(OpKind.THREAD_EXIT), int(OpKind.SNAPSHOT_VMA))
+#: Beginnings and ends of threads and processes: alone they are no use of the memory map.
+_LIVES: Final = (
+    *_SILENT,
+    int(OpKind.CLONE),
+    int(OpKind.FORK),
+    int(OpKind.VFORK),
+    int(OpKind.EXEC),
+    int(OpKind.PROCESS_EXIT),
+)
+_FAULTS: Final = (int(OpKind.FAULT_USER), int(OpKind.FAULT_KERNEL))
 
 
 def open_trace(trace: Trace | str | os.PathLike[str]) -> Trace:
@@ -136,25 +146,41 @@ class Facts:
 
     ops: int
     faults: int
+    calls: int  # memory-map calls: neither faults nor lives of threads and processes
     threads: int  # threads with operations of the memory map
     times: bool  # think or service time is known for some operation
+    mmaps: int
+    mmaps_unseen: int  # of those, without result: their sys_exit was not recorded
 
 
 def facts(trace: Trace) -> Facts:
     """Counts that decide what can be predicted at all."""
-    faults = (int(OpKind.FAULT_USER), int(OpKind.FAULT_KERNEL))
-    real = ~pl.col("kind").is_in(_SILENT)
+    kind = pl.col("kind")
+    fault, life = kind.is_in(_FAULTS), kind.is_in(_LIVES)
+    mmap = kind == int(OpKind.MMAP)
+    unseen = pl.col("address").is_null() & pl.col("errno").is_null()
     row = (
         trace.operations.select(
-            ops=real.sum(),
-            faults=pl.col("kind").is_in(faults).sum(),
-            threads=pl.col("tid").filter(real).n_unique(),
+            ops=(~kind.is_in(_SILENT)).sum(),
+            faults=fault.sum(),
+            calls=(~fault & ~life).sum(),
+            threads=pl.col("tid").filter(~life).n_unique(),
             times=(pl.col("think_cpu_ns").is_not_null() | pl.col("service_ns").is_not_null()).any(),
+            mmaps=mmap.sum(),
+            mmaps_unseen=(mmap & unseen).sum(),
         )
         .collect()
         .row(0, named=True)
     )
-    return Facts(int(row["ops"]), int(row["faults"]), int(row["threads"]), bool(row["times"]))
+    return Facts(
+        ops=int(row["ops"]),
+        faults=int(row["faults"]),
+        calls=int(row["calls"]),
+        threads=int(row["threads"]),
+        times=bool(row["times"]),
+        mmaps=int(row["mmaps"]),
+        mmaps_unseen=int(row["mmaps_unseen"]),
+    )
 
 
 def lock_relevant(trace: Trace) -> pl.DataFrame:
