@@ -58,8 +58,28 @@ def test_fault_without_end_failed(tmp_path: Path) -> None:
     assert first["fault_class"] == FaultClass.FAILED
     assert first["duration_kind"] == DurationKind.END_UNSEEN
     assert first["duration_ns"] is None
-    assert second["think_cpu_ns"] is None  # where the failed fault ended is unknown
-    assert second["unattributed_ns"] == MS
+    # The signal's handler and what follows are the program's own time.
+    assert second["think_cpu_ns"] == MS - 900
+    assert second["unattributed_ns"] == 0
+
+
+def test_time_after_a_failed_fault_is_split_by_switches(tmp_path: Path) -> None:
+    w = pw.default()
+    w.fault(pw.FAULT, 10_000, 100, 0)
+    w.switch(15_000, 100, 100, out=True)
+    w.switch(55_000, 100, 100, out=False)
+    w.switch(60_000, 100, 100, out=True, preempt=True)
+    w.switch(63_000, 100, 100, out=False)
+    w.fault(pw.FAULT, 70_000, 100, 0x7F0000005000)
+    w.sample(pw.MINOR, 71_000, 100, addr=0x7F0000005000)
+    failed, second = ops(load(w, tmp_path))
+    assert failed["fault_class"] == FaultClass.FAILED
+    assert failed["blocked_inside_ns"] in (0, None)
+    assert second["think_blocked_ns"] == 40_000
+    assert second["preempted_ns"] == 3_000
+    on_cpu = 60_000 - 40_000 - 3_000
+    assert 0.5 * on_cpu < second["think_cpu_ns"] <= on_cpu  # less the probes' cost
+    assert second["unattributed_ns"] == 0
 
 
 def test_end_at_another_address_does_not_pair(tmp_path: Path) -> None:

@@ -66,11 +66,12 @@ from mmreplay.importers.pair_state import (
 )
 from mmreplay.importers.syscalls import CALL_KIND
 from mmreplay.jit import borrowing_helper
-from mmreplay.schema import DurationKind, OpKind, Quality
+from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
 _MEASURED = np.int64(int(DurationKind.MEASURED))
 _FAULT_USER = np.int64(int(OpKind.FAULT_USER))
 _FAULT_KERNEL = np.int64(int(OpKind.FAULT_KERNEL))
+_FAILED = np.int64(int(FaultClass.FAILED))
 _END_UNSEEN = np.int64(int(DurationKind.END_UNSEEN))
 _UPPER = np.int64(int(DurationKind.UPPER_BOUND))
 _MIGRATED = np.int64(int(Quality.MIGRATED))
@@ -197,6 +198,8 @@ def account(a: Any, t: Any, now: Any) -> None:
             a[t + S_FAULT_PREEMPTED] += spent
         if a[t + S_CALL]:
             a[t + S_CALL_PREEMPTED] += spent
+    elif run != ps.RUNNING:
+        a[t + S_PRE_KNOWN] = -1
 
 
 @borrowing_helper
@@ -318,9 +321,20 @@ def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu:
         ops[out + O_QUALITY] |= _CONTENDED
     a[t + S_FAULT] = 0
     if not a[t + S_CALL]:
-        forget_before(a, t, 1 if how == _MEASURED else 0)
+        spent = now - a[t + S_FAULT_NS]
+        # A failed fault ends in a signal: what follows is the program's own time.
+        own = how == _END_UNSEEN and outcome == _FAILED and a[t + S_PRE_KNOWN] >= 0
+        forget_before(a, t, 1 if how == _MEASURED or own else 0)
+        if own:
+            a[t + S_PRE_BLOCKED] = a[t + S_FAULT_BLOCKED]
+            a[t + S_PRE_PREEMPTED] = a[t + S_FAULT_PREEMPTED]
+            a[t + S_PRE_EVENTS] = a[t + S_FAULT_EVENTS]
+            spent -= a[t + S_FAULT_BLOCKED] + a[t + S_FAULT_PREEMPTED]
+            ops[out + O_BLOCKED] = 0
+            ops[out + O_PREEMPTED] = 0
+            ops[out + O_EVENTS] = 0
         if how == _END_UNSEEN:
-            a[t + S_PRE_CPU] = now - a[t + S_FAULT_NS]
+            a[t + S_PRE_CPU] = spent
 
 
 @borrowing_helper
