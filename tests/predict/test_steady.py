@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,10 +38,14 @@ def plan_of(*threads: tuple[int, int, int]) -> Plan:
     return small.plan(rows)._replace(row=np.arange(row))
 
 
-def part_of(plan: Plan, group: int = 0, service_ns: float = 0.0) -> Part:
-    unused: Any = None
+def part_of(
+    plan: Plan, group: int = 0, service_ns: float = 0.0, pids: Sequence[int] | None = None
+) -> Part:
+    bundle: Any = SimpleNamespace(
+        threads=[SimpleNamespace(pid=pid) for pid in pids or [1] * plan.n_threads]
+    )
     times = Recorded(np.full(plan.n_ops, service_ns), np.zeros(plan.n_ops))
-    return measured(unused, plan, group, times)
+    return measured(bundle, plan, group, times)
 
 
 def steady(part: Part) -> list[int]:
@@ -81,11 +87,15 @@ def test_service_counts_as_busy() -> None:
     assert steady(part_of(plan, service_ns=200.0)) == [0, 1]
 
 
-def test_other_groups_stay_as_they_are() -> None:
-    plan = plan_of((5, 10, 10), WORKER, WORKER)
+def test_other_threads_of_the_process_keep_pace_and_other_processes_do_not_care() -> None:
+    plan = plan_of((5, 10, 7_000), WORKER, WORKER)
     plan = plan._replace(thread_group=np.array([1, 0, 0], np.int32))
     part = part_of(plan)
-    assert part.recorded is part.saturated is plan
+    assert part.recorded is plan  # the group itself is whole
+    assert steady(part) == [1, 2]
+    assert part.saturated.think_blocked_ns[:5].sum() < 5 * 7_000 / 1.4
+    apart = part_of(plan, pids=[7, 1, 1])
+    assert apart.recorded is apart.saturated is plan
 
 
 def test_all_threads_can_be_measured() -> None:

@@ -55,9 +55,10 @@ class Part:
 def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Part:
     """How ``plan`` (of ``bundle``, at the costs to be used) is measured for thread group ``group``.
 
-    Under saturated load the steady threads never sleep.  The other threads of the group
-    keep their pace relative to them: without recorded wake-ups it cannot be told what they
-    sleep for, and a thread that waits for workers gets no faster than these.
+    Under saturated load the steady threads never sleep.  The other threads of their
+    processes keep their pace relative to them: without recorded wake-ups it cannot be told
+    what they sleep for.  A thread that waits for workers, or collects their garbage, gets
+    faster with them; were it left behind, they would wait for the mappings it makes.
     """
     mine = plan.thread_group == group if group >= 0 else np.ones(plan.n_threads, np.bool_)
     ops = np.diff(plan.thread_first).astype(np.float64)
@@ -77,7 +78,8 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
     saturated = plan
     alive = busy + blocked
     pace = busy[steady].sum() / alive[steady].sum() if alive[steady].sum() > 0 else 1.0
-    late = rest & (blocked > 0)
+    pids = np.array([thread.pid for thread in bundle.threads])
+    late = ~steady & np.isin(pids, pids[steady]) & (blocked > 0)
     if late.any() and pace < 1:
         keep = np.ones(plan.n_threads)
         keep[late] = np.maximum(alive[late] * pace - busy[late], 0) / blocked[late]
