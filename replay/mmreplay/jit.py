@@ -44,6 +44,7 @@ _USES: Final[dict[str, tuple[str, ...]]] = {
     "trace": (),
     "importers": ("trace",),
     "recorder": ("importers",),
+    "report": (),
     "address_space": ("trace",),
     "engine": ("locking", "address_space"),
     "hardware": (),

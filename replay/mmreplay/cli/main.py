@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "record": ("mmreplay.cli.record", "Record a program with the right events."),
     "import": ("mmreplay.cli.import_", "Turn a recording (perf.data) into a trace."),
     "show": ("mmreplay.cli.show", "Say what a trace holds and what it can support."),
+    "anonymise": ("mmreplay.cli.anonymise", "Copy a trace without what tells about its owner."),
+    "export": ("mmreplay.cli.export", "Write a trace for a timeline viewer, or as CSV."),
     "replay": ("mmreplay.cli.replay", "Replay a trace once against one kernel, in detail."),
     "predict": ("mmreplay.cli.predict", "Predict what another kernel gains, per core count."),
     "models": ("mmreplay.cli.models", "List, show, check and compare locking models."),
