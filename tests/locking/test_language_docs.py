@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mmreplay.locking import check_file
+from mmreplay.locking import check_file, list_models
 from mmreplay.locking.vocabulary import BITS, COSTS, REASONS, SETS, SLEEPS, TRAITS, WORDS
 
 MANUAL = (Path(__file__).parents[2] / "docs" / "locking-language.md").read_text()
@@ -33,3 +33,9 @@ def test_the_example_passes_the_check(tmp_path: Path) -> None:
     model, problems = check_file(path)
     assert problems == ()
     assert model is not None
+
+
+def test_the_table_of_models_is_complete() -> None:
+    shown = MANUAL.split("## The shipped models")[1].split("\n\n")[1]
+    rows = re.findall(r"^\| `([\w.-]+)` \| (.*?) \|", shown, re.MULTILINE)
+    assert rows == [(model.name, model.title) for model in list_models()]

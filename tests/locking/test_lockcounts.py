@@ -19,6 +19,7 @@ from mmreplay.cli.locks_check import as_csv, as_json
 from mmreplay.cli.main import main
 from mmreplay.errors import UserError
 from mmreplay.lockcounts import COLUMNS, check_counts, check_kernel, read_counts
+from mmreplay.lockcounts.document import document
 from mmreplay.resources import datasets_dir
 from mmreplay.workloads.phases import GROUPS, NOT_EXPRESSIBLE, reason, record
 
@@ -145,3 +146,8 @@ def test_a_missing_file_and_an_unknown_kernel_are_user_errors() -> None:
     counts = read_counts(FOLDER / "lockcounts.csv")
     with pytest.raises(UserError, match=r"did you mean"):
         check_counts(counts, kernels=["6.18.5"])
+
+
+def test_the_table_in_the_docs_is_what_is_counted_and_replayed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lock-counts.md").read_text(encoding="utf-8")
+    assert page == document(check_counts(read_counts(FOLDER / "lockcounts.csv")))

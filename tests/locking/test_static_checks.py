@@ -65,7 +65,9 @@ def test_missing_releases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "done",
     )
     (said, _) = refused(path, capsys)
-    assert said.startswith(f"{path}:{FIRST + 6}: done while mmap_lock (read) is held")
+    assert said.startswith(
+        f"{path}:{FIRST + 6}: done while mmap_lock (read) taken at {path}:{FIRST} is held"
+    )
     assert f"line {FIRST + 1}" in said
 
 

@@ -25,11 +25,12 @@ _SHOWN_JUMPS: Final = 6
 
 @dataclass(frozen=True, slots=True, order=True)
 class Held:
-    """One lock held: its name, mode and operand."""
+    """One lock held: its name, mode and operand; ``at``: where it was taken."""
 
     lock: str
     mode: int
     operand: int
+    at: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         at = f" @{Operand(self.operand).name.lower()}" if self.operand else ""
@@ -40,7 +41,7 @@ HeldSet = tuple[Held, ...]
 
 
 def show(held: HeldSet) -> str:
-    return ", ".join(map(str, held)) if held else "nothing"
+    return ", ".join(f"{h} taken at {h.at}" if h.at else str(h) for h in held) or "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +372,7 @@ class Paths:
     def _acquire(self, statement: Statement, decoded: Instruction, state: State) -> HeldSet:
         lock = decoded.lock
         assert lock is not None
-        new = Held(lock.name, decoded.b, decoded.c)
+        new = Held(lock.name, decoded.b, decoded.c, f"{statement.file}:{statement.line}")
         same = [
             h for h in state.held if h.lock == lock.name and _place(h, lock) == _place(new, lock)
         ]
