@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from mmreplay.hardware.loop import COLUMNS, Action, Column
 from mmreplay.schema import PAGE_SIZE, FaultBits, FaultClass, OpKind, ProcFile, UffdOp
-from mmreplay.workloads.tape import HEAP, MMAP_BASE, STACK_TOP
+from mmreplay.workloads.tape import (
+    HEAP,
+    MAP_ANONYMOUS,
+    MAP_PRIVATE,
+    MMAP_BASE,
+    READ_WRITE,
+    STACK_TOP,
+)
 
 I64 = NDArray[np.int64]
 
@@ -29,6 +36,8 @@ _SILENT_ACTIONS: Final = 100
 #: Stack of a thread or vfork child, for the loop itself.
 _STACK_BYTES: Final = 64 << 10
 _BUFFER_BYTES: Final = 64 << 10
+#: Far below all that recordings map.
+_GROUND: Final = MMAP_BASE - (1 << 38)
 
 
 class Place(IntEnum):
@@ -190,7 +199,6 @@ class _Builder:
     low: int = MMAP_BASE
     high: int = 0
     buffer: int = 0
-    largest: tuple[int, int] = (0, 0)  # length and address of the largest writable mapping
     rest_of_file: bool = False  # inside the read(2) calls of one /proc file
 
     # -- pieces --------------------------------------------------------------------------
@@ -268,8 +276,6 @@ class _Builder:
             row["file_offset"] or 0,
             want=where,
         )
-        if file == -1 and row["prot"] & 2:
-            self.largest = max(self.largest, (row["length"], row["result"]))
 
     def ranged(self, row: Mapping[str, Any]) -> None:
         name = _RANGE_CALLS[OpKind(row["kind"])]
@@ -316,10 +322,17 @@ class _Builder:
         where = self.at(row["address"])
         self.call("get_mempolicy", self._buffer(), 0, 0, where, _MPOL_F_ADDR, want=0)
 
+    def ground(self, pages: int) -> None:
+        """Mapped and touched pages for calls whose ranges a recording does not show."""
+        where, flags = self.at(_GROUND, pages * PAGE_SIZE), MAP_PRIVATE | MAP_ANONYMOUS
+        self.call("mmap", where, pages * PAGE_SIZE, READ_WRITE, flags, -1, 0, want=where)
+        for k in range(pages):
+            self.action(Action.STORE, self.at(_GROUND + k * PAGE_SIZE))
+
     def process_madvise(self, row: Mapping[str, Any]) -> None:
-        """Every other page of the largest mapping: a recording does not show the vector."""
-        base, elements = self.largest[1], row["length2"]
-        pairs = [(self.at(base + 2 * k * PAGE_SIZE), PAGE_SIZE) for k in range(elements)]
+        """Every other page of :meth:`ground`: a recording does not show the vector."""
+        elements = row["length2"]
+        pairs = [(self.at(_GROUND + 2 * k * PAGE_SIZE), PAGE_SIZE) for k in range(elements)]
         vector = self.put(*(word for pair in pairs for word in pair))
         bytes_ = elements * PAGE_SIZE
         self.call(
@@ -515,6 +528,9 @@ def build(
     b.contexts[main] = 0
     for name in (WARM, NOTHING):
         b.segment(name, _SILENT_ACTIONS, [])
+    vectors = [r["length2"] for r in rows if r["kind"] == OpKind.PROCESS_MADVISE]
+    if vectors:
+        b.ground(2 * max(vectors))
     at = 0
     for name, (first, end, ops) in segments.items():
         for row in rows[at:first]:
