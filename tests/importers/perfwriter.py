@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 IP, TID, TIME, ADDR, READ, CALLCHAIN = 1, 2, 4, 8, 16, 32
 ID, CPU, PERIOD, STREAM_ID, RAW, IDENTIFIER = 64, 128, 256, 512, 1024, 1 << 16
@@ -130,17 +133,21 @@ class Writer:
     with_tracing: bool = True
     features: dict[int, bytes] = field(default_factory=dict)
     data_size: int | None = None
+    order: str = "<"
 
     def __post_init__(self) -> None:
         for index, event in enumerate(self.events):
             if not event.ids:
                 event.ids = (46_560 + 1_000_003 * index,)
 
+    def pack(self, form: str, *values: int) -> bytes:
+        return struct.pack(self.order + form, *values)
+
     # records ---------------------------------------------------------------
     def record(self, kind: int, body: bytes, misc: int = 0, pad: bool = True) -> None:
         if pad:
             body += b"\0" * (-len(body) % 8)
-        self.records.append(struct.pack("<IHH", kind, misc, 8 + len(body)) + body)
+        self.records.append(self.pack("IHH", kind, misc, 8 + len(body)) + body)
 
     def trailer(self, pid: int, tid: int, time: int, cpu: int = 0, which: int = 0) -> bytes:
         event = self.events[which]
@@ -148,15 +155,15 @@ class Writer:
             return b""
         kinds, out = event.sample_type, b""
         if kinds & TID:
-            out += struct.pack("<ii", pid, tid)
+            out += self.pack("ii", pid, tid)
         if kinds & TIME:
-            out += struct.pack("<Q", time)
+            out += self.pack("Q", time)
         if kinds & ID:
-            out += struct.pack("<Q", event.ids[0])
+            out += self.pack("Q", event.ids[0])
         if kinds & CPU:
-            out += struct.pack("<II", cpu, 0)
+            out += self.pack("II", cpu, 0)
         if kinds & IDENTIFIER:
-            out += struct.pack("<Q", event.ids[0])
+            out += self.pack("Q", event.ids[0])
         return out
 
     def sample(
@@ -172,56 +179,57 @@ class Writer:
         ip: int = 0x400000,
         period: int = 1,
         misc: int = 2,
-        frames: int = 0,
+        frames: int | list[int] = 0,
     ) -> None:
         event = self.events[which]
         kinds, out = event.sample_type, b""
+        chain = [0x11111111] * frames if isinstance(frames, int) else frames
         for bit, packed in (
-            (IDENTIFIER, struct.pack("<Q", event.ids[0])),
-            (IP, struct.pack("<Q", ip)),
-            (TID, struct.pack("<ii", pid, tid)),
-            (TIME, struct.pack("<Q", time)),
-            (ADDR, struct.pack("<Q", addr)),
-            (ID, struct.pack("<Q", event.ids[0])),
-            (CPU, struct.pack("<II", cpu, 0)),
-            (PERIOD, struct.pack("<Q", period)),
-            (CALLCHAIN, struct.pack("<Q", frames) + b"\x11" * 8 * frames),
+            (IDENTIFIER, self.pack("Q", event.ids[0])),
+            (IP, self.pack("Q", ip)),
+            (TID, self.pack("ii", pid, tid)),
+            (TIME, self.pack("Q", time)),
+            (ADDR, self.pack("Q", addr)),
+            (ID, self.pack("Q", event.ids[0])),
+            (CPU, self.pack("II", cpu, 0)),
+            (PERIOD, self.pack("Q", period)),
+            (CALLCHAIN, self.pack(f"Q{len(chain)}Q", len(chain), *chain)),
         ):
             if kinds & bit:
                 out += packed
         if kinds & RAW:
+            if event.type == 2:  # common_type
+                raw = self.pack("H", event.config) + raw[2:]
             size = len(raw) + (-(len(raw) + 4) % 8)
-            out += struct.pack("<I", size) + raw + b"\0" * (size - len(raw))
+            out += self.pack("I", size) + raw + b"\0" * (size - len(raw))
         self.record(9, out, misc)
 
     def fault(
         self, which: int, time: int, tid: int, address: int, error: int = 6, **more: Any
     ) -> None:
-        self.sample(
-            which, time, tid, b"\0" * 8 + struct.pack("<QQQ", address, 0x1234, error), **more
-        )
+        self.sample(which, time, tid, b"\0" * 8 + self.pack("QQQ", address, 0x1234, error), **more)
 
     def call(self, which: int, time: int, tid: int, *words: int, **more: Any) -> None:
         """A syscall entry (its arguments) or return (one signed word)."""
-        packed = b"".join(struct.pack("<Q", word & (1 << 64) - 1) for word in words)
+        packed = b"".join(self.pack("Q", word & (1 << 64) - 1) for word in words)
         self.sample(which, time, tid, b"\0" * 16 + packed, **more)
 
     def fork(self, time: int, pid: int, ppid: int, tid: int, ptid: int) -> None:
-        body = struct.pack("<iiiiQ", pid, ppid, tid, ptid, time)
+        body = self.pack("iiiiQ", pid, ppid, tid, ptid, time)
         self.record(7, body + self.trailer(ppid, ptid, time))
 
     def exit(self, time: int, pid: int, tid: int) -> None:
-        body = struct.pack("<iiiiQ", pid, pid, tid, tid, time)
+        body = self.pack("iiiiQ", pid, pid, tid, tid, time)
         self.record(4, body + self.trailer(pid, tid, time))
 
     def comm(self, time: int, pid: int, tid: int, name: bytes, exec_: bool = False) -> None:
         text = name + b"\0" * (8 - len(name) % 8)
-        body = struct.pack("<ii", pid, tid) + text
+        body = self.pack("ii", pid, tid) + text
         self.record(3, body + self.trailer(pid, tid, time), 1 << 13 if exec_ else 0)
 
     def mmap2(self, time: int, pid: int, tid: int, start: int, length: int, name: bytes) -> None:
         text = name + b"\0" * (8 - len(name) % 8)
-        body = struct.pack("<iiQQQIIQQII", pid, tid, start, length, 0, 8, 1, 77, 0, 3, 2) + text
+        body = self.pack("iiQQQIIQQII", pid, tid, start, length, 0, 8, 1, 77, 0, 3, 2) + text
         self.record(10, body + self.trailer(pid, tid, time))
 
     def switch(self, time: int, pid: int, tid: int, out: bool, preempt: bool = False) -> None:
@@ -229,12 +237,12 @@ class Writer:
         self.record(14, self.trailer(pid, tid, time), misc)
 
     def lost(self, time: int, count: int, cpu: int = 0) -> None:
-        body = struct.pack("<QQ", self.events[0].ids[0], count)
+        body = self.pack("QQ", self.events[0].ids[0], count)
         self.record(2, body + self.trailer(100, 100, time, cpu))
 
     def lost_samples(self, count: int, which: int = 0, misc: int = 0) -> None:
-        body = struct.pack("<Q", count)
-        tail = self.trailer(0, 0, 0)[:-8] + struct.pack("<Q", self.events[which].ids[0])
+        body = self.pack("Q", count)
+        tail = self.trailer(0, 0, 0)[:-8] + self.pack("Q", self.events[which].ids[0])
         self.record(13, body + tail, misc)
 
     def round(self) -> None:
@@ -242,40 +250,43 @@ class Writer:
 
     # file --------------------------------------------------------------------
     def attr(self, event: Event) -> bytes:
-        body = struct.pack(
-            "<IIQQQQQ",
+        bits = event.bits
+        if self.order == ">":  # bit fields begin at the other end
+            bits = int(f"{bits:064b}"[::-1], 2)
+        body = self.pack(
+            "IIQQQQQ",
             event.type,
             self.attr_bytes,
             event.config,
             event.period,
             event.sample_type,
             event.read_format,
-            event.bits,
+            bits,
         )
         return body.ljust(self.attr_bytes, b"\0")[: self.attr_bytes]
 
     def tracing(self) -> bytes:
-        out = b"\x17\x08\x44tracing0.6\0" + bytes([0, 8]) + struct.pack("<I", 4096)
+        out = b"\x17\x08\x44tracing0.6\0" + bytes([self.order == ">", 8]) + self.pack("I", 4096)
         for name in (b"header_page\0", b"header_event\0"):
-            out += name + struct.pack("<Q", 0)
-        out += struct.pack("<I", 0)
+            out += name + self.pack("Q", 0)
+        out += self.pack("I", 0)
         systems: dict[str, list[str]] = {}
         for system, text in self.formats.values():
             systems.setdefault(system, []).append(text)
-        out += struct.pack("<I", len(systems))
+        out += self.pack("I", len(systems))
         for system, texts in systems.items():
-            out += system.encode() + b"\0" + struct.pack("<I", len(texts))
+            out += system.encode() + b"\0" + self.pack("I", len(texts))
             for text in texts:
-                out += struct.pack("<Q", len(text)) + text.encode()
-        return out + struct.pack("<II", 0, 0) + struct.pack("<Q", 0)
+                out += self.pack("Q", len(text)) + text.encode()
+        return out + self.pack("II", 0, 0) + self.pack("Q", 0)
 
     def build(self) -> bytes:
-        ids = b"".join(struct.pack(f"<{len(e.ids)}Q", *e.ids) for e in self.events)
+        ids = b"".join(self.pack(f"{len(e.ids)}Q", *e.ids) for e in self.events)
         at_ids = 104
         at_attrs = at_ids + len(ids)
         attrs, place = b"", at_ids
         for event in self.events:
-            attrs += self.attr(event) + struct.pack("<QQ", place, 8 * len(event.ids))
+            attrs += self.attr(event) + self.pack("QQ", place, 8 * len(event.ids))
             place += 8 * len(event.ids)
         at_data = at_attrs + len(attrs)
         data = b"".join(self.records)
@@ -286,14 +297,85 @@ class Writer:
         table, blobs, bitmap = b"", b"", 0
         for bit in sorted(features):
             bitmap |= 1 << bit
-            table += struct.pack("<QQ", place, len(features[bit]))
+            table += self.pack("QQ", place, len(features[bit]))
             blobs += features[bit]
             place += len(features[bit])
         size = len(data) if self.data_size is None else self.data_size
-        head = b"PERFILE2" + struct.pack("<QQ", 104, self.attr_bytes + 16)
-        head += struct.pack("<QQQQQQ", at_attrs, len(attrs), at_data, size, 0, 0)
-        head += bitmap.to_bytes(32, "little")
+        head = (b"PERFILE2" if self.order == "<" else b"2ELIFREP") + self.pack(
+            "QQ", 104, self.attr_bytes + 16
+        )
+        head += self.pack("QQQQQQ", at_attrs, len(attrs), at_data, size, 0, 0)
+        head += self.pack("4Q", *(bitmap >> 64 * word & 2**64 - 1 for word in range(4)))
         return head + ids + attrs + data + table + blobs
+
+    def pipe(self) -> bytes:
+        """The same in pipe format: what the file's head says comes as records."""
+        out = [b"PERFILE2" if self.order == "<" else b"2ELIFREP", self.pack("Q", 16)]
+        for event in self.events:
+            body = self.attr(event) + self.pack(f"{len(event.ids)}Q", *event.ids)
+            out.append(self.pack("IHH", 64, 0, 8 + len(body)) + body)
+        for bit, blob in self.features.items():
+            body = self.pack("Q", bit) + blob
+            out.append(self.pack("IHH", 80, 0, 8 + len(body)) + body)
+        if self.with_tracing:
+            text = self.tracing()
+            out.append(self.pack("IHHI", 66, 0, 12, len(text)) + text + b"\0" * (-len(text) % 8))
+        return b"".join(out + self.records)
+
+    def packed(self, kind: int = 81, piece: int = 65_000) -> Writer:
+        """As with ``-z``: records of the kernel in pieces of one zstd stream, cut anywhere."""
+        zstd = zstandard.ZstdCompressor(level=1).compressobj()
+        records: list[bytes] = []
+        run: list[bytes] = []
+
+        def flush() -> None:
+            data = zstd.compress(b"".join(run)) + zstd.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+            run.clear()
+            if kind == 83:
+                records.append(self._compressed2(data))
+                return
+            for first in range(0, len(data), piece):
+                part = data[first : first + piece]
+                records.append(self.pack("IHH", 81, 0, 8 + len(part)) + part)
+
+        for record in self.records:
+            if struct.unpack_from(self.order + "I", record)[0] < 64:
+                run.append(record)
+                continue
+            if run:
+                flush()
+            records.append(record)
+        if run:
+            flush()
+        features = self.features | {27: self.pack("5I", 1, 1, 1, 10, 1 << 20)}
+        return dataclasses.replace(self, records=records, features=features)
+
+    def zstd_size(self) -> int:
+        """How many packed bytes :meth:`packed` makes of records of the kernel."""
+        zstd = zstandard.ZstdCompressor(level=1).compressobj()
+        data = zstd.compress(b"".join(self.records))
+        return len(data) + len(zstd.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+
+    def _compressed2(self, data: bytes) -> bytes:
+        """One write of perf 6.16, whose 16-bit size overflows."""
+        most = 65_519
+        body = data[:most]
+        for first in range(most, len(data), most):
+            part = data[first : first + most]
+            body += self.pack("IHHQ", 83, 0, 16 + len(part), 0xDEAD) + part
+        total = 16 + len(body)
+        aligned = total + -total % 8
+        padding = b"\0" * (aligned - total if aligned < 1 << 16 else 0)
+        return self.pack("IHHQ", 83, 0, aligned & 0xFFFF, len(body)) + body + padding
+
+    def directory(self, path: Path, parts: list[list[bytes]]) -> Path:
+        """As with ``--threads``: the records of the writer, and a file for each of ``parts``."""
+        path.mkdir()
+        features = self.features | {24: self.pack("Q", 1)}
+        dataclasses.replace(self, features=features).save(path / "data")
+        for number, records in enumerate(parts):
+            (path / f"data.{number}").write_bytes(b"".join(records))
+        return path
 
     def save(self, path: Path) -> Path:
         path.write_bytes(self.build())

@@ -5,6 +5,8 @@ Skipped, with the reason, where perf, its tracepoints or the permission are miss
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -23,6 +25,7 @@ from mmreplay.importers import perf_header as ph
 from mmreplay.importers.perf_layout import EventInfo
 from mmreplay.importers.registry import import_trace
 from mmreplay.importers.syscalls import CALLS
+from mmreplay.trace.store import Trace
 
 pytestmark = pytest.mark.perf
 TRACEFS = Path("/sys/kernel/tracing/events")
@@ -95,15 +98,21 @@ SETS = {
 
 
 def record(folder: Path, options: list[str], events: list[str], tail: list[str]) -> Path:
+    """Record with perf; the option ``-o -`` makes it a stream."""
     if shutil.which("perf") is None:
         pytest.skip("perf is not installed")
     file = folder / "perf.data"
-    words = ["perf", "record", "-q", "-o", str(file), "-c", "1", "-m", "2048", *options]
+    words = ["perf", "record", "-q", "-c", "1", "-m", "2048", *options]
+    if "-o" not in options:
+        words += ["-o", str(file)]
     for event in events:
         words += ["-e", event]
-    done = subprocess.run([*words, *tail], capture_output=True, text=True, check=False)
-    if not file.exists():
-        pytest.skip(f"perf cannot record here: {done.stderr.strip()[:200]}")
+    with (folder / "stream").open("wb") as stream:
+        done = subprocess.run([*words, *tail], stdout=stream, stderr=subprocess.PIPE, check=False)
+    if "-o" in options:
+        (folder / "stream").rename(file)
+    if not file.exists() or (file.is_file() and not file.stat().st_size):
+        pytest.skip(f"perf cannot record here: {done.stderr.decode().strip()[:200]}")
     return file
 
 
@@ -161,7 +170,7 @@ def decoded(file: Path) -> Iterator[tuple[Key, EventInfo, Any]]:
         for batch, rows in perf_data.batches(recording):
             t0 = int(recording.decode_state[0])
             for i in np.flatnonzero(batch.event[:rows] >= 0).tolist():
-                info = recording.plan.events[batch.event[i]]
+                info = recording.events[batch.event[i]]
                 stamp = int(batch.time[i]) + t0
                 pid, tid, cpu = (int(column[i]) for column in (batch.pid, batch.tid, batch.cpu))
                 arguments = [int(value) for value in batch.arg[i]]
@@ -246,6 +255,78 @@ def test_every_event_is_perf_scripts(tmp_path: Path, name: str) -> None:
         assert abs(measured - ends) <= trace.header.counters.get("begin_unseen", 0)
         maps = rows.filter(rows["kind"] == 3)
         assert maps.height == count["syscalls:sys_enter_mmap"]
+
+
+CONTAINERS = {
+    "compressed": ["-z"],
+    "pipe": ["-o", "-"],
+    "pipe, compressed": ["-o", "-", "-z"],
+    "threads": ["--threads"],
+    "threads, compressed": ["--threads", "-z"],
+    "threads of several rings": ["--threads=package", "-a"],
+    "whole machine, compressed": ["-a", "-z"],
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container(tmp_path: Path, name: str) -> None:
+    options, events = SETS["default"]
+    tail = ["--", sys.executable, "-c", WORKLOAD, "20"]
+    file = record(tmp_path, [*options, *CONTAINERS[name]], events, tail)
+    assert compare(file) > 1000
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.header.counters.get("late_events", 0) == 0
+    assert trace.header.counters.get("cut_bytes", 0) == 0
+    assert trace.header.kernel_release == platform.release().split("-")[0]
+    assert trace.header.machine.page_size == 4096
+    if file.is_file() and "-o" in CONTAINERS[name]:
+        done = subprocess.run(
+            [sys.executable, "-m", "mmreplay", "import", "-", "-o", str(tmp_path / "s.mmt")],
+            stdin=file.open("rb"),
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "replay")},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        again = Trace.open(tmp_path / "s.mmt")
+        assert again.operations.collect().equals(trace.operations.collect())
+
+
+@pytest.mark.parametrize("options", [[], ["-z"], ["--threads"]])
+def test_a_killed_recorder(tmp_path: Path, options: list[str]) -> None:
+    """What perf had written when it was killed is there; it ends, and says where it does."""
+    if shutil.which("perf") is None:
+        pytest.skip("perf is not installed")
+    file = tmp_path / "perf.data"
+    words = ["perf", "record", "-q", "-c", "1", "-m", "256", "--switch-events", *options]
+    for event in (FAULTS[0], "syscalls:sys_enter_munmap", "syscalls:sys_exit_munmap"):
+        words += ["-e", event]
+    program = subprocess.Popen([sys.executable, "-c", WORKLOAD, "1000000"])
+    recorder = subprocess.Popen(
+        [*words, "-o", str(file), "-p", str(program.pid)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        size = 0
+        for _ in range(1200):  # opening the events takes long on a busy machine
+            time.sleep(0.05)
+            parts = file.glob("data*") if file.is_dir() else [file]
+            size = sum(part.stat().st_size for part in parts if part.exists())
+            if size > 1 << 18 or recorder.poll() is not None:
+                break
+        recorder.kill()
+        _, told = recorder.communicate()
+    finally:
+        program.kill()
+        program.wait()
+    if size <= 1 << 18:
+        pytest.skip(f"perf cannot record here: {told.decode().strip()[:200]}")
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.rows("operations") > 1000
+    assert any("did not end normally" in text for text in trace.header.warnings)
 
 
 def test_attached(tmp_path: Path) -> None:

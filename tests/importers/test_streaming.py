@@ -17,10 +17,10 @@ from mmreplay.trace.store import Trace
 from mmreplay.trace.timesplit import split
 
 
-def soup(seed: int, count: int, *, ends: bool = True) -> pw.Writer:
+def soup(seed: int, count: int, *, ends: bool = True, order: str = "<") -> pw.Writer:
     """A recording of a few threads that do everything at once, with all that goes wrong."""
     draw = random.Random(seed)
-    w = pw.default()
+    w = pw.default(order=order)
     if not ends:  # faults are bounded by the thread's next event only
         for which in (pw.MINOR, pw.MAJOR):
             w.events[which].config = 9  # PERF_COUNT_SW_DUMMY

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,22 @@ import click
 
 
 @click.command(name="import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The trace to write, NAME.mmt; default: the file's name with .mmt.",
+    help="The trace to write, NAME.mmt; default: the first file's name with .mmt.",
 )
 @click.option("--force", is_flag=True, help="Replace a trace of that name.")
+@click.option(
+    "--formats",
+    type=click.Path(path_type=Path),
+    help="Another recording of the same machine: the formats of tracepoints that a recording "
+    "cut short lacks.",
+)
 @click.option(
     "--format",
     "format_",
@@ -28,19 +38,27 @@ import click
     show_default=True,
     help="How to report.",
 )
-def command(file: Path, output: Path | None, force: bool, format_: str) -> None:
-    """Turn a recording (perf.data) into a trace."""
+def command(
+    files: tuple[Path, ...], output: Path | None, force: bool, formats: Path | None, format_: str
+) -> None:
+    """Turn a recording into a trace.
+
+    FILE is what perf record wrote: a file, a directory (--threads), or - for a stream on
+    standard input (perf record -o -).  Several files must be of one recording.
+    """
     from mmreplay.importers.registry import import_trace
 
-    out = output if output is not None else Path(f"{file.stem or 'trace'}.mmt")
+    name = files[0].stem if str(files[0]) != "-" else ""
+    out = output if output is not None else Path(f"{name or 'trace'}.mmt")
     started = time.perf_counter()
-    trace = import_trace(file, out, force=force, progress=_progress())
+    with _bar() as progress:
+        trace = import_trace(files, out, force=force, formats=formats, progress=progress)
     wall_s = time.perf_counter() - started
     header = trace.header
     report: dict[str, Any] = {
         "schema": header.schema_,
         "trace": str(out),
-        "source": str(file),
+        "source": " ".join(str(file) for file in files),
         "format": header.source.format,
         "events": sum(event.samples for event in header.events),
         "lost_events": header.lost_events,
@@ -62,20 +80,15 @@ def command(file: Path, output: Path | None, force: bool, format_: str) -> None:
     )
 
 
-def _progress() -> Any:
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr where that is a terminal, else nothing."""
     if not sys.stderr.isatty():
-        return None
+        yield None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task("import", total=None)
-    bar.start()
-
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if done >= total:
-            bar.stop()
-
-    return show
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("import", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)

@@ -1,60 +1,90 @@
-"""Direct reader of perf.data files (no perf binary is needed).
+"""Direct reader of perf.data recordings (no perf binary is needed).
 
-container (this file's head) -> record streams in windows (:mod:`streams`) -> event
+container (:mod:`perf_container`) -> record streams in windows (:mod:`streams`) -> event
 batches (:mod:`perf_decode`) -> operations (:mod:`pairing`) -> trace (:mod:`assemble`).
 Memory is bounded by two rounds of the recording plus a fixed number of windows.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers import perf_decode as pd
-from mmreplay.importers import perf_header as ph
 from mmreplay.importers import perf_walk as pw
 from mmreplay.importers.binary import new_table
 from mmreplay.importers.names import plain_name
-from mmreplay.importers.perf_layout import Plan, build
+from mmreplay.importers.perf_container import Source, open_source
+from mmreplay.importers.perf_layout import Plan
 from mmreplay.importers.streams import Ready, Stream, merge
 from mmreplay.importers.syscalls import number_tables
-from mmreplay.importers.tracing_data import TracingData, parse_tracing_data
 
 #: Events decoded at a time.
-BATCH_ROWS: Final = 1 << 15
+BATCH_ROWS = 1 << 15
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(slots=True)
 class Recording:
-    """An opened perf.data file."""
+    """One recording: what its files hold together.
 
-    path: Path
-    size_bytes: int
-    header: ph.PerfHeader
-    tracing: TracingData | None
-    plan: Plan
-    streams: list[Stream]
-    #: Names of mapped files by name id: (as data, as code), see :func:`names.plain_name`.
-    names: list[tuple[str, str]] = field(default_factory=list)
-    decode_state: NDArray[np.int64] = field(default_factory=pd.new_state)
-    target: str = "unknown"
+    ``header`` and ``plan`` are those of the first one; :attr:`events` has all events, and a
+    batch's ``event`` is a place in it.
+    """
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+        self.streams: list[Stream] = []
+        #: Where each stream's events begin in :attr:`events`.
+        self.first_events: list[int] = []
+        first = 0
+        for source in sources:
+            self.streams += source.streams
+            self.first_events += [first] * len(source.streams)
+            first += len(source.plan.events)
+        self.events = [event for source in sources for event in source.plan.events]
+        #: Names of mapped files by name id: (as data, as code), see :func:`names.plain_name`.
+        self.names: list[tuple[str, str]] = []
+        self.decode_state = pd.new_state()
 
     def close(self) -> None:
-        """Unmap the file."""
-        for stream in self.streams:
-            stream.close()
+        """Give the files back."""
+        for source in self.sources:
+            source.close()
+
+    @property
+    def where(self) -> str:
+        """The files' names, for errors."""
+        return ", ".join(source.where for source in self.sources)
+
+    @property
+    def header(self) -> Any:
+        """The first file's :class:`~mmreplay.importers.perf_header.PerfHeader`."""
+        return self.sources[0].header
+
+    @property
+    def plans(self) -> list[Plan]:
+        """What is known of the events of each file."""
+        return [source.plan for source in self.sources]
+
+    def has(self, *roles: int) -> bool:
+        """Whether any event has one of the roles."""
+        return any(plan.has(*roles) for plan in self.plans)
+
+    @property
+    def target(self) -> str:
+        """What was recorded: ``command``, ``all``, ``pids`` or ``unknown``."""
+        if self.header.attrs[0].enable_on_exec:
+            return "command"
+        told = {int(stream.state[pw.W_TARGET]) for stream in self.streams}
+        if pw.TARGET_ALL in told:
+            return "all"
+        return "pids" if pw.TARGET_PIDS in told else "unknown"
 
     def total(self, entry: int) -> int:
         """Sum of one W_* entry over all streams."""
@@ -68,70 +98,31 @@ class Recording:
     @property
     def samples(self) -> NDArray[np.int64]:
         """(events,) samples of each event."""
-        return sum((stream.samples for stream in self.streams), self._no_events())
+        return self._by_event([stream.samples for stream in self.streams])
 
     @property
     def lost(self) -> NDArray[np.int64]:
         """(events,) losses of each event, where known."""
-        return sum((stream.lost for stream in self.streams), self._no_events())
+        return self._by_event([stream.lost for stream in self.streams])
 
-    def _no_events(self) -> NDArray[np.int64]:
-        return np.zeros(len(self.plan.events), np.int64)
+    def _by_event(self, counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+        total = np.zeros(len(self.events), np.int64)
+        for first, count in zip(self.first_events, counts, strict=True):
+            total[first : first + len(count)] += count
+        return total
 
 
-def open_recording(path: Path) -> Recording:
-    """Open and check a perf.data file's head.
-
-    Raises
-    ------
-    UserError
-        It cannot be read, or is not a complete plain perf.data file: one line, with the fix.
-    """
-    where = str(path)
+def open_recording(paths: Path | list[Path], formats: Path | None = None) -> Recording:
+    """Open the file or files of one recording; see :func:`perf_container.open_source`."""
+    sources: list[Source] = []
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(16)
-            if size < 16:
-                ph.refuse_other(head, size, where)
-                raise ph.truncated(f"only {size} bytes", where)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise UserError(
-            f"cannot be read ({error.strerror})", where=where, fix="check the name and the rights"
-        ) from None
-    try:
-        header = ph.parse_header(mapped, where)
-        if ph.F_COMPRESSED in header.features:
-            raise ph.compressed(where)
-        if ph.F_DIR_FORMAT in header.features:
-            raise UserError(
-                "one file of a recording directory (perf record --threads)",
-                where=where,
-                fix="record without --threads",
-            )
-        tracing = None
-        if ph.F_TRACING_DATA in header.features:
-            try:
-                tracing = parse_tracing_data(header.features[ph.F_TRACING_DATA])
-            except UserError as error:
-                raise UserError(error.problem, where=where, fix=error.fix) from None
-        elif any(attr.type == 2 for attr in header.attrs):
-            raise UserError(
-                "the file lacks the format of its tracepoints (no TRACING_DATA)",
-                where=where,
-                fix="record again and let perf end normally (Ctrl-C)",
-            )
-        plan = build(header, tracing, where)
+        for path in [paths] if isinstance(paths, Path) else paths:
+            sources.append(open_source(path, formats))
     except BaseException:
-        mapped.close()
+        for source in sources:
+            source.close()
         raise
-    end = header.data_offset + header.data_size
-    stream = Stream(where, mapped, header.data_offset, end, plan.layout, len(header.attrs))
-    recording = Recording(path, size, header, tracing, plan, [stream])
-    if header.attrs[0].enable_on_exec:
-        recording.target = "command"
-    return recording
+    return Recording(sources)
 
 
 def batches(recording: Recording, progress: Progress | None = None) -> Iterator[tuple[Any, int]]:
@@ -147,7 +138,6 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
     rec = recording
     batch = ev.new_batch(BATCH_ROWS)
     names = _Names(rec)
-    total = sum(stream.end - stream.start for stream in rec.streams)
     for ready in merge(rec.streams):
         if rec.decode_state[pd.D_T0] == pw.MAX_TIME:
             _find_start(rec, ready)
@@ -165,6 +155,7 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
                     first,
                     last,
                     index,
+                    rec.first_events[index],
                     rec.decode_state,
                     *names.arguments,
                     batch,
@@ -172,8 +163,8 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
                 names.read(stream)
             yield batch, last - first
         if progress is not None:
-            progress(sum(stream.done_bytes for stream in rec.streams), total)
-    _note_target(rec)
+            done = sum(stream.done_bytes for stream in rec.streams)
+            progress(done, sum(stream.total_bytes for stream in rec.streams))
 
 
 def _find_start(rec: Recording, ready: Ready) -> None:
@@ -214,15 +205,3 @@ class _Names:
             first, last = self.places[name_id].tolist()
             text = stream.buffer[first:last].tobytes().decode("utf-8", "replace")
             names.append((plain_name(text, False), plain_name(text, True)))
-
-
-def _note_target(rec: Recording) -> None:
-    """command, pids or all: from the attr and the THREAD_MAP record (pid -1: all)."""
-    if rec.target == "command":
-        return
-    for stream in rec.streams:
-        at = int(stream.state[pw.W_THREAD_MAP])
-        if at:
-            count, pid = struct.unpack("<QQ", stream.buffer[at + 8 : at + 24].tobytes())
-            rec.target = "all" if count == 1 and pid == 2**64 - 1 else "pids"
-            return

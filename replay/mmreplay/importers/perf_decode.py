@@ -152,6 +152,7 @@ def decode(
     first: Any,
     last: Any,
     stream: Any,
+    first_event: Any,
     state: Any,
     by_number: Any,
     number_slots: Any,
@@ -169,6 +170,8 @@ def decode(
         record lies in the buffer and holds its fixed part.
     order:
         Entries in total order; that of place ``first`` goes to row 0.
+    first_event:
+        What the batch calls the stream's first event.
     state:
         int64, the D_* entries.
     by_number, number_slots:
@@ -182,7 +185,7 @@ def decode(
     Malformed records are counted, and leave a row of role OTHER with process id 0.
     """
     fixed, flags, program = bare(layout.fixed), bare(layout.flags), bare(layout.program)
-    trailer = layout.trailer
+    trailer, trailer_id = bare(layout.trailer), layout.trailer_id
     times, positions, codes, order = bare(times), bare(positions), bare(codes), bare(order)
     out_time, out_pid, out_tid = bare(batch.time), bare(batch.pid), bare(batch.tid)
     out_cpu, out_event, out_role = bare(batch.cpu), bare(batch.event), bare(batch.role)
@@ -296,18 +299,22 @@ def decode(
                         elif slot >= 0:
                             arg[8 * n + slot] = raw_args[k]
             out_call[n] = call
-            out_event[n] = code
+            out_event[n] = first_event + code
         else:
             kind = code
             role = np.int64(_ROLE_OF[kind])
-            end = at + size - trailer[T_SIZE]
+            own = np.int64(0)
+            if trailer_id > 0:
+                ident = load_u64(buffer, at + size - trailer_id)
+                own = 5 * max(np.int64(0), table_find(layout.id_keys, layout.id_values, ident))
+            end = at + size - trailer[own + T_SIZE]
             pid = np.int32(-1)
             tid = np.int32(-1)
-            if trailer[T_TID] > 0:
-                pid = load_i32(buffer, at + size - trailer[T_TID])
-                tid = load_i32(buffer, at + size - trailer[T_TID] + 4)
-            if trailer[T_CPU] > 0:
-                value = load_u32(buffer, at + size - trailer[T_CPU])
+            if trailer[own + T_TID] > 0:
+                pid = load_i32(buffer, at + size - trailer[own + T_TID])
+                tid = load_i32(buffer, at + size - trailer[own + T_TID] + 4)
+            if trailer[own + T_CPU] > 0:
+                value = load_u32(buffer, at + size - trailer[own + T_CPU])
                 cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1
             if role == ev.SWITCH:
                 arg[8 * n + 0] = misc >> 13 & 1

@@ -40,7 +40,6 @@ def header_of(
     head, count = rec.header, state.count
     t0 = int(rec.decode_state[pd.D_T0])
     t0 = 0 if t0 == pw.MAX_TIME else t0
-    samples, losses = rec.samples, rec.lost
     clock = Clock(name="perf", resolution_ns=head.clock_resolution_ns)
     if head.attrs[0].use_clockid:
         clock.name = _CLOCKS.get(head.attrs[0].clockid, f"clock {head.attrs[0].clockid}")
@@ -60,26 +59,17 @@ def header_of(
             cpus_online=head.cpus_online or None,
             cpus_available=head.cpus_available or None,
             memory_kib=head.total_mem_kib or None,
-            page_size=rec.tracing.page_size or None if rec.tracing else None,
+            page_size=_page_size(rec),
             sockets=head.sockets,
             cores_per_socket=head.cores_per_socket,
             threads_per_core=head.threads_per_core,
         ),
         source=Source(
-            format="perf.data", size_bytes=rec.size_bytes, tool_version=head.perf_version or None
+            format="perf.data",
+            size_bytes=sum(one.size_bytes for one in rec.sources) or None,
+            tool_version=head.perf_version or None,
         ),
-        events=[
-            Event(
-                name=event.name,
-                id=event.config if event.config < 1 << 63 else None,
-                type=event.type,
-                period=event.period,
-                frequency=event.frequency,
-                samples=int(samples[index]),
-                lost=int(losses[index]),
-            )
-            for index, event in enumerate(rec.plan.events)
-        ],
+        events=_events(rec),
         lost_events=lost,
         probe=Probe(cost_ns=probe[0], method=probe[1]),
         span_ns=int(count[ps.C_LAST_NS]),
@@ -92,8 +82,32 @@ def header_of(
     return header
 
 
+def _page_size(rec: source.Recording) -> int | None:
+    sizes = [one.tracing.page_size for one in rec.sources if one.tracing is not None]
+    return next((size for size in sizes if size > 0), None)
+
+
+def _events(rec: source.Recording) -> list[Event]:
+    """All events; what several files have in common once."""
+    found: dict[tuple[str, str, int], Event] = {}
+    for event, samples, lost in zip(rec.events, rec.samples, rec.lost, strict=True):
+        one = found.setdefault(
+            (event.name, event.type, event.config),
+            Event(
+                name=event.name,
+                id=event.config if event.config < 1 << 63 else None,
+                type=event.type,
+                period=event.period,
+                frequency=event.frequency,
+            ),
+        )
+        one.samples += int(samples)
+        one.lost += int(lost)
+    return list(found.values())
+
+
 def _capabilities(rec: source.Recording, config: ps.Config) -> Capabilities:
-    plan = rec.plan
+    names = {event.name for event in rec.events}
     duration: Any = "none"
     if config.pair and config.fault_starts:
         duration = "measured" if config.fault_ends else "upper"
@@ -105,13 +119,13 @@ def _capabilities(rec: source.Recording, config: ps.Config) -> Capabilities:
         ),
         think="oncpu" if config.switches else "wall",
         switches=config.switches,
-        data_mmaps=any(attr.mmap_data for attr in rec.header.attrs),
-        kernel_faults=plan.has(ev.FAULT_KERNEL, ev.FAULT_SOFTWARE)
-        or (plan.has(ev.FAULT_MINOR) and not config.fault_starts),
-        compat_visible=plan.has(ev.RAW_ENTER),
-        lock_spans=plan.has(ev.CONTENTION_BEGIN) and plan.has(ev.CONTENTION_END),
-        wakeups=any(e.name in ("sched:sched_waking", "sched:sched_wakeup") for e in plan.events),
-        sampling=plan.sampled,
+        data_mmaps=any(attr.mmap_data for one in rec.sources for attr in one.header.attrs),
+        kernel_faults=rec.has(ev.FAULT_KERNEL, ev.FAULT_SOFTWARE)
+        or (rec.has(ev.FAULT_MINOR) and not config.fault_starts),
+        compat_visible=rec.has(ev.RAW_ENTER),
+        lock_spans=rec.has(ev.CONTENTION_BEGIN) and rec.has(ev.CONTENTION_END),
+        wakeups=not names.isdisjoint(("sched:sched_waking", "sched:sched_wakeup")),
+        sampling=not config.pair,
         snapshot=False,
     )
 
@@ -125,7 +139,8 @@ def _counters(rec: source.Recording, state: ps.State, tables: Assembler) -> dict
         "lost_in_lost_samples": rec.total(pw.W_LOST_SAMPLES),
         "malformed_records": rec.total(pw.W_MALFORMED) + rec.decode_state[pd.D_MALFORMED],
         "unknown_event_ids": rec.total(pw.W_UNKNOWN_ID),
-        "unknown_features": rec.header.unknown_features,
+        "unknown_features": sum(one.header.unknown_features for one in rec.sources),
+        "cut_bytes": sum(stream.cut_bytes for stream in rec.streams),
         "late_events": rec.total(pw.W_LATE),
         "begin_unseen": count[ps.C_BEGIN_UNSEEN],
         "end_unseen": count[ps.C_END_UNSEEN],
@@ -146,7 +161,12 @@ def _counters(rec: source.Recording, state: ps.State, tables: Assembler) -> dict
 
 
 def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[str]:
-    found = [*rec.header.warnings, *rec.plan.warnings]
+    found: list[str] = []
+    for one in rec.sources:
+        told = [*one.warnings, *one.header.warnings, *one.plan.warnings]
+        found += [text for text in told if text not in found]
+    if header.counters.get("cut_bytes"):
+        found.append(f"{header.counters['cut_bytes']} bytes of a record that was cut are left out")
     total = int(rec.samples.sum())
     if header.lost_events > _WARN_LOST * (total + header.lost_events):
         share = 100 * header.lost_events / (total + header.lost_events)

@@ -1,7 +1,8 @@
-"""The head of a seekable perf.data file: header, attrs, ids, features.
+"""The head of a perf.data file: header, attrs, ids, features; of either byte order.
 
 Pure Python over a mapped file: a few kilobytes whatever the size of the recording.
-Every count and offset is checked against the file before it is used.
+Every count and offset is checked against the file before it is used.  A file that ends
+before it should is read as far as it goes, and :attr:`PerfHeader.cut` says so.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ MAGIC1: Final = b"PERFFILE"
 HEADER_SIZE: Final = 104
 PIPE_SIZE: Final = 16
 #: More events than this in one recording is no recording (perf's own limit is the fd limit).
-_MAX_ATTRS: Final = 65_536
-_MAX_IDS: Final = 4_194_304
-_ATTR_MIN: Final = 64  # PERF_ATTR_SIZE_VER0
+MAX_ATTRS: Final = 65_536
+MAX_IDS: Final = 4_194_304
+ATTR_MIN: Final = 64  # PERF_ATTR_SIZE_VER0
 
 # Feature bits: tools/perf/util/header.h@6.12.
 F_TRACING_DATA: Final = 1
+_F_HOSTNAME: Final = 3
 F_OSRELEASE: Final = 4
 F_VERSION: Final = 5
 F_ARCH: Final = 6
@@ -95,11 +97,15 @@ class Attr:
 
 @dataclass(slots=True)
 class PerfHeader:
-    """A seekable perf.data file's head: attrs, the data section, the features found."""
+    """What a perf.data file says of itself: attrs, the data section, the features found."""
 
     attrs: list[Attr]
-    data_offset: int
-    data_size: int
+    data_offset: int = 0
+    data_size: int = 0
+    #: ``<`` or ``>``: byte order of the file, as :mod:`struct` writes it.
+    order: str = "<"
+    #: Why the file is not whole, where it is not.
+    cut: str = ""
     features: dict[int, bytes] = field(default_factory=dict)
     os_release: str = ""
     perf_version: str = ""
@@ -137,41 +143,31 @@ def truncated(what: str, where: str) -> UserError:
     )
 
 
-def compressed(where: str) -> UserError:
-    """The refusal of zstd-compressed recordings."""
-    return UserError(
-        "the recording is compressed (perf record -z), which cannot be read yet",
-        where=where,
-        fix="record without -z, or unpack it: perf inject -i FILE -o plain.data",
-    )
+def byte_order(head: bytes, size: int, where: str) -> tuple[str, int]:
+    """(byte order, header size) of a perf.data file that begins with ``head`` (16 bytes).
 
-
-def refuse_other(head: bytes, size: int, where: str) -> None:
-    """Raise the fitting :class:`UserError` unless ``head`` starts a seekable perf.data file."""
+    Raises
+    ------
+    UserError
+        It is no perf.data file of a known version.
+    """
+    magic = head[:8]
     if size == 0:
         raise UserError("the file is empty", where=where, fix="record again with perf record")
-    magic = head[:8]
-    if magic == MAGIC2_BIG:
-        raise UserError(
-            "a perf.data file of a big-endian machine",
-            where=where,
-            fix="only little-endian recordings can be imported",
-        )
     if magic == MAGIC1:
         raise UserError(
             "a perf.data file of the old version 1 (perf before 2.6.33)",
             where=where,
             fix="record again with a newer perf",
         )
-    if magic[:6] == b"PERFIL" and magic != MAGIC2 and len(head) >= 8:
-        raise UserError(
-            f"a perf.data file of an unknown version ({magic.decode('ascii', 'replace')!r})",
-            where=where,
-            fix="record with perf record of a current kernel; version 2 (PERFILE2) is read",
-        )
-    if magic != MAGIC2:
-        if MAGIC2.startswith(magic) and size < 8:
-            raise truncated(f"only {size} bytes", where)
+    if magic[:6] in (b"PERFIL", b"2ELIFR") and len(head) >= 8:
+        if magic not in (MAGIC2, MAGIC2_BIG):
+            raise UserError(
+                f"a perf.data file of an unknown version ({magic.decode('ascii', 'replace')!r})",
+                where=where,
+                fix="record with perf record of a current kernel; version 2 (PERFILE2) is read",
+            )
+    elif not (MAGIC2.startswith(magic) or MAGIC2_BIG.startswith(magic)) or size >= 8:
         raise UserError(
             "not a perf.data file",
             where=where,
@@ -179,19 +175,8 @@ def refuse_other(head: bytes, size: int, where: str) -> None:
         )
     if len(head) < 16:
         raise truncated(f"only {size} bytes", where)
-    header_size = struct.unpack_from("<Q", head, 8)[0]
-    if header_size == PIPE_SIZE:
-        raise UserError(
-            "a perf.data stream in pipe format (perf record -o -)",
-            where=where,
-            fix="record to a file (-o perf.data), or convert it: perf inject -i FILE -o perf.data",
-        )
-    if header_size == int.from_bytes(HEADER_SIZE.to_bytes(8, "big"), "little"):
-        raise UserError(
-            "a perf.data file of a big-endian machine",
-            where=where,
-            fix="only little-endian recordings can be imported",
-        )
+    order = "<" if magic == MAGIC2 else ">"
+    header_size = struct.unpack_from(order + "Q", head, 8)[0]
     if header_size > HEADER_SIZE:
         raise UserError(
             f"a perf.data file with a header of {header_size} bytes, newer than the known "
@@ -199,8 +184,9 @@ def refuse_other(head: bytes, size: int, where: str) -> None:
             where=where,
             fix="record with perf record of kernel 7.0 or older, or update mmreplay",
         )
-    if header_size != HEADER_SIZE:
+    if header_size not in (HEADER_SIZE, PIPE_SIZE):
         raise damaged(f"header size {header_size}", where)
+    return order, header_size
 
 
 def parse_header(data: Any, where: str) -> PerfHeader:
@@ -216,58 +202,79 @@ def parse_header(data: Any, where: str) -> PerfHeader:
     Raises
     ------
     UserError
-        Not a little-endian, seekable, complete perf.data file, with what to do.
+        Not a seekable perf.data file, or one that ends before its events, with what to do.
     """
     size = len(data)
-    refuse_other(bytes(data[:16]), size, where)
+    order, header_size = byte_order(bytes(data[:16]), size, where)
+    if header_size != HEADER_SIZE:
+        raise damaged(f"header size {header_size}", where)
     if size < HEADER_SIZE:
         raise truncated(f"only {size} bytes of a header of {HEADER_SIZE}", where)
-    attr_size, attrs_at, attrs_len, data_at, data_len = struct.unpack_from("<5Q", data, 16)
-    bitmap = int.from_bytes(bytes(data[72:104]), "little")
-    if data_len == 0:
-        raise UserError(
-            "the recorder did not end normally (data size 0), so the file has no index",
-            where=where,
-            fix="record again and stop perf with Ctrl-C, not kill -9 "
-            "(salvage of such files is not there yet)",
-        )
-    attrs = _attrs(data, attr_size, attrs_at, attrs_len, where)
+    attr_size, attrs_at, attrs_len, data_at, data_len = struct.unpack_from(order + "5Q", data, 16)
+    attrs = _attrs(data, order, attr_size, attrs_at, attrs_len, where)
     if data_at < HEADER_SIZE or data_at > size:
         raise truncated(f"events start at byte {data_at} of {size}", where)
-    if data_at + data_len > size:
-        raise truncated(f"the header says {data_len} bytes of events, {size - data_at} are", where)
-    header = PerfHeader(attrs, data_at, data_len)
-    _features(header, data, bitmap, data_at + data_len, where)
+    header = PerfHeader(attrs, data_at, data_len, order)
+    if data_len == 0:
+        header.data_size = size - data_at
+        header.cut = "the recorder did not end normally"
+    elif data_len > size - data_at:
+        header.data_size = size - data_at
+        header.cut = f"the file ends {data_len - header.data_size} bytes of events too early"
+    else:
+        _features(header, data, _bitmap(data, order), data_at + data_len, where)
     return header
 
 
-def _attrs(data: Any, attr_size: int, at: int, length: int, where: str) -> list[Attr]:
+def _bitmap(data: Any, order: str) -> int:
+    """The features that there are, bit by bit: an array of the recorder's longs."""
+
+    def joined(words: tuple[int, ...], bits: int) -> int:
+        return sum(word << bits * index for index, word in enumerate(words))
+
+    bitmap = joined(struct.unpack_from(order + "4Q", data, 72), 64)
+    if order == ">" and not bitmap >> _F_HOSTNAME & 1:  # which every file has: longs of 32 bits
+        narrow = joined(struct.unpack_from(order + "8I", data, 72), 32)
+        return narrow if narrow >> _F_HOSTNAME & 1 else bitmap
+    return bitmap
+
+
+def _attrs(data: Any, order: str, attr_size: int, at: int, length: int, where: str) -> list[Attr]:
     size = len(data)
-    if attr_size < _ATTR_MIN + 16 or attr_size > 65_536:
+    if attr_size < ATTR_MIN + 16 or attr_size > 65_536:
         raise damaged(f"event attributes of {attr_size} bytes", where)
     if at > size or length > size - at:
         raise truncated("the event attributes lie behind the end of the file", where)
     count = length // attr_size
     if count == 0:
         raise damaged("no event attributes", where)
-    if count > _MAX_ATTRS:
+    if count > MAX_ATTRS:
         raise damaged(f"{count} event attributes", where)
     attrs = []
-    budget = _MAX_IDS
+    budget = MAX_IDS
     for index in range(count):
         base = at + index * attr_size
-        raw = bytes(data[base : base + attr_size - 16]).ljust(136, b"\0")
-        ids_at, ids_len = struct.unpack_from("<2Q", data, base + attr_size - 16)
+        ids_at, ids_len = struct.unpack_from(order + "2Q", data, base + attr_size - 16)
         if ids_at > size or ids_len > size - ids_at:
             raise truncated("the event ids lie behind the end of the file", where)
         budget -= ids_len // 8
         if budget < 0:
-            raise damaged(f"more than {_MAX_IDS} event ids", where)
-        ids = struct.unpack_from(f"<{ids_len // 8}Q", data, ids_at)
-        kind, _, config, period, sample_type, read_format, bits = struct.unpack_from("<2I5Q", raw)
-        (clockid,) = struct.unpack_from("<i", raw, 92)
-        attrs.append(Attr(kind, config, period, sample_type, read_format, bits, clockid, ids))
+            raise damaged(f"more than {MAX_IDS} event ids", where)
+        ids = struct.unpack_from(f"{order}{ids_len // 8}Q", data, ids_at)
+        attrs.append(parse_attr(bytes(data[base : base + attr_size - 16]), order, ids))
     return attrs
+
+
+def parse_attr(raw: bytes, order: str, ids: tuple[int, ...]) -> Attr:
+    """One ``perf_event_attr`` of any size: what it is too short for is 0."""
+    raw = raw.ljust(136, b"\0")
+    kind, _, config, period, sample_type, read_format, bits = struct.unpack_from(
+        order + "2I5Q", raw
+    )
+    if order == ">":  # bit fields are laid out from the other end
+        bits = int(f"{bits:064b}"[::-1], 2)
+    (clockid,) = struct.unpack_from(order + "i", raw, 92)
+    return Attr(kind, config, period, sample_type, read_format, bits, clockid, ids)
 
 
 def _features(header: PerfHeader, data: Any, bitmap: int, at: int, where: str) -> None:
@@ -276,27 +283,33 @@ def _features(header: PerfHeader, data: Any, bitmap: int, at: int, where: str) -
         if not bitmap >> bit & 1:
             continue
         if at + 16 > size:
-            raise truncated("the feature sections behind the events are missing", where)
-        offset, length = struct.unpack_from("<2Q", data, at)
+            header.cut = "the file ends before what follows the events"
+            return
+        offset, length = struct.unpack_from(header.order + "2Q", data, at)
         at += 16
         if offset > size or length > size - offset:
-            raise truncated(f"feature section {bit} lies behind the end of the file", where)
-        if bit >= _KNOWN_FEATURES:
-            header.unknown_features += 1
+            header.cut = f"the file ends before feature section {bit}"
             continue
-        blob = bytes(data[offset : offset + min(length, 1 << 28)])
-        header.features[bit] = blob
-        parse = _PARSERS.get(bit)
-        if parse is None:
-            continue
-        try:
-            parse(header, blob)
-        except (struct.error, ValueError, IndexError):
-            header.warnings.append(f"feature section {bit} could not be read and was skipped")
+        add_feature(header, bit, bytes(data[offset : offset + min(length, 1 << 28)]))
 
 
-def _string(blob: bytes, at: int = 0) -> tuple[str, int]:
-    (length,) = struct.unpack_from("<I", blob, at)
+def add_feature(header: PerfHeader, bit: int, blob: bytes) -> None:
+    """Note a feature section, and read it where it is one that is used."""
+    if bit >= _KNOWN_FEATURES:
+        header.unknown_features += 1
+        return
+    header.features[bit] = blob
+    parse = _PARSERS.get(bit)
+    if parse is None:
+        return
+    try:
+        parse(header, blob)
+    except (struct.error, ValueError, IndexError):
+        header.warnings.append(f"feature section {bit} could not be read and was skipped")
+
+
+def _string(blob: bytes, order: str, at: int = 0) -> tuple[str, int]:
+    (length,) = struct.unpack_from(order + "I", blob, at)
     if at + 4 + length > len(blob):
         raise ValueError("string behind its section")
     text = blob[at + 4 : at + 4 + length].split(b"\0", 1)[0]
@@ -305,47 +318,48 @@ def _string(blob: bytes, at: int = 0) -> tuple[str, int]:
 
 def _text(name: str) -> Callable[[PerfHeader, bytes], None]:
     def parse(header: PerfHeader, blob: bytes) -> None:
-        setattr(header, name, _string(blob)[0])
+        setattr(header, name, _string(blob, header.order)[0])
 
     return parse
 
 
 def _nrcpus(header: PerfHeader, blob: bytes) -> None:
-    header.cpus_available, header.cpus_online = struct.unpack_from("<2I", blob)
+    header.cpus_available, header.cpus_online = struct.unpack_from(header.order + "2I", blob)
 
 
 def _total_mem(header: PerfHeader, blob: bytes) -> None:
-    (header.total_mem_kib,) = struct.unpack_from("<Q", blob)
+    (header.total_mem_kib,) = struct.unpack_from(header.order + "Q", blob)
 
 
 def _clockid(header: PerfHeader, blob: bytes) -> None:
     # The section holds the clock's resolution in ns (tools/perf/util/header.c
     # write_clockid@6.12), for CLOCK_MONOTONIC 1.
-    (resolution,) = struct.unpack_from("<Q", blob)
+    (resolution,) = struct.unpack_from(header.order + "Q", blob)
     header.clock_resolution_ns = max(1, min(resolution, 1_000_000_000))
 
 
 def _clock_data(header: PerfHeader, blob: bytes) -> None:
-    _, clockid, wall, clock = struct.unpack_from("<IIQQ", blob)
+    _, clockid, wall, clock = struct.unpack_from(header.order + "IIQQ", blob)
     header.clockid = clockid
     if wall < 1 << 63 and clock < 1 << 63:
         header.wall_and_clock_ns = (wall, clock)
 
 
 def _event_desc(header: PerfHeader, blob: bytes) -> None:
-    count, attr_size = struct.unpack_from("<2I", blob)
+    order = header.order
+    count, attr_size = struct.unpack_from(order + "2I", blob)
     at = 8
     names: dict[tuple[int, ...], str] = {}
     in_order: list[str] = []
-    if count > _MAX_ATTRS:
+    if count > MAX_ATTRS:
         raise ValueError("too many events")
     for _ in range(count):
         at += attr_size
-        (n_ids,) = struct.unpack_from("<I", blob, at)
-        name, at = _string(blob, at + 4)
+        (n_ids,) = struct.unpack_from(order + "I", blob, at)
+        name, at = _string(blob, order, at + 4)
         if at + 8 * n_ids > len(blob):
             raise ValueError("ids behind their section")
-        names[struct.unpack_from(f"<{n_ids}Q", blob, at)] = name
+        names[struct.unpack_from(f"{order}{n_ids}Q", blob, at)] = name
         in_order.append(name)
         at += 8 * n_ids
     for index, attr in enumerate(header.attrs):
@@ -360,13 +374,13 @@ def _cpu_topology(header: PerfHeader, blob: bytes) -> None:
     at = 0
     lists: list[list[str]] = []
     for _ in range(2):
-        (count,) = struct.unpack_from("<I", blob, at)
+        (count,) = struct.unpack_from(header.order + "I", blob, at)
         at += 4
         if count > 65_536:
             raise ValueError("too many siblings")
         found = []
         for _ in range(count):
-            text, at = _string(blob, at)
+            text, at = _string(blob, header.order, at)
             found.append(text)
         lists.append(found)
     threads = [_width(text) for text in lists[1]]
@@ -374,7 +388,7 @@ def _cpu_topology(header: PerfHeader, blob: bytes) -> None:
         header.threads_per_core = max(1, max(threads))
     available = header.cpus_available or 0
     if 0 < available <= 65_536 and at + 8 * available <= len(blob):
-        words = struct.unpack_from(f"<{2 * available}i", blob, at)
+        words = struct.unpack_from(f"{header.order}{2 * available}i", blob, at)
         pairs = {(words[2 * i], words[2 * i + 1]) for i in range(available)}
         sockets = {socket for _, socket in pairs if socket >= 0}
         if sockets:

@@ -74,8 +74,9 @@ class Layout(NamedTuple):
     program: NDArray[np.int64]  # (events, MAX_FIELDS, 4)
     id_keys: NDArray[np.uint64]
     id_values: NDArray[np.int32]
-    trailer: NDArray[np.int64]  # (5,)
+    trailer: NDArray[np.int64]  # (events, 5): from the record's end; -1 where it is not there
     id_offset: int  # of the sample's id from the record's start; -1: one event only
+    trailer_id: int  # of the trailer's id from the record's end; -1: the first event's layout
 
 
 @dataclass(slots=True)
@@ -145,7 +146,7 @@ def sample_offsets(attr: ph.Attr) -> list[int]:
     return [found[column] for column in range(8)]
 
 
-def _id_offset(attr: ph.Attr) -> int:
+def id_offset_of(attr: ph.Attr) -> int:
     if attr.sample_type & ph.SAMPLE_IDENTIFIER:
         return 8
     if not attr.sample_type & ph.SAMPLE_ID:
@@ -253,15 +254,17 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
     for index, attr in enumerate(attrs):
         for ident in attr.ids:
             table_put(keys, values, np.uint64(ident), index)
-    trailer = np.array(_trailer(attrs[0]), np.int64)
-    layout = Layout(fixed, flags, program, keys, values, trailer, id_offset)
+    trailer = np.array([_trailer(attr) for attr in attrs], np.int64)
+    distances = {int(distance) for distance in trailer[:, T_ID]}
+    trailer_id = distances.pop() if len(distances) == 1 else -1
+    layout = Layout(fixed, flags, program, keys, values, trailer, id_offset, trailer_id)
     return Plan(layout, infos, switch_records, warnings)
 
 
 def _common_id_offset(attrs: list[ph.Attr], where: str) -> int:
     if len(attrs) == 1 and not attrs[0].ids:
         return -1
-    offsets = {_id_offset(attr) for attr in attrs}
+    offsets = {id_offset_of(attr) for attr in attrs}
     if len(offsets) == 1 and (len(attrs) == 1 or -1 not in offsets):
         return offsets.pop()
     raise UserError(

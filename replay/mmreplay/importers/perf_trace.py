@@ -16,7 +16,7 @@ from mmreplay.importers import pair_state as ps
 from mmreplay.importers import pairing
 from mmreplay.importers import perf_data as source
 from mmreplay.importers.assemble import Assembler
-from mmreplay.importers.perf_layout import Plan
+from mmreplay.importers.options import Options
 from mmreplay.importers.syscalls import CALLS
 from mmreplay.trace.writer import TraceWriter
 
@@ -34,51 +34,46 @@ _DEFAULT_FIX: Final = (
 _FAULTS: Final = (ev.FAULT_USER, ev.FAULT_KERNEL, ev.FAULT_SOFTWARE)
 
 
-def config_of(plan: Plan) -> ps.Config:
+def config_of(rec: source.Recording) -> ps.Config:
     """What the recording holds, as pairing needs it."""
     enters = np.zeros(len(CALLS), np.uint8)
     exits = np.zeros(len(CALLS), np.uint8)
-    raw_enter, raw_exit = plan.has(ev.RAW_ENTER), plan.has(ev.RAW_EXIT)
-    enters[:] = raw_enter
-    exits[:] = raw_exit
-    for event in plan.events:
+    enters[:] = rec.has(ev.RAW_ENTER)
+    exits[:] = rec.has(ev.RAW_EXIT)
+    for event in rec.events:
         if event.role == ev.ENTER:
             enters[event.call] = 1
         elif event.role == ev.EXIT:
             exits[event.call] = 1
     return ps.Config(
-        plan.has(*_FAULTS),
-        plan.has(ev.FAULT_MINOR, ev.FAULT_MAJOR),
-        not plan.sampled,
+        rec.has(*_FAULTS),
+        rec.has(ev.FAULT_MINOR, ev.FAULT_MAJOR),
+        not any(plan.sampled for plan in rec.plans),
         enters,
         exits,
-        _switches(plan),
+        any(plan.switch_records for plan in rec.plans) or rec.has(ev.SCHED_SWITCH),
     )
 
 
-def _switches(plan: Plan) -> bool:
-    return plan.switch_records or plan.has(ev.SCHED_SWITCH)
-
-
 def import_perf_data(
-    path: Path, out: Path, force: bool, progress: source.Progress | None = None
+    paths: list[Path], out: Path, options: Options, progress: source.Progress | None = None
 ) -> Trace:
-    """Import a plain perf.data file.
+    """Import a perf.data recording: a file, a stream, a directory, or several of them.
 
     Raises
     ------
     UserError
         The file or the output is not what it must be; nothing is left behind.
     """
-    recording = source.open_recording(path)
+    recording = source.open_recording(paths, options.formats)
     try:
-        if all(event.role == ev.OTHER for event in recording.plan.events):
+        if all(event.role == ev.OTHER for event in recording.events):
             raise UserError(
                 "the recording holds no page faults, memory-map system calls or lock events",
-                where=str(path),
+                where=recording.where,
                 fix=_DEFAULT_FIX,
             )
-        with TraceWriter(out, force) as writer:
+        with TraceWriter(out, options.force) as writer:
             header = _transfer(recording, writer, progress)
             return writer.close(header)
     finally:
@@ -88,13 +83,11 @@ def import_perf_data(
 def _transfer(
     rec: source.Recording, writer: TraceWriter, progress: source.Progress | None
 ) -> Header:
-    plan = rec.plan
-    config = config_of(plan)
-    contention = plan.has(ev.CONTENTION_BEGIN)
+    config = config_of(rec)
     tables = Assembler(
         writer,
         switches=config.switches,
-        contention=contention,
+        contention=rec.has(ev.CONTENTION_BEGIN),
         bounded=config.fault_starts and not config.fault_ends,
     )
     tables.names = rec.names
@@ -110,7 +103,7 @@ def _transfer(
         if not rec.samples.sum():
             raise UserError(
                 "the recording holds no events",
-                where=str(rec.path),
+                where=rec.where,
                 fix="check that the program ran and that perf could record it, then record again",
             )
         slot = 0

@@ -19,7 +19,6 @@ from mmreplay.importers.binary import bare, load_u16, load_u32, load_u64, table_
 from mmreplay.importers.perf_layout import (
     L_MIN,
     L_TIME,
-    T_ID,
     T_SIZE,
     T_TIME,
 )
@@ -54,17 +53,19 @@ TYPES: Final = 256
     W_LOST_SAMPLES,  # sum of LOST_SAMPLES that are losses
     W_MALFORMED,
     W_UNKNOWN_ID,
-    W_THREAD_MAP,  # byte of the first THREAD_MAP record, 0 none
+    W_TARGET,  # what the first THREAD_MAP record says was recorded: a TARGET_*
     W_SIZE,
 ) = range(17)
 # Results of a call.
-END, FULL, SHORT_RECORD, OVERRUN, COMPRESSED = range(5)
+END, FULL, SHORT_RECORD, CUT, COMPRESSED = range(5)
+TARGET_NONE, TARGET_ALL, TARGET_PIDS = range(3)
 #: A code: the event's index or the record's type, and these marks.
 CODE_MASK: Final = 0xFFFF
 RECORD: Final = 1 << 16  # no sample
 LATE: Final = 1 << 17
 SYNTHETIC: Final = 1 << 18  # made up by the recorder: time 0
 
+_ALL: Final = np.uint64(2**64 - 1)  # pid -1 of a THREAD_MAP
 #: Records after which a round is taken to have ended: in streams that have no
 #: FINISHED_ROUND (``--threads``, simpleperf), and in those that have.
 ROUND_WITHOUT: Final = 1 << 20
@@ -131,16 +132,15 @@ def walk(
 
     Returns
     -------
-    END, FULL, or what is wrong with the record at ``state[W_POSITION]``.
+    END, FULL, CUT (the record at ``state[W_POSITION]`` reaches over the end), or what is
+    wrong with that record.
     """
     fixed = bare(layout.fixed)
-    trailer = layout.trailer
+    trailer = bare(layout.trailer)
+    trailer_id = layout.trailer_id
     keys = layout.id_keys
     values = layout.id_values
     id_offset = layout.id_offset
-    trailer_size = trailer[T_SIZE]
-    trailer_time = trailer[T_TIME]
-    trailer_id = trailer[T_ID]
     room = times.shape[0]
     times, positions, codes = bare(times), bare(positions), bare(codes)
     types, samples, state = bare(types), bare(samples), bare(state)
@@ -165,7 +165,7 @@ def walk(
             state[W_PREVIOUS] = newest
             since = 0
         if end - at < 8:
-            result = SHORT_RECORD
+            result = CUT
             break
         kind = np.int64(load_u32(buffer, at))
         size = np.int64(load_u16(buffer, at + 6))
@@ -173,7 +173,7 @@ def walk(
             result = SHORT_RECORD
             break
         if size > end - at:
-            result = OVERRUN
+            result = CUT
             break
         types[min(kind, TYPES - 1)] += 1
         if kind == R_SAMPLE:
@@ -212,7 +212,14 @@ def walk(
             if body < 0:  # unknown or not needed: counted above, skipped by size
                 at += size
                 continue
-            if size < body + trailer_size:
+            # The trailer has the layout of the event whose id it ends with.
+            own = 0
+            event = -1
+            if trailer_id > 0 and size >= trailer_id:
+                event = table_find(keys, values, load_u64(buffer, at + size - trailer_id))
+                own = 5 * max(event, 0)
+            trailer_time = trailer[own + T_TIME]
+            if size < body + trailer[own + T_SIZE]:
                 state[W_MALFORMED] += 1
                 at += size
                 continue
@@ -222,9 +229,6 @@ def walk(
                 # Bit 15: dropped by a filter of the user's, not lost (6.12).
                 if not misc & 0x8000 and amount < np.uint64(MAX_TIME):
                     state[W_LOST_SAMPLES] += np.int64(amount)
-                    event = -1
-                    if trailer_id > 0:
-                        event = table_find(keys, values, load_u64(buffer, at + size - trailer_id))
                     if event >= 0:
                         lost[event] += np.int64(amount)
                 at += size
@@ -261,8 +265,10 @@ def walk(
                 state[W_PREVIOUS] = newest
                 since = 0
                 state[W_EVERY] = ROUND_WITH
-            elif kind == R_THREAD_MAP and state[W_THREAD_MAP] == 0 and size >= 24:
-                state[W_THREAD_MAP] = at
+            elif kind == R_THREAD_MAP and state[W_TARGET] == TARGET_NONE and size >= 24:
+                state[W_TARGET] = TARGET_PIDS
+                if load_u64(buffer, at + 8) == 1 and load_u64(buffer, at + 16) == _ALL:
+                    state[W_TARGET] = TARGET_ALL
             elif kind in (R_COMPRESSED, R_COMPRESSED2):
                 result = COMPRESSED
                 break
@@ -279,7 +285,7 @@ def walk(
                 else:
                     extra = np.uint64((np.int64(load_u32(buffer, at + 8)) + 7) & ~7)
                 if extra > np.uint64(MAX_TIME):
-                    result = OVERRUN
+                    result = CUT
                     break
                 skip = min(np.int64(extra), end - at - size)
                 at += skip

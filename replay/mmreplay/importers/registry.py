@@ -5,12 +5,13 @@ A new format is one module and one entry in :data:`FORMATS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmreplay.errors import UserError
+from mmreplay.importers.options import Options
 
 if TYPE_CHECKING:
     from mmreplay.trace.store import Trace
@@ -19,30 +20,37 @@ Progress = Callable[[int, int], None]
 _HEAD: Final = 4096
 
 
+Reader = Callable[[list[Path], Path, Options, "Progress | None"], "Trace"]
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """One format.
 
     ``sniff`` gets the path and its first bytes (none for a directory); ``read`` imports
-    (path, output, force, progress) and returns the finished trace.
+    (paths, output, options, progress) and returns the finished trace.
     """
 
     name: str
     sniff: Callable[[Path, bytes], bool]
-    read: Callable[[Path, Path, bool, Progress | None], Trace]
+    read: Reader
 
 
-def _refuse(problem: str, fix: str) -> Callable[[Path, Path, bool, Progress | None], Trace]:
-    def read(path: Path, out: Path, force: bool, progress: Progress | None) -> Trace:
-        raise UserError(problem, where=str(path), fix=fix)
+def _refuse(problem: str, fix: str) -> Reader:
+    def read(
+        paths: list[Path], out: Path, options: Options, progress: Progress | None = None
+    ) -> Trace:
+        raise UserError(problem, where=str(paths[0]), fix=fix)
 
     return read
 
 
-def _perf_data(path: Path, out: Path, force: bool, progress: Progress | None) -> Trace:
+def _perf_data(
+    paths: list[Path], out: Path, options: Options, progress: Progress | None = None
+) -> Trace:
     from mmreplay.importers.perf_trace import import_perf_data
 
-    return import_perf_data(path, out, force, progress)
+    return import_perf_data(paths, out, options, progress)
 
 
 def _is_text(head: bytes) -> bool:
@@ -52,16 +60,12 @@ def _is_text(head: bytes) -> bool:
 FORMATS: Final[tuple[Format, ...]] = (
     Format(
         "perf.data",
-        lambda path, head: head[:7] in (b"PERFILE", b"PERFFIL", b"2ELIFRE"),
-        _perf_data,
-    ),
-    Format(
-        "perf.data directory",
-        lambda path, head: path.is_dir() and (path / "data").is_file(),
-        _refuse(
-            "a recording directory (perf record --threads or --kcore), which cannot be read yet",
-            "record without --threads",
+        lambda path, head: (
+            head[:7] in (b"PERFILE", b"PERFFIL", b"2ELIFRE")
+            or str(path) == "-"
+            or (path.is_dir() and (path / "data").is_file())
         ),
+        _perf_data,
     ),
     Format(
         "trace.dat",
@@ -91,7 +95,9 @@ def sniff(path: Path) -> Format:
     """
     where = str(path)
     head = b""
-    if not path.is_dir():
+    if path.is_fifo():  # it would not give its head again; what comes through one is perf.data
+        head = b"PERFILE"
+    elif where != "-" and not path.is_dir():
         try:
             with path.open("rb") as file:
                 head = file.read(_HEAD)
@@ -115,20 +121,39 @@ def sniff(path: Path) -> Format:
 
 
 def import_trace(
-    path: Path, out: Path, *, force: bool = False, progress: Progress | None = None
+    paths: Path | Sequence[Path],
+    out: Path,
+    *,
+    force: bool = False,
+    formats: Path | None = None,
+    progress: Progress | None = None,
 ) -> Trace:
-    """Import the recording at ``path`` as the trace directory ``out`` (``NAME.mmt``).
+    """Import the recording at ``paths`` as the trace directory ``out`` (``NAME.mmt``).
 
     Parameters
     ----------
+    paths:
+        A file, a directory, ``-`` for standard input, or several files of one recording.
     force:
         Replace a trace of that name.
+    formats:
+        Another recording of the machine, for the formats that a cut recording lacks.
     progress:
-        Called with (bytes done, bytes in all) once a window.
+        Called with (bytes done, bytes in all, 0 unknown) once a window.
 
     Raises
     ------
     UserError
         The recording or the output is not what it must be; nothing is written then.
     """
-    return sniff(path).read(path, out, force, progress)
+    found = [paths] if isinstance(paths, Path) else list(paths)
+    kinds = {path: sniff(path) for path in found}
+    first = kinds[found[0]]
+    for path, kind in kinds.items():
+        if kind is not first:
+            raise UserError(
+                f"is {kind.name}, but {found[0]} is {first.name}",
+                where=str(path),
+                fix="import files of one recording together, others apart",
+            )
+    return first.read(found, out, Options(force, formats), progress)

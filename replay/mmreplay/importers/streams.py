@@ -1,7 +1,8 @@
 """Record streams in total order: each is walked and sorted in windows, and they are merged.
 
 A recording has one stream, or one for each of its files.  Memory is bounded by two rounds
-of each stream (20 bytes a record) and a fixed window.
+of each stream (20 bytes a record, and the records themselves where they do not lie in a
+mapped file) and a fixed window.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,12 +18,15 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import perf_header as ph
 from mmreplay.importers import perf_walk as pw
+from mmreplay.importers.feeds import Feed
 from mmreplay.importers.perf_decode import STREAM_SHIFT
 from mmreplay.importers.perf_layout import Layout
 
 #: Records walked before the next sort.
-WALK_ROWS: Final = 1 << 18
+WALK_ROWS = 1 << 18
+#: Bytes asked for ahead of the walk, and taken from a feed at a time.
 _AHEAD_BYTES: Final = 1 << 26
+FEED_BYTES = 1 << 22
 #: Behind every time.
 _NEVER: Final = (1 << 63) - 1
 
@@ -36,57 +41,64 @@ class Ready(NamedTuple):
     rows: int
 
 
-class Stream:
-    """A mapped file's records, from ``start`` to ``end``.
+@dataclass(slots=True)
+class Kind:
+    """What the streams of one file have in common.
 
-    Parameters
-    ----------
-    where:
-        The file's name, for errors.
-    mapped:
-        The file.
-    layout:
-        How its samples lie.
-    events:
-        Number of its events.
+    ``where`` names it in errors.  ``salvage``: a stream may end inside a record, because
+    the recorder did not end normally.  ``every``: a round ends after so many records at
+    the latest.
     """
 
-    def __init__(
-        self, where: str, mapped: mmap.mmap, start: int, end: int, layout: Layout, events: int
-    ) -> None:
-        self.where = where
-        self.layout = layout
-        self.mapped = mapped
-        self.buffer: NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
-        self.start, self.end = start, end
+    where: str
+    layout: Layout
+    events: int
+    salvage: bool = False
+    every: int = pw.ROUND_WITHOUT
+
+
+class Stream:
+    """The records between two places of a buffer; see :class:`Mapped` and :class:`Fed`."""
+
+    def __init__(self, kind: Kind, buffer: NDArray[np.uint8], start: int, end: int) -> None:
+        self.kind = kind
+        self.layout = kind.layout
+        self.buffer = buffer
+        self.end = end
         self.state = pw.new_state(start)
+        self.state[pw.W_EVERY] = kind.every
         self.types = np.zeros(pw.TYPES, np.int64)
-        self.samples = np.zeros(events, np.int64)
-        self.lost = np.zeros(events, np.int64)
+        self.samples = np.zeros(kind.events, np.int64)
+        self.lost = np.zeros(kind.events, np.int64)
         self.finished = False
-        # A record has at least 8 bytes, so small files need small arrays.
-        self._step = int(min(WALK_ROWS, (end - start) // 8 + 1))
-        self._times = np.empty(2 * self._step, np.int64)
-        self._positions = np.empty(2 * self._step, np.int64)
-        self._codes = np.empty(2 * self._step, np.int32)
+        #: Bytes behind the last whole record that were given up.
+        self.cut_bytes = 0
+        self._rows_at_most = WALK_ROWS
+        self._room(1)
         self._order = np.empty(0, np.int64)
-        self._released = 0
-        self._asked = start - start % mmap.PAGESIZE
+
+    def _room(self, rows: int) -> None:
+        self._times = np.empty(rows, np.int64)
+        self._positions = np.empty(rows, np.int64)
+        self._codes = np.empty(rows, np.int32)
 
     def close(self) -> None:
-        """Unmap the file."""
-        self.buffer = np.zeros(0, np.uint8)
-        with contextlib.suppress(BufferError):  # an error on its way still looks at the buffer
-            self.mapped.close()
+        """Give the file back."""
+
+    @property
+    def total_bytes(self) -> int:
+        """How many bytes there are to be read, as far as that is known."""
+        return 0
+
+    @property
+    def done_bytes(self) -> int:
+        """How many of them have been read."""
+        return 0
 
     @property
     def limit(self) -> int:
         """Nothing older than this can come any more, ns."""
         return _NEVER if self.finished else int(self.state[pw.W_LIMIT])
-
-    @property
-    def done_bytes(self) -> int:
-        return int(self.state[pw.W_POSITION]) - self.start
 
     def advance(self) -> None:
         """Walk one window further and sort it.
@@ -98,30 +110,16 @@ class Stream:
         """
         state = self.state
         waiting = int(state[pw.W_COUNT])
-        if waiting + self._step > len(self._times):
-            room = 2 * (waiting + self._step)
-            for name in ("_times", "_positions", "_codes"):
-                old = getattr(self, name)
-                new = np.empty(room, old.dtype)
-                new[:waiting] = old[:waiting]
-                setattr(self, name, new)
-        self._read_ahead()
-        window = waiting + self._step
-        result = pw.walk(
-            self.buffer,
-            self.end,
-            self.layout,
-            state,
-            self._times[:window],
-            self._positions[:window],
-            self._codes[:window],
-            self.types,
-            self.samples,
-            self.lost,
-        )
-        self._check(result)
+        window = waiting + self._rows_at_most
+        if window > len(self._times):
+            old: Any = self.entries
+            self._room(window + waiting)
+            new: Any = self.entries
+            for part, before in zip(new, old, strict=True):
+                part[:waiting] = before[:waiting]
+        result = self._walk(window)
         count, untimed = int(state[pw.W_COUNT]), int(state[pw.W_UNTIMED])
-        if result == pw.END:
+        if result != pw.FULL:
             self.finished = True
             # No timed record follows: the newest time is the best guess.
             self._times[count - untimed : count] = max(int(state[pw.W_NEWEST]), 0)
@@ -129,18 +127,53 @@ class Stream:
         # Times are mostly ordered runs, which the stable sort merges in one pass.
         self._order = np.argsort(self._times[: count - untimed], kind="stable")
 
-    def _check(self, result: int) -> None:
-        at = int(self.state[pw.W_POSITION])
-        if result == pw.SHORT_RECORD:
-            raise ph.damaged(f"the record at byte {at} is shorter than a record can be", self.where)
-        if result == pw.OVERRUN:
-            raise ph.truncated(
-                f"the record at byte {at} reaches over the end at {self.end}", self.where
+    def _walk(self, window: int) -> int:
+        """Walk until ``window`` entries are there or the stream ends: FULL, or another result."""
+        while True:
+            result = int(
+                pw.walk(
+                    self.buffer,
+                    self.end,
+                    self.layout,
+                    self.state,
+                    self._times[:window],
+                    self._positions[:window],
+                    self._codes[:window],
+                    self.types,
+                    self.samples,
+                    self.lost,
+                )
             )
+            if result not in (pw.END, pw.CUT) or not self._more():
+                break
+        self._check(result)
+        return result
+
+    def _more(self) -> bool:
+        """Whether there are more bytes now than before."""
+        return False
+
+    def _place(self) -> int:
+        """The walk's place in the whole stream, for messages."""
+        return int(self.state[pw.W_POSITION])
+
+    def _check(self, result: int) -> None:
+        at, where = self._place(), self.kind.where
+        left = self.end - int(self.state[pw.W_POSITION])
+        skipped = result == pw.END and self.state[pw.W_SKIP] > 0
+        if (result == pw.CUT or skipped) and self.kind.salvage:
+            self.cut_bytes = left
+            return
+        if result == pw.SHORT_RECORD:
+            raise ph.damaged(f"the record at byte {at} is shorter than a record can be", where)
+        if result == pw.CUT and left < 8:
+            raise ph.truncated(f"{left} bytes follow the last record at {at}", where)
+        if result == pw.CUT:
+            raise ph.truncated(f"the record at byte {at} reaches over the end", where)
         if result == pw.COMPRESSED:
-            raise ph.compressed(self.where)
-        if result == pw.END and self.state[pw.W_SKIP]:
-            raise ph.truncated(f"a payload reaches over the end at {self.end}", self.where)
+            raise ph.damaged(f"compressed records from byte {at} on, in a plain stream", where)
+        if skipped:
+            raise ph.truncated("a payload reaches over the end", where)
 
     def ready(self, limit: int) -> int:
         """Number of entries older than ``limit``, first in :attr:`sorted`."""
@@ -168,24 +201,104 @@ class Stream:
             part[: len(left)] = part[left]
         self.state[pw.W_COUNT] = len(left)
         self._order = np.arange(timed - ready)
-        oldest = int(self.state[pw.W_POSITION])
-        if len(left):
-            oldest = int(self._positions[: len(left)].min())
-        self._release(oldest)
+        self._release(self._oldest())
 
-    def _read_ahead(self) -> None:
-        """Ask for the pages that come next, so that the walk need not wait for the disk."""
-        wanted = min(self.end, int(self.state[pw.W_POSITION]) + _AHEAD_BYTES)
-        if wanted - self._asked >= _AHEAD_BYTES // 2 or (wanted == self.end > self._asked):
-            self.mapped.madvise(mmap.MADV_WILLNEED, self._asked, wanted - self._asked)
-            self._asked = wanted - wanted % mmap.PAGESIZE if wanted < self.end else wanted
+    def _oldest(self) -> int:
+        """The first byte that is still needed."""
+        left = self._positions[: int(self.state[pw.W_COUNT])]
+        at = int(self.state[pw.W_POSITION])
+        return min(at, int(left.min())) if len(left) else at
 
     def _release(self, upto: int) -> None:
-        """Tell the kernel that the pages before ``upto`` are done with."""
+        """The bytes before ``upto`` are not needed any more."""
+
+
+class Mapped(Stream):
+    """Records of a mapped file, from ``start`` to ``end``."""
+
+    def __init__(self, kind: Kind, mapped: mmap.mmap, start: int, end: int) -> None:
+        super().__init__(kind, np.frombuffer(mapped, np.uint8), start, end)
+        self._mapped = mapped
+        self._start = start
+        self._released = 0
+        self._asked = start - start % mmap.PAGESIZE
+        # A record has at least 8 bytes, so small files need small arrays.
+        self._rows_at_most = min(WALK_ROWS, self.total_bytes // 8 + 1)
+
+    def close(self) -> None:
+        self.buffer = np.zeros(0, np.uint8)
+        with contextlib.suppress(BufferError):  # an error on its way still looks at the buffer
+            self._mapped.close()
+
+    @property
+    def total_bytes(self) -> int:
+        return self.end - self._start
+
+    @property
+    def done_bytes(self) -> int:
+        return int(self.state[pw.W_POSITION]) - self._start
+
+    def _walk(self, window: int) -> int:
+        # Ask for the pages that come next, so that the walk need not wait for the disk.
+        wanted = min(self.end, int(self.state[pw.W_POSITION]) + _AHEAD_BYTES)
+        if wanted - self._asked >= _AHEAD_BYTES // 2 or wanted == self.end > self._asked:
+            self._mapped.madvise(mmap.MADV_WILLNEED, self._asked, wanted - self._asked)
+            self._asked = wanted - wanted % mmap.PAGESIZE if wanted < self.end else wanted
+        return super()._walk(window)
+
+    def _release(self, upto: int) -> None:
         upto -= upto % mmap.PAGESIZE
         if upto - self._released >= 1 << 24:
-            self.mapped.madvise(mmap.MADV_DONTNEED, self._released, upto - self._released)
+            self._mapped.madvise(mmap.MADV_DONTNEED, self._released, upto - self._released)
             self._released = upto
+
+
+class Fed(Stream):
+    """Records that come from a :class:`Feed`, through a buffer that slides over them."""
+
+    def __init__(self, kind: Kind, feed: Feed, base: int = 0) -> None:
+        super().__init__(kind, np.empty(2 * FEED_BYTES, np.uint8), 0, 0)
+        self._feed = feed
+        self._base = base  # of the buffer's first byte in the stream
+        self._ended = False
+
+    def close(self) -> None:
+        self.buffer = np.zeros(0, np.uint8)
+        self._feed.close()
+
+    @property
+    def total_bytes(self) -> int:
+        return self._feed.total_bytes
+
+    @property
+    def done_bytes(self) -> int:
+        return self._feed.done_bytes
+
+    def _place(self) -> int:
+        return self._base + super()._place()
+
+    def _more(self) -> bool:
+        if self._ended:
+            return False
+        if len(self.buffer) - self.end < FEED_BYTES:
+            self._slide()
+        whole: Any = self.buffer
+        got = self._feed.pull(memoryview(whole)[self.end : self.end + FEED_BYTES])
+        self._ended = got == 0
+        self.end += got
+        return got > 0
+
+    def _slide(self) -> None:
+        """Make room behind the bytes that are still needed."""
+        oldest = self._oldest()
+        needed = self.buffer[oldest : self.end].copy()
+        if len(needed) + 2 * FEED_BYTES > len(self.buffer):
+            self.buffer = np.empty(2 * (len(needed) + FEED_BYTES), np.uint8)
+        self.buffer[: len(needed)] = needed
+        self._positions[: int(self.state[pw.W_COUNT])] -= oldest
+        self.state[pw.W_POSITION] -= oldest
+        self.end -= oldest
+        self._base += oldest
 
 
 def merge(streams: list[Stream]) -> Iterator[Ready]:

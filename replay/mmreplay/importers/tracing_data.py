@@ -96,6 +96,7 @@ class _Cursor:
     def __init__(self, blob: bytes) -> None:
         self.blob = blob
         self.at = 0
+        self.order = "<"
 
     def take(self, count: int) -> bytes:
         if count < 0 or self.at + count > len(self.blob):
@@ -108,10 +109,10 @@ class _Cursor:
         return part
 
     def u32(self) -> int:
-        return int(struct.unpack("<I", self.take(4))[0])
+        return int(struct.unpack(self.order + "I", self.take(4))[0])
 
     def u64(self) -> int:
-        return int(struct.unpack("<Q", self.take(8))[0])
+        return int(struct.unpack(self.order + "Q", self.take(8))[0])
 
     def string(self) -> str:
         end = self.blob.find(b"\0", self.at)
@@ -128,7 +129,7 @@ def parse_tracing_data(blob: bytes) -> TracingData:
     Raises
     ------
     UserError
-        It is no TRACING_DATA, is cut, or comes from a big-endian machine.
+        It is no TRACING_DATA, or is cut.
     """
     cursor = _Cursor(blob)
     if cursor.take(len(_MAGIC)) != _MAGIC:
@@ -138,12 +139,8 @@ def parse_tracing_data(blob: bytes) -> TracingData:
     version = cursor.string()
     big_endian = cursor.take(1) != b"\0"
     long_size = cursor.take(1)[0]
+    cursor.order = ">" if big_endian else "<"
     page_size = cursor.u32()
-    if big_endian:
-        raise UserError(
-            "the event formats inside the file are big-endian",
-            fix="only little-endian machines' recordings can be imported",
-        )
     for _ in range(2):  # header_page, header_event
         cursor.string()
         cursor.take(cursor.u64())

@@ -1,0 +1,342 @@
+"""perf.data in every container reads as the plain file with the same records."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import perfwriter as pw
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_streaming import contents, soup
+
+from mmreplay.errors import UserError
+from mmreplay.importers import salvage, streams
+from mmreplay.importers.registry import import_trace
+from mmreplay.trace.store import Trace
+
+TABLES = ("operations", "threads", "vmas", "schedule", "locks", "gaps")
+
+
+def rows(trace: Trace) -> dict[str, pl.DataFrame]:
+    trace.validate()
+    return {name: trace.table(name).collect() for name in TABLES}
+
+
+def load(path: Path, **more: Any) -> Trace:
+    return import_trace(path, path.with_name("t.mmt"), force=True, **more)
+
+
+def same(trace: Trace, plain: dict[str, pl.DataFrame]) -> None:
+    for name, frame in rows(trace).items():
+        assert frame.equals(plain[name]), name
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def writer() -> pw.Writer:
+    return soup(7, 1200)
+
+
+@pytest.fixture(scope="module")
+def plain(writer: pw.Writer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pl.DataFrame]:
+    return rows(load(writer.save(tmp_path_factory.mktemp("plain") / "perf.data")))
+
+
+# -- compressed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [7, 100, 65_000])
+def test_compressed(
+    tmp_path: Path, writer: pw.Writer, plain: dict[str, pl.DataFrame], piece: int
+) -> None:
+    """Records span the pieces, wherever those are cut."""
+    same(load(writer.packed(piece=piece).save(tmp_path / "perf.data")), plain)
+
+
+def test_compressed2(tmp_path: Path, writer: pw.Writer, plain: dict[str, pl.DataFrame]) -> None:
+    same(load(writer.packed(83).save(tmp_path / "perf.data")), plain)
+
+
+def _filled(size: int) -> pw.Writer:
+    """A recording whose records pack into ``size`` bytes: with noise, in records unknown to all."""
+    noise = random.Random(size)
+    fill = size - 400
+    for _ in range(8):
+        w = pw.default()
+        left = fill
+        while left > 0:
+            w.record(61, noise.randbytes(max(0, min(left, 60_000) - 8)), pad=False)
+            left -= 60_000
+        for k in range(3):
+            w.fault(pw.FAULT, 10_000 + 9000 * k, 100, 0x5000 + 4096 * k)
+            w.sample(pw.MINOR, 13_000 + 9000 * k, 100, addr=0x5000 + 4096 * k)
+        packed = w.zstd_size()
+        if packed == size:
+            return w
+        fill += size - packed
+    raise AssertionError(f"no recording of {size} packed bytes")
+
+
+@pytest.mark.parametrize(
+    "size", [65_504, 65_505, 65_512, 65_513, 65_519, 65_520, 65_528, 70_000, 131_054, 250_001]
+)
+def test_compressed2_whose_size_overflows(tmp_path: Path, size: int) -> None:
+    """One write of perf 6.16, whose 16-bit size wraps, or that holds several records."""
+    w = _filled(size)
+    want = rows(load(w.save(tmp_path / "perf.data")))
+    assert want["operations"].height == 3
+    same(load(w.packed(83).save(tmp_path / "perf.data")), want)
+
+
+def test_damaged_compressed_data_is_one_line(tmp_path: Path, writer: pw.Writer) -> None:
+    data = bytearray(writer.packed().build())
+    at = data.index(b"\x28\xb5\x2f\xfd")  # the zstd frame
+    data[at : at + 4] = b"\0\0\0\0"
+    with pytest.raises(UserError, match="compressed data"):
+        load(written(tmp_path / "perf.data", bytes(data)))
+
+
+# -- streams ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pipe_format_in_a_file(
+    tmp_path: Path, writer: pw.Writer, plain: dict[str, pl.DataFrame], packed: bool
+) -> None:
+    w = writer.packed() if packed else writer
+    trace = load(written(tmp_path / "perf.data", w.pipe()))
+    same(trace, plain)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pipe(
+    tmp_path: Path, writer: pw.Writer, plain: dict[str, pl.DataFrame], packed: bool
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    data = (writer.packed() if packed else writer).pipe()
+    feeder = threading.Thread(target=lambda: fifo.write_bytes(data))
+    feeder.start()
+    same(load(fifo), plain)
+    feeder.join()
+
+
+def test_standard_input(
+    tmp_path: Path,
+    writer: pw.Writer,
+    plain: dict[str, pl.DataFrame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Stdin:
+        class buffer:
+            raw = io.BytesIO(writer.pipe())
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    same(import_trace(Path("-"), tmp_path / "t.mmt"), plain)
+    Stdin.buffer.raw = io.BytesIO(writer.build())
+    with pytest.raises(UserError, match="not a stream"):
+        import_trace(Path("-"), tmp_path / "u.mmt")
+    Stdin.buffer.raw = io.BytesIO(b"")
+    with pytest.raises(UserError, match="empty"):
+        import_trace(Path("-"), tmp_path / "u.mmt")
+
+
+def test_a_pipe_that_breaks_is_read_as_far_as_it_goes(tmp_path: Path, writer: pw.Writer) -> None:
+    data = writer.pipe()
+    trace = load(written(tmp_path / "perf.data", data[: -len(writer.records[-1]) - 5]))
+    trace.validate()
+    assert trace.header.counters["cut_bytes"] > 0
+    assert any("cut" in text for text in trace.header.warnings)
+
+
+# -- directories ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_directories(tmp_path: Path, packed: bool) -> None:
+    """A ring for each thread's file, which has no rounds; equal times go by the file's number."""
+    w = soup(11, 900)
+    first = [record for record in w.records if struct.unpack_from("<I", record)[0] in (3, 10)][:2]
+    rest = [r for r in w.records if r not in first and struct.unpack_from("<I", r)[0] != 68]
+    rings = [[r for k, r in enumerate(rest) if k * 7 % 3 == ring] for ring in range(3)]
+    rings = [sorted(ring, key=lambda record: _time(w, record)) for ring in rings]
+    merged = sorted((_time(w, r), ring, k) for ring in range(3) for k, r in enumerate(rings[ring]))
+    w.records = first + [rings[ring][k] for _, ring, k in merged]
+    want = rows(load(w.save(tmp_path / "perf.data")))
+
+    w.records = first
+    if packed:
+        parts = [pw.dataclasses.replace(w, records=ring).packed(piece=99).records for ring in rings]
+        w.features = w.features | {27: b"\0" * 20}
+    else:
+        parts = rings
+    folder = w.directory(tmp_path / "dir.data", parts)
+    trace = load(folder)
+    same(trace, want)
+    assert trace.header.source.size_bytes == sum(f.stat().st_size for f in folder.iterdir())
+    with pytest.raises(UserError, match="give the directory"):
+        load(folder / "data")
+
+
+def _time(w: pw.Writer, record: bytes) -> int:
+    """Time of a record of :func:`soup`: where its sample or its trailer has it."""
+    kind, _, size = struct.unpack_from("<IHH", record)
+    if kind == 9:
+        return int(struct.unpack_from("<Q", record, 32)[0])
+    return int(struct.unpack_from("<Q", record, size - 24)[0])
+
+
+def test_a_directory_of_one_file(
+    tmp_path: Path, writer: pw.Writer, plain: dict[str, pl.DataFrame]
+) -> None:
+    """``--kcore`` writes one too."""
+    same(load(writer.directory(tmp_path / "dir.data", [])), plain)
+
+
+# -- byte order -------------------------------------------------------------------------------
+
+
+def big(writer: pw.Writer) -> pw.Writer:
+    """The same recording as a big-endian machine would have written it."""
+    turned = soup(7, 1200, order=">")
+    assert len(turned.records) == len(writer.records)
+    return turned
+
+
+@pytest.mark.parametrize("how", ["file", "packed", "pipe", "directory"])
+def test_big_endian(
+    tmp_path: Path, writer: pw.Writer, plain: dict[str, pl.DataFrame], how: str
+) -> None:
+    turned = big(writer)
+    path = tmp_path / "perf.data"
+    if how == "file":
+        turned.save(path)
+    elif how == "packed":
+        turned.packed(piece=333).save(path)
+    elif how == "pipe":
+        written(path, turned.pipe())
+    else:
+        turned.directory(path, [])
+    same(load(path), plain)
+
+
+def test_big_endian_facts(tmp_path: Path) -> None:
+    def text(word: str) -> bytes:
+        return struct.pack(">I", len(word) + 1) + word.encode() + b"\0"
+
+    features = {3: text("host"), 4: text("6.1.0-18"), 7: struct.pack(">II", 8, 4), 8: text("z16")}
+    w = soup(1, 50, order=">")
+    w.features = features
+    header = load(w.save(tmp_path / "perf.data")).header
+    assert (header.kernel_release, header.machine.cpus_online) == ("6.1.0", 4)
+    assert header.machine.cpu_model == "z16"
+
+
+# -- cut --------------------------------------------------------------------------------------
+
+
+def _killed(writer: pw.Writer) -> bytes:
+    """The file as it is when the recorder is killed: no size, nothing behind the events."""
+    bare = pw.dataclasses.replace(writer, with_tracing=False, features={}, data_size=0)
+    return bare.build()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_killed_recorder(
+    tmp_path: Path, writer: pw.Writer, plain: dict[str, pl.DataFrame], packed: bool
+) -> None:
+    other = writer.save(tmp_path / "other.data")
+    w = writer.packed() if packed else writer
+    path = written(tmp_path / "perf.data", _killed(w))
+    trace = load(path, formats=other)
+    same(trace, plain)
+    assert any("did not end normally" in text for text in trace.header.warnings)
+    assert any("other.data" in text for text in trace.header.warnings)
+    with pytest.raises(UserError, match="--formats"):
+        load(path)
+
+
+def test_formats_of_this_machine(
+    tmp_path: Path,
+    writer: pw.Writer,
+    plain: dict[str, pl.DataFrame],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for ident, (system, text) in writer.formats.items():
+        folder = tmp_path / "tracing" / "events" / system / f"event{ident}"
+        folder.mkdir(parents=True)
+        (folder / "format").write_text(text)
+    monkeypatch.setattr(salvage, "TRACEFS", (tmp_path / "none", tmp_path / "tracing"))
+    trace = load(written(tmp_path / "perf.data", _killed(writer)))
+    same(trace, plain)
+    assert any("this machine" in text for text in trace.header.warnings)
+    # Another kernel's fault event has one word more: its samples do not fit.
+    file = tmp_path / "tracing" / "events" / "exceptions" / "event10" / "format"
+    more = "\tfield:unsigned long more;\toffset:32;\tsize:8;\tsigned:0;\n\nprint fmt"
+    file.write_text(file.read_text().replace("\nprint fmt", more))
+    with pytest.raises(UserError, match="do not fit"):
+        load(tmp_path / "perf.data")
+
+
+def test_truncation_at_every_byte(tmp_path: Path) -> None:
+    """A file cut anywhere is read as far as it goes and says so, or is refused in one line."""
+    w = soup(3, 12)
+    good, other = w.build(), w.save(tmp_path / "other.data")
+    whole = load(other).rows("operations")
+    start = struct.unpack_from("<Q", good, 40)[0]
+    end = start + struct.unpack_from("<Q", good, 48)[0]
+    read = 0
+    for size in [*range(0, start, 11), *range(start, end + 8), *range(end + 8, len(good), 97)]:
+        path = written(tmp_path / "perf.data", good[:size])
+        try:
+            trace = load(path, formats=other)
+        except UserError as error:
+            assert "\n" not in error.line()
+            assert size < end, error.line()
+            continue
+        read += 1
+        trace.validate()
+        assert trace.rows("operations") <= whole
+        if size < end:
+            assert any("too early" in text for text in trace.header.warnings)
+    assert read > (end - start) // 2
+
+
+# -- small windows ----------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 1 << 32),
+    feed=st.integers(1 << 16, 1 << 17),
+    how=st.sampled_from(["packed", "pipe", "directory", "big"]),
+)
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_the_same_bytes_however_it_is_fed(tmp_path: Path, seed: int, feed: int, how: str) -> None:
+    w = soup(seed, 400, order=">" if how == "big" else "<")
+    path = tmp_path / "perf.data"
+    if how == "directory" and not path.exists():
+        w.directory(tmp_path / f"d{seed}-{feed}", [w.records[10:200:2], w.records[11:200:2]])
+        path = tmp_path / f"d{seed}-{feed}"
+    elif how == "pipe":
+        path = written(tmp_path / "p", w.pipe())
+    else:
+        path = (w.packed() if how == "packed" else w).save(tmp_path / "f")
+    whole = contents(load(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "WALK_ROWS", 17)
+        patch.setattr(streams, "FEED_BYTES", feed)
+        assert contents(load(path)) == whole
