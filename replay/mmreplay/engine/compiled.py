@@ -330,6 +330,7 @@ class Memory:
             op_wait_ns=spread(self.part(H_OPWAIT, n_kinds)),
             op_delay=spread(self.part(H_DELAY, n_kinds, DELAY_BUCKETS)),
             blame_ns=blame,
+            thread_begun=self.part(HEADER, n_threads, TF)[:, T_NTH].copy(),
             thread_end_ns=ends,
             thread_wait_ns=self.part(H_TWAIT, n_threads, n_locks).copy(),
             idle_ns=idle,

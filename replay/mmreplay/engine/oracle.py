@@ -529,6 +529,7 @@ class Simulation(Processors):
                 op_wait_ns=self.op_wait_ns,
                 op_delay=self.op_delay,
                 blame_ns=self.blame_ns,
+                thread_begun=np.array([t.nth for t in self.threads], np.int64),
                 thread_end_ns=self.thread_end_ns,
                 thread_wait_ns=self.thread_wait_ns,
                 idle_ns=self.idle_ns,

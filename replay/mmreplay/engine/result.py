@@ -80,6 +80,7 @@ class Result:
     op_wait_ns: I64  # waiting for locks (spinning or sleeping)
     op_delay: I64  # (PlanOp, DELAY_BUCKETS) histogram of begin-to-end times
     blame_ns: I64  # (locks, PlanOp + 1, PlanOp): holder op (last row: hand-over), waiter op
+    thread_begun: I64  # (T,) operations begun, over all laps
     thread_end_ns: I64  # (T,)
     thread_wait_ns: I64  # (T, locks)
     idle_ns: int  # core time without a runnable thread

@@ -57,6 +57,7 @@ class Totals:
     op_wait_ns: I64
     op_delay: I64
     blame_ns: I64
+    thread_begun: I64
     thread_end_ns: I64
     thread_wait_ns: I64
     idle_ns: int
@@ -99,6 +100,7 @@ def summarise(model: LockingModel, totals: Totals) -> Result:
         op_wait_ns=totals.op_wait_ns,
         op_delay=totals.op_delay,
         blame_ns=totals.blame_ns,
+        thread_begun=totals.thread_begun,
         thread_end_ns=totals.thread_end_ns,
         thread_wait_ns=totals.thread_wait_ns,
         idle_ns=totals.idle_ns,
