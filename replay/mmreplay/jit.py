@@ -47,7 +47,8 @@ _USES: Final[dict[str, tuple[str, ...]]] = {
     "report": (),
     "address_space": ("trace",),
     "engine": ("locking", "address_space"),
-    "hardware": (),
+    "workloads": ("trace",),
+    "hardware": ("workloads",),
 }
 
 
