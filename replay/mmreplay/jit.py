@@ -31,7 +31,7 @@ import numba.extending
 import numba.np.arrayobj
 from llvmlite import ir
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
+from numba.core.compiler import Compiler, Flags
 
 from mmreplay.resources import cache_base
 
@@ -145,6 +145,21 @@ class _Whole(JITCodeLibrary):  # type: ignore[misc]
         super()._optimize_final_module()
 
 
+class _Options(Flags):  # type: ignore[misc]
+    """numba's options of a compilation.
+
+    It looks for them in a dictionary for each operator that it types, and hashes all 30.
+    """
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted((name, str(value)) for name, value in self._values.items())))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _Options) and self._values == other._values:
+            return True
+        return bool(super().__eq__(other))
+
+
 def _into(kind: type[JITCodeLibrary]) -> type[Compiler]:
     """numba's compiler, with the code kept in a library of this kind."""
 
@@ -153,7 +168,8 @@ def _into(kind: type[JITCodeLibrary]) -> type[Compiler]:
             if library is None:
                 library = kind(target.codegen(), kind.__name__)
                 library.enable_object_caching()
-            super().__init__(typing, target, library, *rest)
+            arguments, result, flags, variables = rest
+            super().__init__(typing, target, library, arguments, result, _Options(flags), variables)
 
     return Into
 

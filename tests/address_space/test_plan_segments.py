@@ -16,7 +16,7 @@ def test_equal_to_a_dictionary(steps: list[tuple[bool, int, int, int]]) -> None:
     s = segments.make_segments(1, blocks=4, directory=4)
     pages: dict[int, int] = {}
     for store, start, size, value in steps:
-        while segments.segments_full(s, 0):
+        while segments.any_full(s):
             s = segments.grow_segments(s)
         for page in range(start, start + size):
             pages.pop(page, None)

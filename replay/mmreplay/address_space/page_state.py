@@ -131,10 +131,9 @@ def regions_free(p):
     return len(p.slot) - p.meta[_USED]
 
 
-@njit
-def tables_made(p):
+def tables_made(p: PageState) -> int:
     """How many lives of page-table pages there have been."""
-    return p.meta[_NEXT_TABLE]
+    return int(p.meta[_NEXT_TABLE])
 
 
 @borrowing_helper

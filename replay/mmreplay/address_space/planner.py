@@ -128,13 +128,12 @@ class _Pass:
             raise AssertionError(f"unknown status {status}")
 
     def _grow_tables(self, need: int) -> None:
-        if len(self.w.table_initial) - int(pages_.tables_made(self.p)) < need:
+        if len(self.w.table_initial) - pages_.tables_made(self.p) < need:
             self.w = self.w._replace(table_initial=grown(self.w.table_initial, need))
 
 
 def _grow_full(s: segments_.Segments) -> segments_.Segments:
-    full = any(bool(segments_.segments_full(s, k)) for k in range(len(s.directory_n)))
-    return segments_.grow_segments(s) if full else s
+    return segments_.grow_segments(s) if segments_.any_full(s) else s
 
 
 def count_rows(trace: Any) -> int:
@@ -334,7 +333,7 @@ def _clones(
     for thread, low, high in private:
         if who.copies[thread] < 2:
             continue
-        while segments_.segments_full(ranges, thread):
+        while segments_.any_full(ranges):
             ranges = segments_.grow_segments(ranges)
         segments_.assign(ranges, thread, low, high, 1)
     return clones._replace(private=ranges)
@@ -354,7 +353,7 @@ def _finish(
         state.out,
         state.w,
         int(numbers[Num.NEXT_UID]),
-        int(pages_.tables_made(state.p)),
+        pages_.tables_made(state.p),
         stream.mappings.files,
         int(numbers[Num.NEXT_FILE]) - OWN_FILES,
         who,

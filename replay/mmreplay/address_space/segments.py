@@ -82,6 +82,14 @@ def grow_segments(old: Segments) -> Segments:
     return new
 
 
+def any_full(s: Segments) -> bool:
+    """Whether the next ``assign`` in some space might not fit."""
+    return bool(
+        len(s.count) - s.meta[_USED] < _SLACK
+        or (s.directory_n + _SLACK > s.directory.shape[1]).any()
+    )
+
+
 @borrowing_helper
 def segments_full_core(s, space):
     """Whether the next ``assign`` in ``space`` might not fit."""
@@ -268,7 +276,7 @@ def clear_core(s, space, start, end):
 
 @borrowing_helper
 def assign_core(s, space, start, end, value):
-    """Give pages ``start`` to ``end`` (exclusive) the value; check ``segments_full`` first."""
+    """Give pages ``start`` to ``end`` (exclusive) the value; check ``any_full`` first."""
     if end <= start:
         return
     clear_core(s, space, start, end)
@@ -311,12 +319,6 @@ def next_range_core(s, space, page, end):
 
 
 @njit
-def segments_full(s, space):
-    """Whether the next ``assign`` in ``space`` might not fit."""
-    return segments_full_core(s, space)
-
-
-@njit
 def get(s, space, page):
     """The value of the range that holds ``page``, or -1."""
     return get_core(s, space, page)
@@ -324,7 +326,7 @@ def get(s, space, page):
 
 @njit
 def assign(s, space, start, end, value):
-    """Give pages ``start`` to ``end`` (exclusive) the value; check ``segments_full`` first."""
+    """Give pages ``start`` to ``end`` (exclusive) the value; check ``any_full`` first."""
     assign_core(s, space, start, end, value)
 
 
