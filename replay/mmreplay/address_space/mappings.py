@@ -118,35 +118,47 @@ def read_mappings(trace: Any) -> Mappings:
 
 
 class Records:
-    """Finds the MMAP2 record that a call wrote: same space and start, within its time."""
+    """Finds the MMAP2 record that a call wrote.
+
+    It is of the call's space, lies within its time, and tells the VMA that the call's range
+    is in after a merge (perf_event_mmap in mm/vma.c:__mmap_region, do_brk_flags@6.18).
+    """
+
+    #: Records of the space within the call's time that are looked at: other threads map too.
+    _TRIED: Final = 4096
 
     def __init__(self, mappings: Mappings) -> None:
         rows = np.flatnonzero(mappings.record & (mappings.start >= 0))
-        key = _key(mappings.space[rows], mappings.start[rows])
-        order = np.lexsort((mappings.ns[rows], key))
-        self._row = rows[order]
-        self._key = key[order]
+        space = mappings.space[rows]
+        self._row = rows[np.argsort(space, kind="stable")]  # by (space, ns)
         self._ns = mappings.ns[self._row]
+        self._start = mappings.start[self._row]
+        self._end = self._start + mappings.length[self._row]
+        spaces = int(space.max(initial=-1)) + 2
+        self._first = np.searchsorted(mappings.space[self._row], np.arange(spaces + 1))
 
-    def find(self, space: I32, start: I64, begin_ns: I64, end_ns: I64) -> I64:
+    def find(self, space: I32, start: I64, end: I64, begin_ns: I64, end_ns: I64) -> I64:
         """Row of the vmas table for each call, -1 where it wrote none."""
-        key = _key(space, start)
-        low = np.searchsorted(self._key, key, side="left")
-        top = np.searchsorted(self._key, key, side="right")
-        end = top.copy()
+        known = space < len(self._first) - 1
+        within = np.where(known, space, 0)
+        low = self._first[within]
+        stop = np.where(known, self._first[within + 1], low)
+        top = stop.copy()
         while (open_ := low < top).any():  # first record at or after the call's begin
             middle = (low + top) >> 1
-            later = np.zeros(len(key), np.bool_)
+            later = np.zeros(len(low), np.bool_)
             later[open_] = self._ns[middle[open_]] < begin_ns[open_]
             low = np.where(open_ & later, middle + 1, low)
             top = np.where(open_ & ~later, middle, top)
-        found = np.full(len(key), -1, np.int64)
-        hit = low < end
-        hit[hit] = self._ns[low[hit]] <= end_ns[hit]
-        found[hit] = self._row[low[hit]]
+        found = np.full(len(low), -1, np.int64)
+        looks = np.arange(len(low))
+        for at in range(self._TRIED):
+            looks = looks[low[looks] + at < stop[looks]]
+            looks = looks[self._ns[low[looks] + at] <= end_ns[looks]]
+            if not len(looks):
+                break
+            record = low[looks] + at
+            hit = (self._start[record] <= start[looks]) & (end[looks] <= self._end[record])
+            found[looks[hit]] = self._row[record[hit]]
+            looks = looks[~hit]
         return found
-
-
-def _key(space: I32, start: I64) -> I64:
-    """Space and page of a user address in one number."""
-    return (space.astype(np.int64) << 36) | (start >> 12)

@@ -380,6 +380,17 @@ def fork(p, parent, child):
 
 
 @borrowing_helper
+def total(p, space):
+    """(pages, tables) of a space."""
+    pages = 0
+    slot = p.spaces[space].head
+    while slot >= 0:
+        pages += p.slot[slot].n_present
+        slot = p.slot[slot].next
+    return pages, p.spaces[space].n_regions
+
+
+@borrowing_helper
 def drop_space(p, space):
     """Free everything of a space; returns (pages, tables)."""
     pages = 0

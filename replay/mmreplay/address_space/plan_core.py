@@ -27,6 +27,7 @@ from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep, fo
 from mmreplay.address_space.rows import LEARN, THREAD_BEGIN, THREAD_END
 from mmreplay.address_space.vma_apply import apply_core, insert_core
 from mmreplay.address_space.vma_index import find
+from mmreplay.address_space.vma_move import forget_space
 from mmreplay.address_space.vma_state import (
     NEED_SPACE,
     NONE,
@@ -201,7 +202,7 @@ def _learn(rows, i, m, rules, p, s, w):
 
 
 @borrowing_helper
-def _enter(w, thread, space):
+def _enter(m, p, s, w, thread, space):
     """The thread runs in ``space`` from now on (exec, or first seen there)."""
     old = w.threads[thread].space
     if old == space:
@@ -209,8 +210,20 @@ def _enter(w, thread, space):
     if w.threads[thread].alive:
         if old >= 0:
             w.spaces[old].users -= 1
+            if w.spaces[old].users <= 0 and w.spaces[old].ending:
+                _drop(m, p, s, w, old)
         w.spaces[space].users += 1
     w.threads[thread].space = space
+
+
+@borrowing_helper
+def _drop(m, p, s, w, space):
+    """Nobody is left in the address space."""
+    forget_space(m, space)
+    pages_.drop_space(p, space)
+    segments_.clear_space(s, space)
+    w.spaces[space].old = 0
+    w.spaces[space].ending = 0
 
 
 @borrowing_helper
@@ -242,7 +255,7 @@ def _ask(w, space, kind, address2, flags, result):
 
 
 @borrowing_helper
-def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
+def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space):
     """clone, fork, exec, start and exit: program and arguments; (Status, next stage)."""
     kind = rows[i].kind
     failed = rows[i].errno != 0
@@ -283,9 +296,6 @@ def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
         out.ops[o].op = _OP_START
         return 0, STAGE_DONE
     if kind == _EXEC:
-        # the row may carry the new space: the locks taken are those of the old one
-        old = before if before >= 0 else space
-        out.ops[o].mm = old
         out.ops[o].op = _OP_EXEC
     if parent >= 0:  # a vfork child gives the mm back to its parent
         out.ops[o].op = _OP_VFORK_EXIT
@@ -295,12 +305,17 @@ def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
         w.threads[parent].dep = here
         return 0, STAGE_DONE
     if kind == _EXEC:
-        # a row that keeps its space (first exec of a recorded command) has nothing to end
-        old = out.ops[o].mm
-        if old != space and w.spaces[old].users <= 1:
-            out.ops[o].vmas = m.spaces[old, S_VMAS]
-            _ask(w, np.int64(old), _PROCESS_EXIT, NONE, np.int64(0), np.int64(0))
-            return 0, STAGE_APPLY
+        # The row's space is the one that exec leaves, some time after the call's begin: it
+        # stays until the thread is seen in the new one.  A command that the recorder
+        # launched is there already.
+        if w.threads[thread].space == space and w.spaces[space].users <= 1:
+            w.spaces[space].ending = 1
+            out.ops[o].vmas = m.spaces[space, S_VMAS]
+            out.ops[o].pages, out.ops[o].tables = pages_.total(p, space)
+            out.ops[o].traits |= _T_LAST
+            if out.ops[o].pages > 0:
+                out.ops[o].traits |= _T_PAGES
+            _wait_for_all(w, out, thread, space)
         return 0, STAGE_DONE
     if kind == _THREAD_EXIT:
         out.ops[o].op = _OP_EXIT
@@ -312,6 +327,14 @@ def _prepare_process(rows, i, m, p, w, out, o, inside, thread, space, before):
     out.ops[o].last_page = _LAST_PAGE
     _ask(w, np.int64(space), _PROCESS_EXIT, NONE, np.int64(0), np.int64(0))
     return 0, STAGE_APPLY
+
+
+@borrowing_helper
+def _wait_for_all(w, out, thread, space):
+    """The address space ends: after everybody's last operation in it."""
+    for other in range(len(w.threads)):
+        if other != thread and w.threads[other].space == space:
+            add_dep(w, out, thread, w.threads[other].last)
 
 
 @borrowing_helper
@@ -328,12 +351,10 @@ def _finish_process(rows, i, m, p, s, w, out, o, thread):
         w.spaces[child].partner = space
         w.spaces[space].partner = child
         w.spaces[child].old = w.spaces[space].old
-    else:  # the address space ends: after everybody's last operation in it
+    else:
         if rows[i].kind == _PROCESS_EXIT:
             copy_marks(m, w, out)
-        for other in range(len(w.threads)):
-            if other != thread and w.threads[other].space == space:
-                add_dep(w, out, thread, w.threads[other].last)
+        _wait_for_all(w, out, thread, space)
         out.ops[o].pages, out.ops[o].tables = pages_.drop_space(p, space)
         segments_.clear_space(s, space)
         w.spaces[space].old = 0
@@ -383,11 +404,8 @@ def advance(rows, order, start, m, rules, p, s, w, out, c, row_first, row_end, h
         if status != 0:
             return at, status
         thread = rows[i].thread
-        before = w.threads[thread].space
         if kind != _EXEC:
-            _enter(w, thread, space)
-        elif before < 0:
-            w.threads[thread].space = space
+            _enter(m, p, s, w, thread, space)
         row = rows[i].row
         inside = row_first <= row < row_end
         o = w.cursor[_OUT] if inside else waste
@@ -428,7 +446,7 @@ def advance(rows, order, start, m, rules, p, s, w, out, c, row_first, row_end, h
                 )
                 if process:
                     status, stage = _prepare_process(
-                        rows, i, m, p, w, out, o, inside, thread, space, before
+                        rows, i, m, p, w, out, o, inside, thread, space
                     )
                 else:
                     status, stage = prepare_call(rows, i, m, p, w, out, o, space)

@@ -83,6 +83,7 @@ SPACE: Final = np.dtype(
         ("old", np.int32),  # was running before the recording
         ("partner", np.int32),  # the space it last forked from or to, -1
         ("gate", np.int32),  # its listing ends with [vsyscall]
+        ("ending", np.int32),  # its last user has called exec
     ]
 )
 #: key (waiter << 32 | maker), op: newest operation of maker that waiter waited for

@@ -259,11 +259,27 @@ class Stream:
     def _files(
         self, rows: Rows, calls: I64, descriptor: NDArray[Any], begin: I64, end: I64
     ) -> None:
-        """Give mmap rows their file: by the MMAP2 record inside the call, else by descriptor."""
+        """Take out the MMAP2 records of mmap and brk calls; give mmap rows their file.
+
+        It is that of the record, else one for each descriptor of the process.
+        """
         m = self.mappings
-        which = np.flatnonzero((rows["kind"][calls] == OpKind.MMAP) & (rows["errno"][calls] == 0))
+        kind = rows["kind"][calls]
+        which = np.flatnonzero(
+            ((kind == OpKind.MMAP) | (kind == OpKind.BRK)) & (rows["errno"][calls] == 0)
+        )
         at = calls[which]
-        found = self._records.find(rows["space"][at], rows["address"][at], begin[which], end[which])
+        start = rows["address"][at]
+        found = self._records.find(
+            rows["space"][at],
+            start,
+            start + np.maximum(rows["length"][at], 1),
+            begin[which],
+            end[which],
+        )
+        maps = kind[which] == OpKind.MMAP
+        m.used[found[(found >= 0) & ~maps]] = True
+        which, at, found = which[maps], at[maps], found[maps]
         matched = found >= 0
         m.used[found[matched]] = True
         self.counters["mapping_record_matched"] += int(matched.sum())

@@ -12,6 +12,7 @@ from mmreplay.address_space.vma_abi import (
     GROWSDOWN,
     LOCKED,
     LOCKONFAULT,
+    MAP_FIXED,
     MAY,
     MAYSHARE,
     PAGE,
@@ -25,6 +26,8 @@ from mmreplay.address_space.vma_abi import (
 )
 from mmreplay.address_space.vma_core import (
     TARGETS,
+    absorb,
+    forget_guesses,
     make,
     mark,
     prepare_anon,
@@ -242,6 +245,8 @@ def apply_core(
         if placed == _NONE and address != _NONE and address > 0:
             placed = address
         if placed != _NONE:
+            if not flags & MAP_FIXED:  # what is placed freely lies where nothing was
+                forget_guesses(state, space, placed, placed + page_up(length))
             _survey(state, space, placed, placed + page_up(length))
         elif address2 > 0:
             _survey(state, space, address2, address2 + page_up(length))
@@ -498,12 +503,18 @@ def insert_core(
 ) -> int:
     """Put one known VMA (exec, snapshot, MMAP2 record) in place of what is there; never merges.
 
-    ``anon``: 1 gives it an anon_vma of its own, 0 none.
+    Where VMAs of the same kind are there already, the lowest grows to the known one.
+    ``anon``: 1 gives a new one an anon_vma of its own, 0 none.
     """
     if not has_room(state, space, 8):
         return _NEED_SPACE
     reserve_directory(state, space, 8)
     _begin(state)
+    slot = absorb(state, space, start, end, vm_flags, file_id)
+    if slot >= 0:
+        state.info[_TARGET_SLOT] = slot
+        state.info[_TARGET_UID] = state.vma[slot, V_UID]
+        return _OK
     unmap(state, space, start, end)
     following = find(state, space, start)
     previous = state.spaces[space, S_LAST] if following < 0 else state.vma[following, V_PREV]

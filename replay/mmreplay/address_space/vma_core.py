@@ -65,6 +65,7 @@ _SPECIAL = int(Vm.SPECIAL)
 _HUGETLB = int(Vm.HUGETLB)
 _SYSV = int(Vm.SYSV)
 _SEALED = int(Vm.SEALED)
+_UNKNOWN = int(Vm.UNKNOWN)
 _LOCKONFAULT = int(Vm.LOCKONFAULT)
 
 
@@ -414,6 +415,63 @@ def unmap(state: Core, space: int, start: int, end: int) -> int:
         removed += 1
         slot = following
     return removed
+
+
+@borrowing_helper
+def absorb(state: Core, space: int, start: int, end: int, flags: int, file: int) -> int:
+    """Make one VMA of those in [start, end), without marks: the kernel is known to have merged.
+
+    Returns the lowest, or -1 where there is none, or where they are no parts of a VMA of
+    that protection and file.
+    """
+    first = find(state, space, start)
+    slot = first
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        same = (state.vma[slot, V_FLAGS] ^ flags) & (_ACCESS | _SHARED | _UNKNOWN) == 0
+        if (
+            not same
+            or state.vma[slot, V_FILE] != file
+            or state.vma[slot, V_START] < start
+            or state.vma[slot, V_END] > end
+        ):
+            return -1
+        slot = state.vma[slot, V_NEXT]
+    if first < 0 or state.vma[first, V_START] >= end:
+        return -1
+    slot = state.vma[first, V_NEXT]
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        following = state.vma[slot, V_NEXT]
+        _share_anon(state, first, slot)
+        remove(state, slot)
+        slot = following
+    state.vma[first, V_PGOFF] -= (state.vma[first, V_START] - start) >> 12
+    set_start(state, first, start)
+    set_end(state, first, end)
+    return int(first)
+
+
+@borrowing_helper
+def forget_guesses(state: Core, space: int, start: int, end: int) -> None:
+    """Take [start, end) out of UNKNOWN VMAs, without marks: nothing was there after all."""
+    slot = find(state, space, start)
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        following = state.vma[slot, V_NEXT]
+        top = state.vma[slot, V_END]
+        if not state.vma[slot, V_FLAGS] & _UNKNOWN:
+            pass
+        elif state.vma[slot, V_START] < start:
+            set_end(state, slot, start)
+            if top > end:
+                bits = state.vma[slot, V_FLAGS]
+                rest = make(state, space, end, top, bits, end >> 12, 0, slot)
+                state.vma[rest, V_ANON] = state.vma[slot, V_ANON]
+                state.vma[rest, V_CHAIN] = state.vma[slot, V_CHAIN]
+        elif top > end:
+            state.vma[slot, V_PGOFF] += (end - state.vma[slot, V_START]) >> 12
+            set_start(state, slot, end)
+        else:
+            remove(state, slot)
+        slot = following
 
 
 @borrowing_helper

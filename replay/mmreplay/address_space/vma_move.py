@@ -52,6 +52,7 @@ from mmreplay.address_space.vma_abi import (
 from mmreplay.address_space.vma_core import (
     CREATED,
     TARGETS,
+    forget_guesses,
     make,
     mark,
     merge_new,
@@ -116,6 +117,7 @@ def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int
             return ENOMEM
         unmap(state, space, new_page, old_page)
     else:
+        forget_guesses(state, space, old_page, new_page)
         following = find(state, space, old_page)
         guarded = following >= 0 and new_page + PAGE > guarded_start(state, rules, following)
         if guarded and result == _NONE:
@@ -348,6 +350,12 @@ def do_clear(state: Core, space: int, role: int) -> None:
     while slot >= 0:
         mark(state, slot, role)
         slot = state.vma[slot, V_NEXT]
+    forget_space(state, space)
+
+
+@borrowing_helper
+def forget_space(state: Core, space: int) -> None:
+    """As :func:`do_clear`, without marks."""
     clear_space(state, space)
     state.spaces[space, S_FLAGS] = 0
     state.spaces[space, S_BRK] = _NONE
