@@ -123,6 +123,7 @@ class ProfileFile(_Strict):
     shootdown: ShootdownFile
     limits: LimitsFile
     frequency: tuple[FrequencyFile, ...] = ()
+    fitted_on: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> ProfileFile:
@@ -221,6 +222,9 @@ def read_profile(path: Path) -> Machine:
         cpu_ids=profile.cpu_ids,
         topology_basis="assumed" if "assumed" in bases else "measured",
         notes=profile.notes,
+        frequency_basis=profile.frequency[0].speed.basis if profile.frequency else "assumed",
+        frequency_source=profile.frequency[0].speed.source if profile.frequency else "",
+        fitted_on=profile.fitted_on,
         **scalars,
     )
 

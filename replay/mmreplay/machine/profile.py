@@ -73,6 +73,9 @@ class Machine:
     cpu_ids: tuple[str, ...] = ()  # vendor,family,model,stepping as perf records them
     topology_basis: str = "measured"  # or "assumed", "extrapolated"
     notes: tuple[str, ...] = ()
+    frequency_basis: str = "assumed"  # of all its speeds
+    frequency_source: str = ""
+    fitted_on: tuple[str, ...] = ()  # workloads whose measured runs its numbers were fitted on
 
     @property
     def n_cpus(self) -> int:
