@@ -34,9 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"locking", "machine", "address_space.plan"},
     "hardware": {"workloads", "trace"},
     "lockcounts": {"hardware", "workloads", *_ENGINE},
+    "fit": {"hardware", "workloads", *_ENGINE},
     "predict": _ENGINE,
     "report": {"predict", *_ENGINE},
-    "cli": {"report", "predict", "importers", "recorder", "workloads", "lockcounts", *_ENGINE},
+    "cli": {"report", "predict", "fit", "importers", "recorder", "workloads", "lockcounts", *_ENGINE},
 }
 #: Third-party modules that ``mmreplay --help`` may load.
 HELP_MAY_LOAD = {"click"}

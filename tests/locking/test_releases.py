@@ -39,6 +39,20 @@ def test_the_newest_model_not_newer_is_taken_and_said(release: str, model: str) 
     assert "warning" not in note
 
 
+@pytest.mark.parametrize("release", ["linux-6.81", "6.20.1", "5.99", "9.9", "linux-99.1"])
+def test_a_kernel_that_does_not_exist_is_refused(release: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_kernel(release)
+    assert release in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kernel_newer_than_every_model_is_taken_with_a_warning() -> None:
+    found, note = resolve_kernel("8.0.1")
+    assert found.name == "linux-7.3"
+    assert "older" in note
+
+
 def test_a_models_own_name_needs_no_note() -> None:
     found, note = resolve_kernel("linux-6.1")
     assert (found.name, note) == ("linux-6.1", "")

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from mmreplay.fit.leastsquares import Found, minimise
 from mmreplay.fit.parameters import (
     IDENTIFIED,
-    TOGETHER,
     Parameters,
     number_of,
     with_numbers,
@@ -182,16 +181,15 @@ def _profile(
     source: str,
 ) -> Machine:
     """The profile: what the runs told, and the others at their prior."""
-    told = remaining < TOGETHER
-    position = np.where(np.append(told, True), found.position, 0.0)
-    values = parameters.values(position)
+    used = (found.jacobian[:, :-1] != 0).any(axis=0)
+    values = parameters.values(found.position)  # those not used are at the prior, by the fit
     spread = parameters.uncertainty(found.covariance)
     prior = parameters.machine
     numbers: dict[str, Number] = {}
     for j, name in enumerate(parameters.names):
         old = number_of(prior, name)
         basis, why = "fitted", f"{source}, ±{spread[j]:.0%}"
-        if not told[j]:
+        if not used[j]:
             basis = "measured" if name in measured else "assumed"
             factor = math.exp(parameters.direction[j] * found.position[-1])
             why = f"{source} do not tell: {prior.name} times {factor:.2f}, common to all"

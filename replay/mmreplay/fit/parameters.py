@@ -29,11 +29,10 @@ COMMON_SD: Final = 0.4
 _FIXED: Final = frozenset({"wake.slice_ns", "lines.line_smt_ns"})
 #: Speeds, which fall as times rise.
 _SPEEDS: Final = frozenset({"limits.zero_bytes_per_ns"})
-#: Uncertainty that the runs leave a number, as a share of the prior's: up to the first it is
-#: identified; up to the second it is known only together with others (their sum is, say);
-#: beyond, the runs do not tell.
+#: Uncertainty that the runs leave a number, as a share of the prior's: up to this it is
+#: identified.  Beyond, a number that the runs use is known only together with others (their
+#: sum is, say); the others they do not tell at all.
 IDENTIFIED: Final = 0.7
-TOGETHER: Final = 0.98
 
 
 def names_of(machine: Machine) -> list[str]:

@@ -14,6 +14,8 @@ from mmreplay.resources import models_dir
 
 _KERNEL_KEY: Final = re.compile(r'^kernel = "(\d+)\.(\d+)"', re.MULTILINE)
 _RELEASE: Final = re.compile(r"^(?:linux-)?v?(\d{1,4})\.(\d{1,5})(?=$|[.\-+_~a-zA-Z])")
+#: Last minor of each major number that has ended (kernel.org).
+_LAST_MINOR: Final = {2: 6, 3: 19, 4: 20, 5: 19, 6: 19}
 
 
 def resolve_kernel(release: str) -> tuple[LockingModel, str]:
@@ -40,6 +42,7 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
             fix=f"a release like 6.8.12, or one of {', '.join(model_names())}",
         )
     wanted = (int(match.group(1)), int(match.group(2)))
+    _check_exists(release, wanted, max(kernels))
     older = [version for version in kernels if version <= wanted]
     vendor = vendor_of(text)
     listed = vendor.models.get(_dotted(wanted), "") if vendor else ""
@@ -56,6 +59,8 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
     else:
         assert vendor is not None
         name, why = vendor.floor, f"the oldest model: {_dotted(wanted)} has none"
+    if not listed and wanted > max(kernels):
+        why += ", which is older: what changed since is not in it"
     model = load_model(name)
     note = f"kernel {text}: using {model.name}, {why}"
     if vendor is not None and not vendor.tells:
@@ -65,6 +70,21 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
             " run there, tells"
         )
     return model, note
+
+
+def _check_exists(release: str, wanted: tuple[int, int], newest: tuple[int, int]) -> None:
+    major, minor = wanted
+    last = _LAST_MINOR.get(major)
+    if last is not None and minor > last:
+        what = f"the last {major}.x was {major}.{last}"
+    elif major > newest[0] + 1:
+        what = f"the newest model is of {_dotted(newest)}"
+    else:
+        return
+    raise UserError(
+        f'no kernel "{release}" is known: {what}{closest(release, model_names())}',
+        fix="give a release as uname -r prints it, or a model of mmreplay models list",
+    )
 
 
 @cache
