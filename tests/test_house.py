@@ -37,7 +37,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fit": {"hardware", "workloads", *_ENGINE},
     "predict": _ENGINE,
     "report": {"predict", *_ENGINE},
-    "cli": {"report", "predict", "fit", "importers", "recorder", "workloads", "lockcounts", *_ENGINE},
+    "cli": {
+        "report",
+        "predict",
+        "fit",
+        "importers",
+        "recorder",
+        "workloads",
+        "lockcounts",
+        *_ENGINE,
+    },
 }
 #: Third-party modules that ``mmreplay --help`` may load.
 HELP_MAY_LOAD = {"click"}
