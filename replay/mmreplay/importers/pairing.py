@@ -294,15 +294,18 @@ def _loss(a: Any, now: Any, cpu: Any, lost: Any, role: Any) -> None:
 
 
 @borrowing_helper
-def _sched_switch(
-    a: Any, ops: Any, t: Any, now: Any, state: np.uint64, following: Any, cpu: Any
-) -> None:
-    """Out for the thread itself, in for the next one where that is known (``-a``)."""
+def _departs(a: Any, t: Any, now: Any, state: np.uint64, cpu: Any) -> None:
+    """sched_switch of the thread that leaves its CPU."""
     account(a, t, now)
-    # TASK_REPORT is 0x7f; R and R+ (0x100, preempted) mean it could have run on
+    # TASK_REPORT is 0x7f, 0x80 an idle kernel thread; R and R+ (0x100, preempted) could have run on
     # (include/linux/sched.h@6.18).
-    leave_cpu(a, t, now, cpu, ps.BLOCKED if state & np.uint64(0x7F) else ps.PREEMPTED)
+    leave_cpu(a, t, now, cpu, ps.BLOCKED if state & np.uint64(0xFF) else ps.PREEMPTED)
     inner_event(a, t)
+
+
+@borrowing_helper
+def _arrives(a: Any, ops: Any, now: Any, following: Any, cpu: Any) -> None:
+    """sched_switch to a known thread, whoever leaves: often the idle task (seen with ``-a``)."""
     if 0 < following < ps.MAX_TID:
         slot = ps.tid_find(a, following)
         if slot >= 0 and a[ps.threads_at(a, slot) + ps.S_STATE] == ps.ALIVE:
@@ -343,6 +346,8 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
         if role == ev.FORK:
             on_fork(a, ops, batch.arg[i], now, mark)
             continue
+        if role == ev.SCHED_SWITCH:
+            _arrives(a, ops, now, np.int64(batch.arg[i, 1]), cpu)
         if role == ev.THREAD_END:
             tid = np.int64(batch.arg[i, 2])
             pid = np.int64(batch.arg[i, 0])
@@ -392,7 +397,7 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
             account(a, t, now)
             end_of_thread(a, ops, slot, now, cpu, quality)
         elif role == ev.SCHED_SWITCH:
-            _sched_switch(a, ops, t, now, batch.arg[i, 0], np.int64(batch.arg[i, 1]), cpu)
+            _departs(a, t, now, batch.arg[i, 0], cpu)
         else:
             if a[t + ps.S_RUN] != ps.RUNNING:
                 if not a[ps.C_SWITCHES]:

@@ -53,6 +53,36 @@ def _perf_data(
     return import_perf_data(paths, out, options, progress)
 
 
+def _trace_text(
+    paths: list[Path], out: Path, options: Options, progress: Progress | None = None
+) -> Trace:
+    from mmreplay.importers.text_perf import import_trace_text
+
+    return import_trace_text(_only(paths), out, options, progress)
+
+
+def _only(paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        raise UserError(
+            "text is read from one file", where=str(paths[1]), fix="sort the files by time into one"
+        )
+    return paths[0]
+
+
+def _is_trace_text(path: Path, head: bytes) -> bool:
+    """Lines of perf script or ftrace, maybe behind a long header."""
+    if not _is_text(head):
+        return False
+    from mmreplay.importers.text_perf import looks_like
+    from mmreplay.importers.text_source import open_text
+
+    text = open_text(path)
+    try:
+        return bool(looks_like(text.head()))
+    finally:
+        text.close()
+
+
 def _is_text(head: bytes) -> bool:
     return bool(head) and all(byte in b"\t\n\r\x1b" or byte >= 32 for byte in head)
 
@@ -77,6 +107,7 @@ FORMATS: Final[tuple[Format, ...]] = (
         lambda path, head: path.is_dir() and (path / "header.json").is_file(),
         _refuse("is a trace already", "use it as it is: mmreplay show TRACE"),
     ),
+    Format("perf script or ftrace text", _is_trace_text, _trace_text),
     Format(
         "text",
         lambda path, head: _is_text(head),

@@ -1,0 +1,243 @@
+"""Text -> trace directory: drives scanning, pairing and writing; the header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mmreplay import __version__
+from mmreplay.errors import UserError
+from mmreplay.importers import pair_state as ps
+from mmreplay.importers import pairing
+from mmreplay.importers import text_rows as tr
+from mmreplay.importers import text_source as source
+from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
+from mmreplay.importers.options import Options
+from mmreplay.importers.syscalls import CALLS
+from mmreplay.trace.header import (
+    Capabilities,
+    Clock,
+    Event,
+    Header,
+    Machine,
+    Probe,
+    Source,
+    plain_release,
+)
+from mmreplay.trace.store import Trace, TraceWriter
+
+#: Above this share of lost events the trace says so.
+_WARN_LOST: Final = 0.001
+#: Above this share of times that go back the text is not in order of time at all.
+_MOST_LATE: Final = 0.10
+
+
+@dataclass(slots=True)
+class Dialect:
+    """What a text holds, and how it says it."""
+
+    format: str
+    scan: source.Scan
+    fault_starts: bool
+    fault_ends: bool
+    enters: bool
+    exits: bool
+    switches: bool
+    contention: bool
+    #: Of the events, by name, when all is read.
+    samples: Any
+    names: list[tuple[str, str]] = field(default_factory=list)
+    #: Whether lines come in order of time.
+    ordered: bool = True
+    kernel_faults: bool = False
+    data_mmaps: bool = False
+    compat_visible: bool = False
+    clock: str = "unknown"
+    resolution_ns: int = 1
+    target: Any = "unknown"
+    probe: tuple[int, str] | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def import_text(
+    file: source.TextFile, dialect: Dialect, out: Path, options: Options, progress: Any = None
+) -> Trace:
+    """Import an opened text.
+
+    Raises
+    ------
+    UserError
+        The text or the output is not what it must be; nothing is left behind.
+    """
+    calls = np.ones(len(CALLS), np.uint8)
+    config = ps.Config(
+        dialect.fault_starts,
+        dialect.fault_ends,
+        True,
+        calls * np.uint8(dialect.enters),
+        calls * np.uint8(dialect.exits),
+        dialect.switches,
+    )
+    with TraceWriter(out, options.force) as writer:
+        tables = Assembler(
+            writer,
+            switches=config.switches,
+            contention=dialect.contention,
+            bounded=config.fault_starts and not config.fault_ends,
+        )
+        tables.names = dialect.names
+        try:
+            state = tables.start(config)
+            for batch, rows in source.batches(file, dialect.scan, progress):
+                at = 0
+                while at < rows:
+                    at = pairing.pair(state.arena, state.ops, batch, at, rows)
+                    if at < rows:
+                        tables.take(state)
+                        state.grow()
+            _check(file, dialect)
+            slot = 0
+            while slot < state.count[ps.C_THREADS]:
+                slot = pairing.finish(state.arena, state.ops, slot)
+                if slot < state.count[ps.C_THREADS]:
+                    tables.take(state)
+                    state.grow()
+            report = tables.finish(state)
+        except BaseException:
+            tables.abandon()
+            raise
+        header = _header(file, dialect, state, tables)
+        header.counters = header.counters | report
+        return writer.close(header)
+
+
+def _check(file: source.TextFile, dialect: Dialect) -> None:
+    """Raise a :class:`UserError` for a text that nothing can be made of."""
+    where, x = str(file.path), file.x
+    if x[tr.X_LINES] == 0:
+        raise UserError(
+            "no line of it is an event",
+            where=where,
+            fix="give the output of perf script, trace-cmd report or strace -f, unchanged",
+        )
+    if x[tr.X_IDLE] and x[tr.X_GUESSED] > 1:
+        raise UserError(
+            f"the whole machine was recorded, and of {x[tr.X_GUESSED]} threads the text does not "
+            "say to which process they belong",
+            where=where,
+            fix="print it: perf script -F +pid, or the tracefs option record-tgid",
+        )
+    back = file.inversions if dialect.ordered else file.late
+    if back > _MOST_LATE * x[tr.X_LINES]:
+        raise UserError(
+            f"{back:,} of {x[tr.X_LINES]:,} times go back: the text is not in order of time, or "
+            "its times are differences",
+            where=where,
+            fix="print it without --deltatime (strace: with -ttt, not -r)",
+        )
+
+
+def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: Assembler) -> Header:
+    x, count, facts = file.x, state.count, dialect.facts
+    probe = dialect.probe or tables.probe or (DEFAULT_PROBE_NS, "default")
+    samples = dialect.samples()
+    header = Header(
+        t0_ns=max(0, int(x[tr.X_T0])),
+        clock=Clock(name=dialect.clock, resolution_ns=dialect.resolution_ns),
+        kernel_release=plain_release(facts.get("os release", "")),
+        machine=Machine(
+            cpu_model=facts.get("cpudesc") or None,
+            cpu_id=facts.get("cpuid") or None,
+            cpus_online=_number(facts.get("nrcpus online")),
+            cpus_available=_number(facts.get("nrcpus avail")),
+            memory_kib=_number(facts.get("total memory")),
+        ),
+        source=Source(
+            format=dialect.format,
+            size_bytes=file.size_bytes,
+            tool_version=facts.get("perf version") or None,
+        ),
+        events=[Event(name=name, samples=number) for name, number in samples.items()],
+        lost_events=int(x[tr.X_LOST]),
+        probe=Probe(cost_ns=probe[0], method=probe[1]),
+        span_ns=int(count[ps.C_LAST_NS]),
+        importer_version=__version__,
+    )
+    header.target = dialect.target
+    both = dialect.enters and dialect.exits
+    duration: Any = "none"
+    if dialect.fault_starts:
+        duration = "measured" if dialect.fault_ends else "upper"
+    header.capabilities = Capabilities(
+        fault_duration=duration,
+        syscall_durations=both,
+        think="oncpu" if dialect.switches else "wall",
+        switches=dialect.switches,
+        data_mmaps=dialect.data_mmaps,
+        kernel_faults=dialect.kernel_faults,
+        compat_visible=dialect.compat_visible,
+        lock_spans=dialect.contention,
+        wakeups=any(name.endswith((":sched_waking", ":sched_wakeup")) for name in samples),
+    )
+    header.counters = _counters(file, state, tables)
+    header.warnings = [*dialect.warnings, *_warnings(file, dialect, header)]
+    return header
+
+
+def _number(text: str | None) -> int | None:
+    digits = (text or "").split()[:1]
+    return int(digits[0]) if digits and digits[0].isdigit() and int(digits[0]) > 0 else None
+
+
+def _counters(file: source.TextFile, state: ps.State, tables: Assembler) -> dict[str, int]:
+    count, x = state.count, file.x
+    values = {
+        "lines_of_events": x[tr.X_LINES],
+        "other_lines": x[tr.X_SKIPPED],
+        "unread_lines": x[tr.X_UNREAD],
+        "addresses_printed_as_symbols": x[tr.X_SYMBOLS],
+        "threads_of_guessed_processes": x[tr.X_GUESSED],
+        "late_events": file.late,
+        "begin_unseen": count[ps.C_BEGIN_UNSEEN],
+        "end_unseen": count[ps.C_END_UNSEEN],
+        "faults_without_end": count[ps.C_FAILED],
+        "threads_after_gap": count[ps.C_GAP_EVENTS],
+        "bad_thread_ids": count[ps.C_BAD_THREAD],
+        "events_of_dead_threads": count[ps.C_DEAD_EVENT],
+        "unmatched_lock_events": count[ps.C_UNMATCHED_LOCK],
+        "failed_trylocks": count[ps.C_TRYLOCK_FAILED],
+        "compat32_operations": tables.compat,
+    }
+    return {name: int(value) for name, value in values.items() if value}
+
+
+def _warnings(file: source.TextFile, dialect: Dialect, header: Header) -> list[str]:
+    x = file.x
+    found = []
+    if dialect.resolution_ns > 1:
+        found.append(
+            f"times have a resolution of {dialect.resolution_ns:,} ns: short operations seem to "
+            "take none or twice as long; perf script --ns prints all"
+        )
+    if x[tr.X_GUESSED] > 1:
+        found.append(
+            f"the text does not say to which process {x[tr.X_GUESSED]} threads belong: they are "
+            "taken for one process; print it (perf script -F +pid)"
+        )
+    if x[tr.X_UNREAD]:
+        found.append(f"{x[tr.X_UNREAD]:,} lines could not be read and were left out")
+    total = int(x[tr.X_LINES]) + header.lost_events
+    if header.lost_events > _WARN_LOST * total:
+        share = 100 * header.lost_events / total
+        found.append(f"{header.lost_events} events ({share:.1f} %) were lost")
+    if dialect.enters and not dialect.exits:
+        found.append(
+            "returns of calls were not recorded: no durations, results or mapped addresses"
+        )
+    if not dialect.fault_starts and not dialect.fault_ends:
+        found.append("no page faults were recorded")
+    return found

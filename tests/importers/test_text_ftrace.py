@@ -1,0 +1,115 @@
+"""ftrace text, as the kernel, trace-cmd, perfetto and systrace print it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from polars.testing import assert_frame_equal
+from test_against_perf_script import FAULTS, LOCKS, WORKLOAD, record, syscalls
+
+from mmreplay.importers.registry import import_trace
+from mmreplay.schema import OpKind
+
+#: Kernel, with tgid option: names of calls are its own, numbers have no 0x.
+KERNEL = """\
+# tracer: nop
+#
+#           TASK-PID     TGID     CPU#  |||||  TIMESTAMP  FUNCTION
+#              | |         |        |   |||||     |         |
+        my-app-2-1001    (   1000) [003] ..... 100.000001: sys_mmap(addr: 0, len: 5000, \
+prot: 3, flags: 22, fd: ffffffff, off: 0)
+        my-app-2-1001    (   1000) [003] ..... 100.000004: sys_mmap -> 0x7f0000000000
+        my-app-2-1001    (   1000) [003] d.... 100.000010: page_fault_user: \
+address=0x7f0000001000 ip=0x401000 error_code=0x6
+        my-app-2-1001    (   1000) [003] d..2. 100.000020: sched_switch: prev_comm=my-app-2 \
+prev_pid=1001 prev_prio=120 prev_state=S ==> next_comm=swapper/3 next_pid=0 next_prio=120
+          <idle>-0       (-------) [003] d..2. 100.000050: sched_switch: prev_comm=swapper/3 \
+prev_pid=0 prev_prio=120 prev_state=R ==> next_comm=my-app-2 next_pid=1001 next_prio=120
+        my-app-2-1001    (   1000) [003] ..... 100.000060: sys_munmap(addr: 7f0000000000, len: 5000)
+        my-app-2-1001    (   1000) [003] ..... 100.000065: sys_munmap -> 0x0
+"""
+#: The same as trace-cmd report prints it.
+REPORT = """\
+cpus=4
+        my-app-2-1001  [003]   100.000001: sys_enter_mmap: addr: 0x00000000, len: 0x00005000, \
+prot: 0x00000003, flags: 0x00000022, fd: 0xffffffff, off: 0x00000000
+        my-app-2-1001  [003]   100.000004: sys_exit_mmap:        0x7f0000000000
+        my-app-2-1001  [003]   100.000010: page_fault_user:      \
+address=0x7f0000001000 ip=0x401000 error_code=0x6
+        my-app-2-1001  [003]   100.000020: sched_switch:         my-app-2:1001 [120] S ==> \
+swapper/3:0 [120]
+          <idle>-0     [003]   100.000050: sched_switch:         swapper/3:0 [120] R ==> \
+my-app-2:1001 [120]
+        my-app-2-1001  [003]   100.000060: sys_enter_munmap: addr: 0x7f0000000000, len: 0x00005000
+        my-app-2-1001  [003]   100.000065: sys_exit_munmap:      0x0
+"""
+
+
+@pytest.mark.parametrize("form", ["kernel", "trace-cmd", "perfetto", "systrace"])
+def test_forms(tmp_path: Path, form: str) -> None:
+    text = REPORT if form == "trace-cmd" else KERNEL
+    if form == "perfetto":
+        text = "TRACE:\n" + text.replace("   1000", " 1000").replace("(-------)", "(-----)")
+    if form == "systrace":
+        page = "<!DOCTYPE html>\n<html>\n<script>" + "var x = '<';\n" * 200_000 + "</script>\n"
+        text = (
+            f'{page}<script class="trace-data" type="application/text">\n{text}</script>\n</html>'
+        )
+    file = tmp_path / "trace.txt"
+    file.write_text(text)
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    rows = trace.operations.collect()
+    assert rows["kind"].to_list() == [int(OpKind.MMAP), int(OpKind.FAULT_USER), int(OpKind.MUNMAP)]
+    assert rows["begin_ns"].to_list() == [0, 9_000, 59_000]
+    assert rows["duration_ns"].to_list() == [3_000, 10_000, 5_000]
+    assert rows["address"].to_list() == [0x7F0000000000, 0x7F0000001000, 0x7F0000000000]
+    spans = trace.schedule.collect()
+    assert spans.select("off_ns", "on_ns").rows() == [(19_000, 49_000)]
+    assert rows["cpu"].to_list() == [3, 3, 3]
+    assert set(rows["tid"]) == {1001}
+    assert set(rows["pid"]) == ({1001} if form == "trace-cmd" else {1000})
+    assert trace.threads.collect()["comm"].to_list() == ["my-app-2"]
+    assert trace.header.source.format == "ftrace"
+    assert trace.header.clock.resolution_ns == 1000
+
+
+_LINE = re.compile(r"^ *(.*?) +(-?\d+)/(-?\d+) +\[(\d+)\] +(\d+\.\d+): +\w+:(\w+): ?(.*)$")
+
+
+@pytest.mark.perf
+def test_ftrace_says_what_perf_script_says(tmp_path: Path) -> None:
+    """A recording's events, printed as the kernel prints them, are the same trace."""
+    events = [*FAULTS, *syscalls(), *LOCKS, "sched:sched_switch"]
+    tail = ["--", sys.executable, "-c", WORKLOAD, "20"]
+    file = record(tmp_path, ["-a"], events, tail)
+    fields = "comm,pid,tid,cpu,time,event,trace"
+    words = ["perf", "script", "-i", str(file), "--ns", "-F", fields]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    lines = []
+    for line in done.stdout.splitlines():
+        match = _LINE.match(line)
+        assert match, line
+        comm, pid, tid, cpu, time, event, rest = match.groups()
+        if int(tid) <= 0:  # -1: the thread that leaves is dead, and perf knows it no more
+            comm, pid, tid = "<idle>", "-------", "0"
+        what = f"{event}: {rest}"
+        if event.startswith("sys_enter_"):
+            numbers = re.sub(r"0x0*(?=[0-9a-f])", "", rest)
+            what = f"sys_{event.removeprefix('sys_enter_')}({numbers})"
+        elif event.startswith("sys_exit_"):
+            what = f"sys_{event.removeprefix('sys_exit_')} -> {rest}"
+        lines.append(f"{comm:>16}-{tid:<7} ({pid:>7}) [{cpu}] d..2. {time}: {what}\n")
+    perf, ftrace = tmp_path / "perf.txt", tmp_path / "ftrace.txt"
+    perf.write_text(done.stdout)
+    ftrace.write_text("".join(lines))
+    one, other = (import_trace(text, text.with_suffix(".mmt")) for text in (perf, ftrace))
+    other.validate()
+    assert other.header.source.format == "ftrace"
+    assert one.rows("operations") > 1000
+    for table in ("operations", "threads", "locks", "schedule"):
+        assert_frame_equal(one.table(table).collect(), other.table(table).collect())
