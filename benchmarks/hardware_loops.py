@@ -83,6 +83,12 @@ def now(scratch):
 
 
 @njit(nogil=True)
+def store_flag(address):
+    """Set a flag of a control block."""
+    store(address, 1)
+
+
+@njit(nogil=True)
 def call(n, a=0, b=0, c=0, d=0, e=0, f=0):
     return _syscall(n, a, b, c, d, e, f)
 
