@@ -36,7 +36,6 @@ PAGE = 4096
     FIRST_WRITE,
     READ_FRESH,
     READ_RESIDENT,
-    FILE_MINOR,
     DONTNEED_ONE,
     DONTNEED_TWO,
     FILL,
@@ -44,7 +43,7 @@ PAGE = 4096
     PAIR,
     PROC_READ,
     WAKE,
-) = range(13)
+) = range(12)
 #: What holds the lock.
 PROTECT, FILL_ALL = 0, 1
 
@@ -76,12 +75,13 @@ def hold(kind, control, base, length, out):
 
 
 @njit(nogil=True)
-def probe(kind, control, base, step, fd, vector, limit_ns, pauses, out, first):
+def probe(kind, control, base, step, fd, vector, limit_ns, pauses, warm, out, first):
     """Time operations of ``kind`` from the start flag on; returns how many.
 
     Stops after ``len(out)`` operations or ``limit_ns``.  ``base + i * step`` is where the
     i-th operation works; ``pauses[i]`` ns are spun away before it.  ``vector``: address
-    of two struct iovec.  ``first[i]``: of a pair, the mmap alone.
+    of two struct iovec.  ``warm``: fresh pages, of which each operation uses up three
+    beforehand (0: none).  ``first[i]``: of a pair, the mmap alone.
     """
     scratch = np.zeros(2, np.int64)
     while load(control) == 0:
@@ -96,6 +96,13 @@ def probe(kind, control, base, step, fd, vector, limit_ns, pauses, out, first):
         wait = pauses[n]
         while wait > 0 and now(scratch) - t < wait:
             pass
+        if warm != 0:
+            store(warm + 3 * n * PAGE, 1)
+            store(warm + (3 * n + 1) * PAGE, 1)
+            _syscall(MADVISE, warm + (3 * n + 2) * PAGE, PAGE, DONTNEED, 0, 0, 0)
+            if kind == PROC_READ:
+                _syscall(LSEEK, fd, 0, 0, 0, 0, 0)
+                _syscall(READ, fd, base, 65536, 0, 0, 0)
         at = base + n * step
         if kind == DONTNEED_ONE:
             store(at, 1)
@@ -104,7 +111,7 @@ def probe(kind, control, base, step, fd, vector, limit_ns, pauses, out, first):
         t = now(scratch)
         if kind == FAULT or kind == FIRST_WRITE:
             store(at, 1)
-        elif kind == ZERO_PAGE or kind == FILE_MINOR:
+        elif kind == ZERO_PAGE:
             sink += load(at)
         elif kind == READ_FRESH or kind == READ_RESIDENT:
             _syscall(READ, fd, at, 1, 0, 0, 0)
