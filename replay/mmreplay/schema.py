@@ -414,4 +414,26 @@ GAPS = Table(
     ),
 )
 
-TRACE_TABLES: Final = (OPERATIONS, THREADS, VMAS, SCHEDULE, LOCKS, GAPS)
+CALLCHAINS = Table(
+    "callchains",
+    False,
+    "Where operations came from, of those whose call chain was recorded (perf record -g).",
+    (
+        _c("begin_ns", "Int64", "ns since t0", False, "begin of the operation"),
+        _c("seq", "UInt32", "", False, "its seq"),
+        _c("stack", "UInt32", "", False, "its call chain, in the table of stacks"),
+    ),
+)
+
+STACKS = Table(
+    "stacks",
+    False,
+    "Distinct call chains: one row per frame, innermost first.",
+    (
+        _c("stack", "UInt32", "", False, "call chain, from 1"),
+        _c("depth", "UInt16", "", False, "0 is the innermost frame"),
+        _c("ip", "UInt64", "byte", False, "instruction pointer; kernel frames come first"),
+    ),
+)
+
+TRACE_TABLES: Final = (OPERATIONS, THREADS, VMAS, SCHEDULE, LOCKS, GAPS, CALLCHAINS, STACKS)

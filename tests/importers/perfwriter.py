@@ -88,6 +88,18 @@ FORMATS: dict[int, tuple[str, str]] = {
 }
 
 
+def raw_formats() -> dict[int, tuple[str, str]]:
+    """``raw_syscalls``: the number, and six words or the result."""
+    number = ("long", "id", 8, 8, 1)
+    return {
+        60: (
+            "raw_syscalls",
+            format_text("sys_enter", 60, (number, ("unsigned long", "args[6]", 16, 48, 0))),
+        ),
+        61: ("raw_syscalls", format_text("sys_exit", 61, (number, ("long", "ret", 16, 8, 1)))),
+    }
+
+
 def mmap_lock_formats(dynamic: bool) -> dict[int, tuple[str, str]]:
     """The three mmap_lock formats in the old (dynamic string) or the new layout."""
     found = {}
@@ -213,6 +225,12 @@ class Writer:
         """A syscall entry (its arguments) or return (one signed word)."""
         packed = b"".join(self.pack("Q", word & (1 << 64) - 1) for word in words)
         self.sample(which, time, tid, b"\0" * 16 + packed, **more)
+
+    def raw_call(self, which: int, time: int, tid: int, number: int, *words: int) -> None:
+        """A raw_syscalls entry (its arguments) or return (one word)."""
+        packed = b"".join(self.pack("Q", word & (1 << 64) - 1) for word in (number, *words))
+        more = 0 if len(words) == 1 else 6 - len(words)
+        self.sample(which, time, tid, b"\0" * 8 + packed + b"\0" * 8 * more)
 
     def fork(self, time: int, pid: int, ppid: int, tid: int, ptid: int) -> None:
         body = self.pack("iiiiQ", pid, ppid, tid, ptid, time)

@@ -5,6 +5,7 @@ Skipped, with the reason, where perf, its tracepoints or the permission are miss
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
@@ -24,7 +25,8 @@ from mmreplay.importers import perf_data
 from mmreplay.importers import perf_header as ph
 from mmreplay.importers.perf_layout import EventInfo
 from mmreplay.importers.registry import import_trace
-from mmreplay.importers.syscalls import CALLS
+from mmreplay.importers.syscalls import CALLS, number_tables
+from mmreplay.schema import OpKind, Quality
 from mmreplay.trace.store import Trace
 
 pytestmark = pytest.mark.perf
@@ -92,6 +94,10 @@ SETS = {
             ),
             "sched:sched_switch",
         ],
+    ),
+    "raw": (
+        ["-d"],
+        [*FAULTS, "minor-faults", "raw_syscalls:sys_enter", "raw_syscalls:sys_exit"],
     ),
     "callchains": (["-g"], [FAULTS[0], "syscalls:sys_enter_mmap", "syscalls:sys_exit_mmap"]),
 }
@@ -171,6 +177,9 @@ def decoded(file: Path) -> Iterator[tuple[Key, EventInfo, Any]]:
             t0 = int(recording.decode_state[0])
             for i in np.flatnonzero(batch.event[:rows] >= 0).tolist():
                 info = recording.events[batch.event[i]]
+                if info.role in (ev.RAW_ENTER, ev.RAW_EXIT):
+                    role, call = int(batch.role[i]), int(batch.call[i])
+                    info = dataclasses.replace(info, role=role, call=call)
                 stamp = int(batch.time[i]) + t0
                 pid, tid, cpu = (int(column[i]) for column in (batch.pid, batch.tid, batch.cpu))
                 arguments = [int(value) for value in batch.arg[i]]
@@ -189,6 +198,8 @@ def same_arguments(info: EventInfo, arg: list[int], rest: str) -> bool:
         return arg[1] == int(found[2], 16) and (named or arg[0] == int(found[1], 16))
     if info.role in (ev.FAULT_MINOR, ev.FAULT_MAJOR, ev.FAULT_SOFTWARE):
         return arg[0] == int(rest.split()[0], 16)
+    if info.name.startswith("raw_syscalls"):
+        return same_raw(info, arg, rest)
     if info.role == ev.EXIT:
         return arg[0] == int(rest.split()[0], 16)
     if info.role == ev.ENTER:
@@ -212,6 +223,26 @@ def same_arguments(info: EventInfo, arg: list[int], rest: str) -> bool:
         return good
     if info.role == ev.SCHED_SWITCH:
         return f"next_pid={arg[1]} " in rest
+    return True
+
+
+def same_raw(info: EventInfo, arg: list[int], rest: str) -> bool:
+    found = re.fullmatch(r"\s+NR (-?\d+) (?:\((.*)\)|= (-?\d+))", rest)
+    assert found, rest
+    native, _ = number_tables(platform.machine()).calls
+    number = int(found[1])
+    if info.role == ev.OTHER:
+        return not 0 <= number < len(native) or bool(native[number] < 0)
+    if native[number] != info.call:
+        return False
+    if info.role == ev.EXIT:
+        return arg[0] == int(found[3]) & (1 << 64) - 1
+    words = [int(word, 16) for word in found[2].split(", ")]
+    call = CALLS[info.call]
+    for position, slot in enumerate(call.slots):
+        mask = 0xFFFF_FFFF if position in call.narrow else (1 << 64) - 1
+        if slot >= 0 and arg[slot] & mask != words[position] & mask:
+            return False
     return True
 
 
@@ -255,6 +286,90 @@ def test_every_event_is_perf_scripts(tmp_path: Path, name: str) -> None:
         assert abs(measured - ends) <= trace.header.counters.get("begin_unseen", 0)
         maps = rows.filter(rows["kind"] == 3)
         assert maps.height == count["syscalls:sys_enter_mmap"]
+
+
+def test_call_chains(tmp_path: Path) -> None:
+    """Frame by frame: the kernel's as they are, users' within their page (perf prints them
+    relative to their file)."""
+    options, events = SETS["callchains"]
+    file = record(tmp_path, options, events, ["--", sys.executable, "-c", WORKLOAD, "20"])
+    done = subprocess.run(
+        ["perf", "script", "-i", str(file), "--ns", "-F", "comm,pid,tid,time,event,ip"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    theirs: list[tuple[int, int, list[int]]] = []
+    for line in done.stdout.splitlines():
+        match = _LINE.match(line)
+        if match:
+            stamp = int(match["s"]) * 10**9 + int(match["ns"])
+            theirs.append((stamp, int(match["tid"]), []))
+        elif line.strip():
+            theirs[-1][2].append(int(line, 16))
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    frames: dict[int, list[int]] = {}
+    for stack, depth, ip in trace.table("stacks").collect().iter_rows():
+        assert depth == len(frames.setdefault(stack, []))
+        frames[stack].append(ip)
+    assert len({tuple(chain) for chain in frames.values()}) == len(frames)
+    rows = trace.operations.collect().join(
+        trace.table("callchains").collect(), on=["begin_ns", "seq"], how="inner"
+    )
+    assert rows.height > 1000
+    by_key: dict[tuple[int, int], list[list[int]]] = {}
+    for stamp, tid, chain in theirs:
+        by_key.setdefault((stamp - trace.header.t0_ns, tid), []).append(seen(chain))
+    for begin, tid, stack in rows.select("begin_ns", "tid", "stack").iter_rows():
+        assert seen(frames[stack]) in by_key[begin, tid]
+
+
+def seen(chain: list[int]) -> list[int]:
+    return [ip if ip >> 63 else ip & 0xFFF for ip in chain]
+
+
+COMPAT = """
+static int call(int n, int a, int b, int c, int d, int e) {
+    int r;
+    __asm__ volatile("push %%ebp; xor %%ebp, %%ebp; int $0x80; pop %%ebp"
+                     : "=a"(r) : "0"(n), "b"(a), "c"(b), "d"(c), "S"(d), "D"(e) : "memory");
+    return r;
+}
+void _start(void) {
+    volatile char *area = (char *)call(192, 0, 65536, 3, 0x22, -1);
+    for (int i = 0; i < 65536; i += 4096) area[i] = 1;
+    call(91, (int)area, 65536, 0, 0, 0);
+    call(1, 0, 0, 0, 0, 0);
+}
+"""
+
+
+def test_a_32_bit_program(tmp_path: Path) -> None:
+    source, program = tmp_path / "compat.c", tmp_path / "compat"
+    source.write_text(COMPAT)
+    words = ["-m32", "-nostdlib", "-static", "-O1", "-fno-pie", "-no-pie"]
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    built = subprocess.run(
+        ["gcc", *words, "-o", str(program), str(source)], capture_output=True, check=False
+    )
+    if built.returncode or subprocess.run([str(program)], check=False).returncode:
+        pytest.skip("32-bit programs cannot be built or run here")
+    options, events = SETS["raw"]
+    file = record(tmp_path, options, events, ["--", "sh", "-c", f"{program}; true"])
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    rows = trace.operations.collect()
+    rows = rows.filter((rows["quality"] & int(Quality.COMPAT32)) != 0)
+    (mapped,) = rows.filter(rows["kind"] == int(OpKind.MMAP)).to_dicts()
+    (unmapped,) = rows.filter(rows["kind"] == int(OpKind.MUNMAP)).to_dicts()
+    assert (mapped["length"], mapped["flags"], mapped["fd"]) == (65536, 0x22, -1)
+    assert (unmapped["address"], unmapped["length"]) == (mapped["address"], 65536)
+    assert unmapped["duration_ns"] > 0
+    first, last = mapped["address"], mapped["address"] + 65536
+    inside = rows.filter((rows["address"] >= first) & (rows["address"] < last))
+    assert inside.filter(inside["kind"] == int(OpKind.FAULT_USER)).height == 16
 
 
 CONTAINERS = {

@@ -19,11 +19,13 @@ from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
 from mmreplay.trace.parts import Parts
 from mmreplay.trace.splitstream import SplitRows, SplitStream
+from mmreplay.trace.writer import arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from mmreplay.importers.columns import Block
+    from mmreplay.importers.stacks import Frames
     from mmreplay.trace.writer import TraceWriter
 
 #: Operations of a group (a row group of the file), and groups in the ring (a power of two).
@@ -97,10 +99,18 @@ class Assembler:
         contention events (else ``contention_ns`` is null).
     bounded:
         Whether ends of faults are only bounded by the thread's next event.
+    stacks:
+        Whether the recording has call chains.
     """
 
     def __init__(
-        self, writer: TraceWriter, *, switches: bool, contention: bool, bounded: bool
+        self,
+        writer: TraceWriter,
+        *,
+        switches: bool,
+        contention: bool,
+        bounded: bool,
+        stacks: bool = False,
     ) -> None:
         self.writer = writer
         self.switches = switches
@@ -112,6 +122,7 @@ class Assembler:
         self.compat = 0
         self.split = SplitStream(writer.directory, GROUP_ROWS, bounded)
         self._parts = Parts(writer.adopt("operations"), "operations")
+        self._chains = Parts(writer.adopt("callchains"), "callchains") if stacks else None
         self._turns = 0
         self._waiting: list[_Waiting] = []
         self._opened = 0  # groups that pairing was given room for
@@ -154,6 +165,8 @@ class Assembler:
         list(self._pool.map(self._encode_late, range(groups)))
         self.operations, size_bytes, crc32 = self._parts.close()
         self.writer.note("operations", size_bytes, crc32)
+        if self._chains is not None:
+            self.writer.note("callchains", *self._chains.close()[1:])
         self._pool.shutdown(wait=True)
         self._beside.shutdown(wait=True)
         self.split.close()
@@ -164,6 +177,8 @@ class Assembler:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._beside.shutdown(wait=True, cancel_futures=True)
         self._parts.abandon()
+        if self._chains is not None:
+            self._chains.abandon()
         self.split.close()
 
     # -- operations ------------------------------------------------------------------------
@@ -234,7 +249,7 @@ class Assembler:
     def _encode(
         self, turn: int, group: _Waiting, count: int, alias: NDArray[np.int64]
     ) -> tuple[int, int, SplitRows]:
-        from mmreplay.importers.columns import early, new_block
+        from mmreplay.importers.columns import chains_of, early, new_block
 
         assert self.probe is not None
         assert group.low is not None
@@ -252,6 +267,8 @@ class Assembler:
             split,
         )
         self._parts.write(turn, group.number, table)
+        if self._chains is not None:
+            self._chains.write(turn, group.number, chains_of(group.rows[:count]))
         self._blocks.append(block)
         return count, compat, split
 
@@ -307,6 +324,15 @@ class Assembler:
                 self._tables.append(done)
         while self._tables and (last or len(self._tables) > _MOST_TABLES):
             self._tables.popleft().result()
+
+    def add_frames(self, frames: Frames) -> None:
+        """Frames of call chains that were not seen before."""
+        self._tables.append(self._beside.submit(self._write_frames, frames))
+
+    def _write_frames(self, frames: Frames) -> None:
+        import pyarrow as pa
+
+        self.writer.write("stacks", pa.table(frames._asdict(), schema=arrow_schema("stacks")))
 
     def _write(self, name: str, rows: NDArray[np.int64], alias: NDArray[np.int64]) -> None:
         self.writer.write(name, self._table(name, rows, alias))

@@ -350,6 +350,18 @@ def early(
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema), compat
 
 
+def chains_of(rows: NDArray[np.int64]) -> pa.Table:
+    """The call chains of the operations that have one."""
+    rows = rows[rows[:, ps.O_STACK] > 0]
+    columns = (ps.O_BEGIN, ps.O_SEQ, ps.O_STACK)
+    schema = arrow_schema("callchains")
+    arrays = [
+        pa.array(rows[:, column].astype(field.type.to_pandas_dtype()), field.type)
+        for column, field in zip(columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 def late(part: Divided, bounded: bool) -> pa.Table:
     """The columns that only the whole trace decides."""
     count = len(part.known)

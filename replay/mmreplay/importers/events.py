@@ -10,6 +10,8 @@ FAULT_*            address, error code (starts only)
 ENTER              the eight slots of :mod:`mmreplay.importers.syscalls`
 EXIT               return value
 CONTENTION_*       lock address, LCB_F_* flags (begin only)
+RAW_ENTER          six words of the call, -, its number
+RAW_EXIT           return value; number in arg[7]
 SCHED_SWITCH       prev_state, next tid
 MMAP_LOCK_*        mm, write, success
 SWITCH             out (1) or in (0), preempted
@@ -52,6 +54,11 @@ MAPPING: Final = 24
 LOST: Final = 25
 THROTTLE: Final = 26
 
+#: Roles of events that may begin an operation.
+BEGINNERS: Final = frozenset(
+    (FAULT_USER, FAULT_KERNEL, FAULT_SOFTWARE, FAULT_MINOR, FAULT_MAJOR, ENTER, RAW_ENTER)
+)
+
 # Marks of one event (``mark``).
 LATE: Final = 1  # arrived after something later was passed on; its time was raised
 SYNTHETIC: Final = 2  # made up by the recorder about the state before the recording
@@ -73,6 +80,9 @@ class Batch(NamedTuple):
     ip: NDArray[np.uint64]  # user instruction pointer, 0 unknown
     arg: NDArray[np.uint64]  # (n, 8)
     position: NDArray[np.int64]  # byte in the stream, for messages and tests
+    chain: NDArray[np.int64]  # byte of the call chain's count in the stream, 0 none
+    chain_hash: NDArray[np.uint64]  # of its frames
+    stack: NDArray[np.int32]  # number of the call chain, 0 none; see stacks.py
 
 
 def new_batch(rows: int) -> Batch:
@@ -91,4 +101,7 @@ def new_batch(rows: int) -> Batch:
         z(rows, np.uint64),
         z((rows, 8), np.uint64),
         z(rows, np.int64),
+        z(rows, np.int64),
+        z(rows, np.uint64),
+        z(rows, np.int32),
     )

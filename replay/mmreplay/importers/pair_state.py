@@ -138,8 +138,9 @@ START_KINDS: Final = ("first_seen", "fork", "thread", "attach", "exec")
     O_FD,
     O_RESULT,
     O_CHILD,
+    O_STACK,
     O_SIZE,
-) = range(35)
+) = range(36)
 #: Columns that closing an operation sets; O_QUALITY and O_KNOWN are or-ed.
 CLOSING: Final = (
     O_DURATION,
@@ -207,8 +208,9 @@ GAP_LOST: Final = 25
     C_ENDS,
     C_PAIR,
     C_SWITCHES,
+    C_STACK,  # call chain of the event at hand
     C_SIZE,
-) = range(31)
+) = range(32)
 
 #: pid_max on 64-bit kernels (include/linux/threads.h@6.18): a larger tid is damage.
 MAX_TID: Final = 4 << 20

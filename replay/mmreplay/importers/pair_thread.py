@@ -364,6 +364,7 @@ def begin_row(
     ops[out + ps.O_CLASS] = 0
     ops[out + ps.O_IP] = 0
     ops[out + O_KNOWN] = 0
+    ops[out + ps.O_STACK] = a[ps.C_STACK]
     if kind != _FAULT_USER and kind != _FAULT_KERNEL:
         ops[out + ps.O_LENGTH] = 0
         ops[out + ps.O_FLAGS] = 0

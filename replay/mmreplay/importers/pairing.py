@@ -338,6 +338,7 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
         cpu = np.int64(batch.cpu[i])
         mark = batch.mark[i]
         a[ps.C_LAST_NS] = now
+        a[ps.C_STACK] = 0
         if role == ev.LOST or role == ev.THROTTLE:
             _loss(a, now, cpu, np.int64(batch.arg[i, 0]), role)
             continue
@@ -412,6 +413,7 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                 if returns:
                     a[t + ps.S_LAST_NS] = now
                     continue
+            a[ps.C_STACK] = np.int64(batch.stack[i])
             if ev.FAULT_USER <= role <= ev.FAULT_MAJOR:
                 _on_fault(
                     a,

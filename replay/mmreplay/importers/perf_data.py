@@ -7,6 +7,7 @@ Memory is bounded by two rounds of the recording plus a fixed number of windows.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from mmreplay.importers.binary import new_table
 from mmreplay.importers.names import plain_name
 from mmreplay.importers.perf_container import Source, open_source
 from mmreplay.importers.perf_layout import Plan
+from mmreplay.importers.raw_calls import RawCalls
+from mmreplay.importers.stacks import Frames, Stacks
 from mmreplay.importers.streams import Ready, Stream, merge
-from mmreplay.importers.syscalls import number_tables
 
 #: Events decoded at a time.
 BATCH_ROWS = 1 << 15
@@ -51,6 +53,11 @@ class Recording:
         #: Names of mapped files by name id: (as data, as code), see :func:`names.plain_name`.
         self.names: list[tuple[str, str]] = []
         self.decode_state = pd.new_state()
+        #: Call chains, where they were recorded, and their frames that nobody took yet.
+        self.stacks: Stacks | None = None
+        self.frames: list[Frames] = []
+        if any(plan.has_chains for plan in self.plans):
+            self.stacks = Stacks()
 
     def close(self) -> None:
         """Give the files back."""
@@ -138,6 +145,9 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
     rec = recording
     batch = ev.new_batch(BATCH_ROWS)
     names = _Names(rec)
+    raw = None
+    if rec.has(ev.RAW_ENTER, ev.RAW_EXIT):
+        raw = RawCalls(rec.header.arch or platform.machine(), rec.events)
     for ready in merge(rec.streams):
         if rec.decode_state[pd.D_T0] == pw.MAX_TIME:
             _find_start(rec, ready)
@@ -161,6 +171,11 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
                     batch,
                 )
                 names.read(stream)
+            if raw is not None:
+                raw.name(batch, last - first)
+            if rec.stacks is not None:
+                found = rec.stacks.number(batch, last - first, ready, first, rec.streams)
+                rec.frames += [found] if found is not None else []
             yield batch, last - first
         if progress is not None:
             done = sum(stream.done_bytes for stream in rec.streams)
@@ -180,13 +195,12 @@ class _Names:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
-        self.numbers, self.slots = number_tables()
         self.keys, self.values = new_table(1024)
         self.places = np.zeros((1024, 2), np.int64)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return (self.numbers, self.slots, self.keys, self.values, self.places)
+        return (self.keys, self.values, self.places)
 
     def make_room(self, rows: int) -> None:
         known = int(self.recording.decode_state[pd.D_NAMES])

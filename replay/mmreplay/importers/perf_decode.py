@@ -20,11 +20,13 @@ from mmreplay.importers.binary import (
 )
 from mmreplay.importers.perf_layout import (
     G_CALL,
+    G_CHAIN,
     G_FIELDS,
     G_NEED,
     G_READ_FORMAT,
     G_ROLE,
     G_SAMPLE_TYPE,
+    G_SIZE,
     G_WEIGHT,
     L_ADDR,
     L_CPU,
@@ -64,6 +66,9 @@ from mmreplay.jit import borrowing_helper, borrowing_njit
 #: A position: the stream in the upper bits, the byte in its buffer in the lower ones.
 STREAM_SHIFT: Final = 48
 _KERNEL_HALF: Final = 1 << 63
+#: From here on an entry of a call chain says where the next ones are (PERF_CONTEXT_MAX:
+#: include/uapi/linux/perf_event.h@6.18).
+CONTEXT: Final = 2**64 - 4095
 _SAMPLE_READ: Final = 16
 _SAMPLE_CALLCHAIN: Final = 32
 _MAX_CPU: Final = 32_767
@@ -91,8 +96,10 @@ def new_state() -> NDArray[np.int64]:
 
 
 @borrowing_helper
-def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_format: Any) -> Any:
-    """Byte of the RAW size word behind READ and CALLCHAIN, or -1 where they do not fit."""
+def _chain_at(
+    buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_format: Any
+) -> Any:
+    """Byte of what follows READ, or -1 where it does not fit."""
     where = at + start
     end = at + size
     if sample_type & _SAMPLE_READ:
@@ -107,6 +114,16 @@ def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_
             where += 8 + 8 * times + 8 * per * np.int64(members)
         else:
             where += 8 * times + 8 * per
+    return where if where <= end else -1
+
+
+@borrowing_helper
+def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_format: Any) -> Any:
+    """Byte of the RAW size word behind READ and CALLCHAIN, or -1 where they do not fit."""
+    where = _chain_at(buffer, at, size, start, sample_type, read_format)
+    end = at + size
+    if where < 0:
+        return -1
     if sample_type & _SAMPLE_CALLCHAIN:
         if where + 8 > end:
             return -1
@@ -115,6 +132,24 @@ def _raw_at(buffer: Any, at: Any, size: Any, start: Any, sample_type: Any, read_
             return -1
         where += 8 + 8 * np.int64(frames)
     return where if where + 4 <= end else -1
+
+
+@borrowing_helper
+def _chain_of(buffer: Any, where: Any, end: Any) -> Any:
+    """(where, hash of the frames) of a call chain; (0, 0) of one without frames."""
+    hashed = np.uint64(0xCBF29CE484222325)
+    frames = 0
+    if where >= 0 and where + 8 <= end:
+        count = load_u64(buffer, where)
+        if count < np.uint64((end - where) >> 3):
+            for k in range(1, np.int64(count) + 1):
+                ip = load_u64(buffer, where + 8 * k)
+                if ip < np.uint64(CONTEXT):
+                    hashed = mix(hashed ^ ip)
+                    frames += 1
+    if frames == 0:
+        return 0, np.uint64(0)
+    return where, hashed
 
 
 @borrowing_helper
@@ -154,8 +189,6 @@ def decode(
     stream: Any,
     first_event: Any,
     state: Any,
-    by_number: Any,
-    number_slots: Any,
     name_keys: Any,
     name_values: Any,
     name_places: Any,
@@ -174,8 +207,6 @@ def decode(
         What the batch calls the stream's first event.
     state:
         int64, the D_* entries.
-    by_number, number_slots:
-        :func:`mmreplay.importers.syscalls.number_tables`.
     name_keys, name_values, name_places:
         Table of file names by hash, and (names, 2) byte ranges of each name's first
         occurrence; the caller leaves room for ``last - first`` more.
@@ -191,6 +222,7 @@ def decode(
     out_cpu, out_event, out_role = bare(batch.cpu), bare(batch.event), bare(batch.role)
     out_call, out_mark, out_weight = bare(batch.call), bare(batch.mark), bare(batch.weight)
     out_ip, arg, out_position = bare(batch.ip), bare(batch.arg), bare(batch.position)
+    out_chain, out_hash = bare(batch.chain), bare(batch.chain_hash)
     t0 = state[D_T0]
     for i in range(first, last):
         entry = order[i]
@@ -210,6 +242,7 @@ def decode(
         size = np.int64(load_u16(buffer, at + 6))
         for k in range(8):
             arg[8 * n + k] = 0
+        out_chain[n] = 0
         out_pid[n] = 0
         out_tid[n] = 0
         out_role[n] = 0
@@ -224,13 +257,13 @@ def decode(
             if misc & 7 == 2:
                 mark |= ev.USER_MODE
             event = 8 * code
-            role = flags[7 * code + G_ROLE]
+            role = flags[G_SIZE * code + G_ROLE]
             pid = load_i32(buffer, at + fixed[event + L_TID])
             tid = load_i32(buffer, at + fixed[event + L_TID] + 4)
             if fixed[event + L_CPU] >= 0:
                 value = load_u32(buffer, at + fixed[event + L_CPU])
                 cpu = np.int64(value) if value <= np.uint32(_MAX_CPU) else -1
-            weight = np.uint64(flags[7 * code + G_WEIGHT])
+            weight = np.uint64(flags[G_SIZE * code + G_WEIGHT])
             if fixed[event + L_PERIOD] >= 0:
                 weight = load_u64(buffer, at + fixed[event + L_PERIOD])
             out_weight[n] = np.uint32(max(np.uint64(1), min(weight, np.uint64(0xFFFFFFFF))))
@@ -238,7 +271,7 @@ def decode(
                 ip = load_u64(buffer, at + fixed[event + L_IP])
                 if ip < np.uint64(_KERNEL_HALF):
                     out_ip[n] = ip
-            steps = flags[7 * code + G_FIELDS]
+            steps = flags[G_SIZE * code + G_FIELDS]
             if steps > 0:
                 raw = fixed[event + L_RAW]
                 where = at + raw
@@ -248,13 +281,17 @@ def decode(
                         at,
                         size,
                         -raw,
-                        flags[7 * code + G_SAMPLE_TYPE],
-                        flags[7 * code + G_READ_FORMAT],
+                        flags[G_SIZE * code + G_SAMPLE_TYPE],
+                        flags[G_SIZE * code + G_READ_FORMAT],
                     )
                 length = np.int64(0)
                 if where >= 0:
                     length = np.int64(load_u32(buffer, where))
-                if where < 0 or where + 4 + length > at + size or length < flags[7 * code + G_NEED]:
+                if (
+                    where < 0
+                    or where + 4 + length > at + size
+                    or length < flags[G_SIZE * code + G_NEED]
+                ):
                     state[D_MALFORMED] += 1
                     continue
                 for k in range(steps):
@@ -265,7 +302,17 @@ def decode(
                         program[step + P_SIZE],
                         program[step + P_SIGNED],
                     )
-            call = flags[7 * code + G_CALL]
+            if flags[G_SIZE * code + G_CHAIN] > 0:
+                where = _chain_at(
+                    buffer,
+                    at,
+                    size,
+                    flags[G_SIZE * code + G_CHAIN],
+                    flags[G_SIZE * code + G_SAMPLE_TYPE],
+                    flags[G_SIZE * code + G_READ_FORMAT],
+                )
+                out_chain[n], out_hash[n] = _chain_of(buffer, where, at + size)
+            call = flags[G_SIZE * code + G_CALL]
             if role == ev.FAULT_USER:
                 out_ip[n] = (
                     arg[8 * n + 2] if arg[8 * n + 2] < np.uint64(_KERNEL_HALF) else np.uint64(0)
@@ -273,31 +320,6 @@ def decode(
                 arg[8 * n + 2] = 0
             elif role == ev.FAULT_SOFTWARE or role == ev.FAULT_MINOR or role == ev.FAULT_MAJOR:
                 arg[8 * n + 0] = load_u64(buffer, at + fixed[event + L_ADDR])
-            elif role == ev.RAW_ENTER or role == ev.RAW_EXIT:
-                number = arg[8 * n + 7]
-                call = -1
-                if number < np.uint64(by_number.shape[0]):
-                    call = by_number[number]
-                if call < 0:
-                    role = ev.OTHER
-                elif role == ev.RAW_EXIT:
-                    role = ev.EXIT
-                else:
-                    role = ev.ENTER
-                    a0, a1, a2 = arg[8 * n + 0], arg[8 * n + 1], arg[8 * n + 2]
-                    a3, a4, a5 = arg[8 * n + 3], arg[8 * n + 4], arg[8 * n + 5]
-                    raw_args = (a0, a1, a2, a3, a4, a5)
-                    for k in range(8):
-                        arg[8 * n + k] = 0
-                    for k in range(6):
-                        slot = number_slots[call, k]
-                        if slot >= 16:
-                            narrow = np.int64(raw_args[k] & np.uint64(0xFFFFFFFF))
-                            if narrow >= 1 << 31:
-                                narrow -= 1 << 32
-                            arg[8 * n + slot - 16] = np.uint64(narrow)
-                        elif slot >= 0:
-                            arg[8 * n + slot] = raw_args[k]
             out_call[n] = call
             out_event[n] = first_event + code
         else:

@@ -151,6 +151,7 @@ def _counters(rec: source.Recording, state: ps.State, tables: Assembler) -> dict
         "unmatched_lock_events": count[ps.C_UNMATCHED_LOCK],
         "failed_trylocks": count[ps.C_TRYLOCK_FAILED],
         "compat32_operations": tables.compat,
+        "operations_without_stack": rec.stacks.dropped if rec.stacks is not None else 0,
     }
     result = {name: int(value) for name, value in values.items() if value}
     for kind in np.flatnonzero(types).tolist():
@@ -188,7 +189,7 @@ def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[
         found.append("no page faults were recorded; add -e exceptions:page_fault_user")
     if header.capabilities.sampling:
         found.append("events were sampled, so nothing pairs; record with -c 1 instead of -F")
-    if header.counters.get("compat32_operations"):
+    if header.counters.get("compat32_operations") and not header.capabilities.compat_visible:
         found.append(
             "32-bit tasks: their system calls are not in syscalls:*; record raw_syscalls too"
         )

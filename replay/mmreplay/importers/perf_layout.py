@@ -23,7 +23,9 @@ from mmreplay.importers.tracing_data import Format, TracingData
 #: Columns of :attr:`Layout.fixed`; -1 where the event's samples do not have the part.
 (L_IP, L_TID, L_TIME, L_ADDR, L_CPU, L_PERIOD, L_RAW, L_MIN) = range(8)
 #: Columns of :attr:`Layout.flags`.
-(G_ROLE, G_CALL, G_SAMPLE_TYPE, G_READ_FORMAT, G_WEIGHT, G_FIELDS, G_NEED) = range(7)
+(G_ROLE, G_CALL, G_SAMPLE_TYPE, G_READ_FORMAT, G_WEIGHT, G_FIELDS, G_NEED, G_CHAIN, G_SIZE) = range(
+    9
+)
 #: Columns of one field of :attr:`Layout.program`.
 (P_SLOT, P_OFFSET, P_SIZE, P_SIGNED) = range(4)
 #: Entries of :attr:`Layout.trailer`: distance from the record's end, -1 absent; then its size.
@@ -70,7 +72,7 @@ class Layout(NamedTuple):
     """Tables for the compiled scanner; first axis: the recorded event."""
 
     fixed: NDArray[np.int64]  # (events, 8): offsets from the record's start
-    flags: NDArray[np.int64]  # (events, 7)
+    flags: NDArray[np.int64]  # (events, 8)
     program: NDArray[np.int64]  # (events, MAX_FIELDS, 4)
     id_keys: NDArray[np.uint64]
     id_values: NDArray[np.int32]
@@ -106,6 +108,11 @@ class Plan:
     def has(self, *roles: int) -> bool:
         """Whether any event has one of the roles."""
         return any(event.role in roles for event in self.events)
+
+    @property
+    def has_chains(self) -> bool:
+        """Whether any event that begins operations has its call chain."""
+        return bool(self.layout.flags[:, G_CHAIN].any())
 
     @property
     def sampled(self) -> bool:
@@ -144,6 +151,17 @@ def sample_offsets(attr: ph.Attr) -> list[int]:
     else:
         found[L_MIN] = at
     return [found[column] for column in range(8)]
+
+
+def chain_offset(attr: ph.Attr) -> int:
+    """Where READ and CALLCHAIN begin in the event's samples; 0 without a call chain."""
+    if not attr.sample_type & ph.SAMPLE_CALLCHAIN:
+        return 0
+    before = (
+        ph.SAMPLE_IDENTIFIER | ph.SAMPLE_IP | ph.SAMPLE_TID | ph.SAMPLE_TIME | ph.SAMPLE_ADDR
+        | ph.SAMPLE_ID | ph.SAMPLE_STREAM_ID | ph.SAMPLE_CPU | ph.SAMPLE_PERIOD
+    )  # fmt: skip
+    return 8 + 8 * (attr.sample_type & before).bit_count()
 
 
 def id_offset_of(attr: ph.Attr) -> int:
@@ -211,13 +229,9 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
             )
     id_offset = _common_id_offset(attrs, where)
     infos = [_describe(attr, tracing) for attr in attrs]
-    if any(info.role == ev.ENTER or info.role == ev.EXIT for info in infos):
-        for info in infos:  # the same calls, seen twice
-            if info.role in (ev.RAW_ENTER, ev.RAW_EXIT):
-                info.role = ev.OTHER
     switch_records = any(attr.context_switch for attr in attrs)
     fixed = np.zeros((count, 8), np.int64)
-    flags = np.zeros((count, 7), np.int64)
+    flags = np.zeros((count, G_SIZE), np.int64)
     program = np.zeros((count, MAX_FIELDS, 4), np.int64)
     for index, (attr, info) in enumerate(zip(attrs, infos, strict=True)):
         fixed[index] = sample_offsets(attr)
@@ -249,6 +263,7 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
             weight,
             len(steps or ()),
             need,
+            chain_offset(attr) if info.role in ev.BEGINNERS else 0,
         )
     keys, values = new_table(sum(len(attr.ids) for attr in attrs))
     for index, attr in enumerate(attrs):

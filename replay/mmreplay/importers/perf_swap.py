@@ -17,6 +17,7 @@ from mmreplay.importers.perf_layout import (
     G_FIELDS,
     G_READ_FORMAT,
     G_SAMPLE_TYPE,
+    G_SIZE,
     MAX_FIELDS,
     P_OFFSET,
     P_SIZE,
@@ -149,10 +150,10 @@ def _sample(buffer: Any, at: Any, end: Any, layout: Any) -> None:
         event = np.int64(table_find(layout.id_keys, layout.id_values, ident))
         if event < 0:
             return
-    kinds = flags[7 * event + G_SAMPLE_TYPE]
+    kinds = flags[G_SIZE * event + G_SAMPLE_TYPE]
     where = _fields(buffer, at + 8, end, kinds, _SAMPLE)
     if kinds & _READ:
-        form = flags[7 * event + G_READ_FORMAT]
+        form = flags[G_SIZE * event + G_READ_FORMAT]
         times = (form & 1) + (form >> 1 & 1)
         per = 1 + (form >> 2 & 1) + (form >> 4 & 1)
         members = np.int64(1)
@@ -165,7 +166,7 @@ def _sample(buffer: Any, at: Any, end: Any, layout: Any) -> None:
         where = _words8(buffer, _flip(buffer, where, 8, end), frames, end)
     if kinds & _RAW:
         where = _flip(buffer, where, 4, end)
-        for k in range(flags[7 * event + G_FIELDS]):
+        for k in range(flags[G_SIZE * event + G_FIELDS]):
             step = (MAX_FIELDS * event + k) * 4
             _flip(buffer, where + program[step + P_OFFSET], program[step + P_SIZE], end)
 
@@ -207,7 +208,7 @@ def swap(buffer: Any, at: Any, end: Any, layout: Any, skip: Any) -> Any:
                 for _ in range(_WORDS[kind, group]):
                     where = _flip(buffer, where, 8 if group & 1 else 4, body)
             if length > 0:
-                _fields(buffer, body, stop, flags[7 * own + G_SAMPLE_TYPE], _TRAILER)
+                _fields(buffer, body, stop, flags[G_SIZE * own + G_SAMPLE_TYPE], _TRAILER)
         elif kind == R_THREAD_MAP:
             _words8(buffer, at + 8, 2, stop)
         elif kind == R_AUXTRACE and size >= 16:

@@ -89,11 +89,15 @@ def _transfer(
         switches=config.switches,
         contention=rec.has(ev.CONTENTION_BEGIN),
         bounded=config.fault_starts and not config.fault_ends,
+        stacks=rec.stacks is not None,
     )
     tables.names = rec.names
     state = tables.start(config)
     try:
         for batch, rows in source.batches(rec, progress):
+            for frames in rec.frames:
+                tables.add_frames(frames)
+            rec.frames.clear()
             at = 0
             while at < rows:
                 at = pairing.pair(state.arena, state.ops, batch, at, rows)

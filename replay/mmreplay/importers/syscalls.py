@@ -7,7 +7,7 @@ format text have changed (``len`` became ``len_in``), the positions have not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,50 +21,48 @@ _NO: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One system call: name, kind, target slot of each argument, x86-64 number (or -1)."""
+    """One system call: name, kind, target slot of each argument."""
 
     name: str
     kind: OpKind
     slots: tuple[int, ...]
-    number: int = -1
     #: Arguments that are C ints: the upper half of the register is not theirs.
     narrow: tuple[int, ...] = ()
 
 
-#: Numbers: arch/x86/entry/syscalls/syscall_64.tbl@6.18.
 CALLS: Final[tuple[Call, ...]] = (
-    Call("mmap", OpKind.MMAP, (ADDRESS2, LENGTH, PROT, FLAGS, FD, OFFSET), 9, (4,)),
-    Call("munmap", OpKind.MUNMAP, (ADDRESS, LENGTH), 11),
-    Call("mprotect", OpKind.MPROTECT, (ADDRESS, LENGTH, PROT), 10),
-    Call("pkey_mprotect", OpKind.PKEY_MPROTECT, (ADDRESS, LENGTH, PROT, FLAGS), 329, (3,)),
-    Call("madvise", OpKind.MADVISE, (ADDRESS, LENGTH, FLAGS), 28, (2,)),
-    Call("process_madvise", OpKind.PROCESS_MADVISE, (FD, _NO, LENGTH2, FLAGS), 440, (0, 3)),
-    Call("brk", OpKind.BRK, (ADDRESS2,), 12),
-    Call("mremap", OpKind.MREMAP, (ADDRESS, LENGTH2, LENGTH, FLAGS, ADDRESS2), 25),
-    Call("mlock", OpKind.MLOCK, (ADDRESS, LENGTH), 149),
-    Call("mlock2", OpKind.MLOCK, (ADDRESS, LENGTH, FLAGS), 325, (2,)),
-    Call("munlock", OpKind.MUNLOCK, (ADDRESS, LENGTH), 150),
-    Call("mlockall", OpKind.MLOCKALL, (FLAGS,), 151, (0,)),
-    Call("munlockall", OpKind.MUNLOCKALL, (), 152),
-    Call("shmat", OpKind.SHMAT, (FD, ADDRESS2, FLAGS), 30, (0, 2)),
-    Call("shmdt", OpKind.SHMDT, (ADDRESS,), 67),
-    Call("mbind", OpKind.MBIND, (ADDRESS, LENGTH, _NO, _NO, _NO, FLAGS), 237, (5,)),
-    Call("mseal", OpKind.MSEAL, (ADDRESS, LENGTH, FLAGS), 462),
-    Call("mincore", OpKind.MINCORE, (ADDRESS, LENGTH), 27),
-    Call("msync", OpKind.MSYNC, (ADDRESS, LENGTH, FLAGS), 26, (2,)),
-    Call("clone", OpKind.CLONE, (FLAGS,), 56),
-    Call("clone3", OpKind.CLONE, (), 435),
-    Call("fork", OpKind.FORK, (), 57),
-    Call("vfork", OpKind.VFORK, (), 58),
-    Call("execve", OpKind.EXEC, (), 59),
-    Call("execveat", OpKind.EXEC, (), 322),
-    Call("get_mempolicy", OpKind.GET_MEMPOLICY, (_NO, _NO, _NO, ADDRESS, FLAGS), 239),
-    Call("process_vm_readv", OpKind.PROCESS_VM, (FD,), 310, (0,)),
-    Call("process_vm_writev", OpKind.PROCESS_VM, (FD,), 311, (0,)),
-    Call("pkey_alloc", OpKind.PKEY, (FLAGS,), 330),
-    Call("pkey_free", OpKind.PKEY, (), 331),
-    Call("remap_file_pages", OpKind.REMAP_FILE_PAGES, (ADDRESS, LENGTH, PROT, _NO, FLAGS), 216),
-    Call("vmsplice", OpKind.VMSPLICE, (FD,), 278, (0,)),
+    Call("mmap", OpKind.MMAP, (ADDRESS2, LENGTH, PROT, FLAGS, FD, OFFSET), (4,)),
+    Call("munmap", OpKind.MUNMAP, (ADDRESS, LENGTH)),
+    Call("mprotect", OpKind.MPROTECT, (ADDRESS, LENGTH, PROT)),
+    Call("pkey_mprotect", OpKind.PKEY_MPROTECT, (ADDRESS, LENGTH, PROT, FLAGS), (3,)),
+    Call("madvise", OpKind.MADVISE, (ADDRESS, LENGTH, FLAGS), (2,)),
+    Call("process_madvise", OpKind.PROCESS_MADVISE, (FD, _NO, LENGTH2, FLAGS), (0, 3)),
+    Call("brk", OpKind.BRK, (ADDRESS2,)),
+    Call("mremap", OpKind.MREMAP, (ADDRESS, LENGTH2, LENGTH, FLAGS, ADDRESS2)),
+    Call("mlock", OpKind.MLOCK, (ADDRESS, LENGTH)),
+    Call("mlock2", OpKind.MLOCK, (ADDRESS, LENGTH, FLAGS), (2,)),
+    Call("munlock", OpKind.MUNLOCK, (ADDRESS, LENGTH)),
+    Call("mlockall", OpKind.MLOCKALL, (FLAGS,), (0,)),
+    Call("munlockall", OpKind.MUNLOCKALL, ()),
+    Call("shmat", OpKind.SHMAT, (FD, ADDRESS2, FLAGS), (0, 2)),
+    Call("shmdt", OpKind.SHMDT, (ADDRESS,)),
+    Call("mbind", OpKind.MBIND, (ADDRESS, LENGTH, _NO, _NO, _NO, FLAGS), (5,)),
+    Call("mseal", OpKind.MSEAL, (ADDRESS, LENGTH, FLAGS)),
+    Call("mincore", OpKind.MINCORE, (ADDRESS, LENGTH)),
+    Call("msync", OpKind.MSYNC, (ADDRESS, LENGTH, FLAGS), (2,)),
+    Call("clone", OpKind.CLONE, (FLAGS,)),
+    Call("clone3", OpKind.CLONE, ()),
+    Call("fork", OpKind.FORK, ()),
+    Call("vfork", OpKind.VFORK, ()),
+    Call("execve", OpKind.EXEC, ()),
+    Call("execveat", OpKind.EXEC, ()),
+    Call("get_mempolicy", OpKind.GET_MEMPOLICY, (_NO, _NO, _NO, ADDRESS, FLAGS)),
+    Call("process_vm_readv", OpKind.PROCESS_VM, (FD,), (0,)),
+    Call("process_vm_writev", OpKind.PROCESS_VM, (FD,), (0,)),
+    Call("pkey_alloc", OpKind.PKEY, (FLAGS,)),
+    Call("pkey_free", OpKind.PKEY, ()),
+    Call("remap_file_pages", OpKind.REMAP_FILE_PAGES, (ADDRESS, LENGTH, PROT, _NO, FLAGS)),
+    Call("vmsplice", OpKind.VMSPLICE, (FD,), (0,)),
 )
 BY_NAME: Final = {call.name: index for index, call in enumerate(CALLS)}
 C_MMAP: Final = BY_NAME["mmap"]
@@ -90,20 +88,73 @@ def present_mask(call: Call) -> int:
 
 PRESENT: NDArray[np.int64] = np.array([present_mask(call) for call in CALLS], np.int64)
 
-_NUMBERS: Final = 512
+
+def _numbers(text: str) -> dict[str, int]:
+    return {name: int(number) for name, number in (one.split("=") for one in text.split())}
 
 
-def number_tables() -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """For ``raw_syscalls``: x86-64 number -> call (or -1), and call, argument -> slot + narrow.
+#: Numbers of the calls, which ``raw_syscalls`` tells: arch/x86/entry/syscalls/syscall_64.tbl,
+#: syscall_32.tbl (its ``mmap2``; the old ``mmap`` keeps its arguments in memory) and
+#: include/uapi/asm-generic/unistd.h, all @6.18.
+_X86_64: Final = _numbers("""
+    mmap=9 munmap=11 mprotect=10 pkey_mprotect=329 madvise=28 process_madvise=440 brk=12
+    mremap=25 mlock=149 mlock2=325 munlock=150 mlockall=151 munlockall=152 shmat=30 shmdt=67
+    mbind=237 mseal=462 mincore=27 msync=26 clone=56 clone3=435 fork=57 vfork=58 execve=59
+    execveat=322 get_mempolicy=239 process_vm_readv=310 process_vm_writev=311 pkey_alloc=330
+    pkey_free=331 remap_file_pages=216 vmsplice=278
+""")
+_I386: Final = _numbers("""
+    mmap=192 munmap=91 mprotect=125 pkey_mprotect=380 madvise=219 process_madvise=440 brk=45
+    mremap=163 mlock=150 mlock2=376 munlock=151 mlockall=152 munlockall=153 shmat=397 shmdt=398
+    mbind=274 mseal=462 mincore=218 msync=144 clone=120 clone3=435 fork=2 vfork=190 execve=11
+    execveat=358 get_mempolicy=275 process_vm_readv=347 process_vm_writev=348 pkey_alloc=381
+    pkey_free=382 remap_file_pages=257 vmsplice=316
+""")
+_GENERIC: Final = _numbers("""
+    munmap=215 mprotect=226 pkey_mprotect=288 madvise=233 process_madvise=440 brk=214 mremap=216
+    mlock=228 mlock2=284 munlock=229 mlockall=230 munlockall=231 shmat=196 shmdt=197 mbind=235
+    mseal=462 mincore=232 msync=227 clone=220 clone3=435 execve=221 execveat=281
+    get_mempolicy=236 process_vm_readv=270 process_vm_writev=271 pkey_alloc=289 pkey_free=290
+    remap_file_pages=234 vmsplice=75 mmap=222
+""")
+#: Machine, as ``uname -m`` says it -> (numbers of its own tasks, of its 32-bit tasks).
+_MACHINES: Final[dict[str, tuple[dict[str, int], dict[str, int]]]] = {
+    "x86_64": (_X86_64, _I386),
+    "i386": (_I386, {}),
+    "i686": (_I386, {}),
+    "aarch64": (_GENERIC, {}),
+    "riscv64": (_GENERIC, {}),
+    "loongarch64": (_GENERIC, {}),
+}
+NATIVE, COMPAT = 0, 1
+NUMBERS: Final = 512
+#: Marks of an argument's slot in :class:`NumberTables`.
+NARROW, PAGES = 16, 32
 
-    The second array holds ``slot`` or ``slot + 16`` for narrow arguments, -1 for none.
-    """
-    by_number = np.full(_NUMBERS, -1, np.int32)
-    slots = np.full((len(CALLS), 6), -1, np.int32)
-    for index, call in enumerate(CALLS):
-        if call.number >= 0:
-            by_number[call.number] = index
-        for position, slot in enumerate(call.slots):
-            if slot >= 0:
-                slots[index, position] = slot + (16 if position in call.narrow else 0)
-    return by_number, slots
+
+class NumberTables(NamedTuple):
+    """Numbers to calls on one machine; the first axis is NATIVE or COMPAT."""
+
+    calls: NDArray[np.int32]  # (2, NUMBERS): call, or -1
+    slots: NDArray[np.int32]  # (2, calls, 6): slot of each argument and its marks, or -1
+    #: execve, whose return tells what the new program is: each ABI's own number.
+    execve: NDArray[np.int64]  # (2,): number, or -1
+
+
+def number_tables(machine: str) -> NumberTables:
+    """The tables of ``machine`` (``uname -m``); of an unknown one, no number is known."""
+    numbers = np.full((2, NUMBERS), -1, np.int32)
+    slots = np.full((2, len(CALLS), 6), -1, np.int32)
+    execve = np.full(2, -1, np.int64)
+    for abi, known in enumerate(_MACHINES.get(machine, ({}, {}))):
+        execve[abi] = known.get("execve", -1)
+        for name, number in known.items():
+            index = BY_NAME[name]
+            numbers[abi, number] = index
+            for position, slot in enumerate(CALLS[index].slots):
+                if slot >= 0:
+                    mark = NARROW if position in CALLS[index].narrow else 0
+                    if known is _I386 and slot == OFFSET:
+                        mark |= PAGES  # mmap2 counts in pages
+                    slots[abi, index, position] = slot | mark
+    return NumberTables(numbers, slots, execve)

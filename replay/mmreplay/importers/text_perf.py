@@ -15,7 +15,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers import text_source as source
 from mmreplay.importers.options import Options
-from mmreplay.importers.syscalls import number_tables
+from mmreplay.importers.syscalls import NATIVE, number_tables
 from mmreplay.importers.text_names import Names
 from mmreplay.importers.text_records import R_COMM, R_FORK, R_SWITCH
 from mmreplay.importers.text_scan import ADDRESS_FIRST, ADDRESS_OF_START, scan
@@ -188,7 +188,8 @@ def _addresses_of_ends(head: bytes) -> bool:
 
 
 def _scanner(names: Names, foreseen: _Holds | None) -> source.Scan:
-    numbers, slots = number_tables()
+    tables = number_tables("x86_64")
+    numbers, slots = tables.calls[NATIVE], tables.slots[NATIVE]
     scratch, words = np.zeros(5, np.int64), np.zeros(6, np.uint64)
 
     def run(file: source.TextFile, rows: NDArray[np.int64]) -> bool:

@@ -43,6 +43,7 @@ RULES: Final[dict[str, dict[str, str]]] = {
     "vmas": {"start": "address", "name": "name", "inode": "inode", "device": "device"},
     "locks": {"lock_address": "address"},
     "gaps": {"event": "event"},
+    "stacks": {"ip": "address"},
 }
 #: Text and 64-bit columns that tell nothing about the machine or its users.
 HARMLESS: Final[dict[str, tuple[str, ...]]] = {

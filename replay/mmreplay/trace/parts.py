@@ -94,10 +94,13 @@ class Parts:
         options = self._options_of(part.schema.names)
         with pq.ParquetWriter(out, part.schema, metadata_collector=facts, **options) as writer:
             writer.write_table(part, row_group_size=max(1, part.num_rows))
-        one = facts[0].row_group(0)
-        chunks = [_facts(one.column(index), self._heads) for index in range(one.num_columns)]
-        last = max(chunk.begin + chunk.size for chunk in chunks)
-        content = memoryview(out.getvalue())[:last]
+        chunks: list[_Chunk] = []
+        content = memoryview(b"")
+        if part.num_rows:  # a row group without rows is none
+            one = facts[0].row_group(0)
+            chunks = [_facts(one.column(index), self._heads) for index in range(one.num_columns)]
+            last = max(chunk.begin + chunk.size for chunk in chunks)
+            content = memoryview(out.getvalue())[:last]
         with self._lock:
             self._waiting[turn] = group, part.num_rows, chunks, content
             while self._turn in self._waiting:
@@ -105,6 +108,8 @@ class Parts:
                 self._turn += 1
 
     def _place(self, group: int, rows: int, chunks: list[_Chunk], content: memoryview) -> None:
+        if not chunks:
+            return
         begin = min(chunk.begin for chunk in chunks)
         placed = self._placed.setdefault(group, {})
         for chunk in chunks:
