@@ -61,6 +61,22 @@ def _trace_text(
     return import_trace_text(_only(paths), out, options, progress)
 
 
+def _strace(
+    paths: list[Path], out: Path, options: Options, progress: Progress | None = None
+) -> Trace:
+    from mmreplay.importers.strace import import_strace
+
+    return import_strace(_only(paths), out, options, progress)
+
+
+def _is_strace(path: Path, head: bytes) -> bool:
+    if not _is_text(head):
+        return False
+    from mmreplay.importers.strace import looks_like
+
+    return looks_like(head)
+
+
 def _only(paths: list[Path]) -> Path:
     if len(paths) > 1:
         raise UserError(
@@ -107,6 +123,7 @@ FORMATS: Final[tuple[Format, ...]] = (
         lambda path, head: path.is_dir() and (path / "header.json").is_file(),
         _refuse("is a trace already", "use it as it is: mmreplay show TRACE"),
     ),
+    Format("strace log", _is_strace, _strace),
     Format("perf script or ftrace text", _is_trace_text, _trace_text),
     Format(
         "text",

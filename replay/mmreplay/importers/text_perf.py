@@ -146,6 +146,7 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
         data_mmaps=b": rw-p " in head,
         compat_visible=ev.RAW_ENTER in kinds,
         resolution_ns=_resolution(head),
+        finer="; trace-cmd report -t prints all" if ftrace else "; perf script --ns prints all",
         facts=source.header_facts(head),
     )
     clock = _CLOCK.search(head)

@@ -52,13 +52,14 @@ MOST_ROWS: Final = 6
     X_NAME_AT,  # the name that the scanner asks for
     X_NAME_END,
     X_NAME_FORM,
+    X_NO_DURATION,  # calls whose duration is not told
     # How to read, set by the caller.
     X_FTRACE,
     X_END_ADDRESS,
     X_TASK_EVENTS,  # creation, names and ends of threads have lines of their own
     X_STARTS,  # starts of faults are told: ends need no mode and no instruction pointer
     X_SIZE,
-) = range(20)
+) = range(21)
 
 # Why a scanner comes back: at the end, to have rows taken, a name numbered, or a table grown.
 DONE, FULL, NEW_NAME, NEED_THREADS = range(4)

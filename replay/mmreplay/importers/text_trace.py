@@ -57,6 +57,8 @@ class Dialect:
     compat_visible: bool = False
     clock: str = "unknown"
     resolution_ns: int = 1
+    #: What to do about a coarse one, as the end of a sentence.
+    finer: str = ""
     target: Any = "unknown"
     probe: tuple[int, str] | None = None
     facts: dict[str, str] = field(default_factory=dict)
@@ -90,6 +92,7 @@ def import_text(
             bounded=config.fault_starts and not config.fault_ends,
         )
         tables.names = dialect.names
+        tables.probe = dialect.probe
         try:
             state = tables.start(config)
             for batch, rows in source.batches(file, dialect.scan, progress):
@@ -143,7 +146,7 @@ def _check(file: source.TextFile, dialect: Dialect) -> None:
 
 def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: Assembler) -> Header:
     x, count, facts = file.x, state.count, dialect.facts
-    probe = dialect.probe or tables.probe or (DEFAULT_PROBE_NS, "default")
+    probe = tables.probe or (DEFAULT_PROBE_NS, "default")
     samples = dialect.samples()
     header = Header(
         t0_ns=max(0, int(x[tr.X_T0])),
@@ -201,6 +204,7 @@ def _counters(file: source.TextFile, state: ps.State, tables: Assembler) -> dict
         "unread_lines": x[tr.X_UNREAD],
         "addresses_printed_as_symbols": x[tr.X_SYMBOLS],
         "threads_of_guessed_processes": x[tr.X_GUESSED],
+        "calls_without_duration": x[tr.X_NO_DURATION],
         "late_events": file.late,
         "begin_unseen": count[ps.C_BEGIN_UNSEEN],
         "end_unseen": count[ps.C_END_UNSEEN],
@@ -221,7 +225,7 @@ def _warnings(file: source.TextFile, dialect: Dialect, header: Header) -> list[s
     if dialect.resolution_ns > 1:
         found.append(
             f"times have a resolution of {dialect.resolution_ns:,} ns: short operations seem to "
-            "take none or twice as long; perf script --ns prints all"
+            f"take none or twice as long{dialect.finer}"
         )
     if x[tr.X_GUESSED] > 1:
         found.append(
