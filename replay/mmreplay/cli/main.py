@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("mmreplay.cli.predict", "Predict what another kernel gains, per core count."),
     "models": ("mmreplay.cli.models", "List, show, check and compare locking models."),
     "locks": ("mmreplay.cli.locks", "Compare lock counts of real kernels with the models."),
+    "synth": ("mmreplay.cli.synth", "Generate a trace from a workload."),
     "workloads": ("mmreplay.cli.workloads", "List and show workload definitions."),
     "machines": ("mmreplay.cli.machines", "List and show machine profiles."),
 }

@@ -44,7 +44,7 @@ def check_replayable(trace: Trace) -> tuple[rooms.Facts, list[str]]:
             fix=f"count every event (-c 1, not -F): {command}",
         )
     warnings = []
-    if found.faults == 0:
+    if found.faults == 0 and not trace.header.generated:
         warnings.append(
             "The trace has no page faults, only mappings: waits between faults and mappings are "
             f"not in it. To record them: {command}"
@@ -69,7 +69,8 @@ def check_predictable(
             where=where,
             fix="record the program with its threads, or scale it out with --threads",
         )
-    if found.faults == 0 and trace.header.capabilities.fault_duration == "none":
+    generated = trace.header.generated
+    if found.faults == 0 and not generated and trace.header.capabilities.fault_duration == "none":
         raise UserError(
             "the recording has no page-fault events, so what faults and mappings wait for each "
             "other is not in it",
@@ -84,13 +85,13 @@ def check_predictable(
             fix=f"record the returns of system calls too (sys_exit_*): {command}",
         )
     state = quality(trace)
-    if not found.times or state.unattributed_share is None:
+    if not found.times or (state.unattributed_share is None and not generated):
         raise UserError(
             "the recording has no durations, so waiting cannot be told from computing",
             where=where,
             fix=f"record with them: {command}",
         )
-    if state.unattributed_share > UNATTRIBUTED_LIMIT:
+    if (state.unattributed_share or 0) > UNATTRIBUTED_LIMIT:
         raise UserError(
             f"{state.unattributed_share:.0%} of the threads' busy time could not be split into "
             f"computing, service and waiting (limit {UNATTRIBUTED_LIMIT:.0%}), so gains would be "

@@ -55,7 +55,9 @@ def trace_name(trace: Trace) -> str:
 
 
 def record_command(trace: Trace) -> str:
-    """The ``perf record`` line that gives everything a prediction needs."""
+    """The ``perf record`` line for everything a prediction needs; of a generated trace empty."""
+    if trace.header.generated:
+        return ""
     from mmreplay.trace.recording import record_command as words
 
     return " ".join(words(trace.header))

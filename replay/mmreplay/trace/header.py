@@ -29,7 +29,7 @@ class Clock(_Strict):
     """The clock of the recording; ``begin_ns`` and its like count from ``Header.t0_ns`` on it."""
 
     name: str = Field(
-        default="unknown", description="CLOCK_MONOTONIC, perf (local_clock), or unknown"
+        default="unknown", description="CLOCK_MONOTONIC, perf (local_clock), simulated, or unknown"
     )
     resolution_ns: int = Field(default=1, ge=1, description="1, or 1000 for text with microseconds")
     wall_ns_at_t0: int | None = Field(
@@ -167,6 +167,11 @@ class Header(_Strict):
         if value is not None and not _RELEASE.match(value):
             raise ValueError("must be x.y or x.y.z; use header.plain_release() on a full release")
         return value
+
+    @property
+    def generated(self) -> bool:
+        """Generated from a workload: everything is there except durations, by design."""
+        return self.clock.name == "simulated"
 
     def to_json(self) -> str:
         """The content of ``header.json``."""

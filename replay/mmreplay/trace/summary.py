@@ -161,7 +161,7 @@ def require_usable(trace: Trace) -> None:
             fix=f"record while the program runs: {command}",
         )
     counts = _kind_counts(trace)
-    if not any(kind in counts for kind in _FAULTS):
+    if not trace.header.generated and not any(kind in counts for kind in _FAULTS):
         held = ", ".join(f"{count} {_kind_name(kind)}" for kind, count in counts.items())
         raise UserError(
             f"the trace has no page faults ({held or 'no operations at all'})",
@@ -361,6 +361,8 @@ def supported(header: Header) -> list[str]:
 
 def missing_capabilities(header: Header) -> list[Missing]:
     """What the recording lacks, in order of weight, each with the command that adds it."""
+    if header.generated:
+        return []
     has = header.capabilities
     known: Iterable[tuple[bool, str, str]] = (
         (has.sampling, "sampling", "events were sampled: counts are estimates, no durations"),

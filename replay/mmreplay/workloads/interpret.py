@@ -95,6 +95,16 @@ def draw_below(states: I64, t: Any, n: Any) -> Any:
 
 
 @borrowing_helper
+def begin_program(states: I64, threads: I64, program: Any, parent: Any) -> None:
+    """Program ``program`` begins anew: counters at 0, its parent's picks, its stream goes on."""
+    states[program, State.PC] = threads[program, ThreadField.FIRST]
+    for k in range(MOST_COUNTERS):
+        states[program, State.COUNTERS + k] = 0
+    for k in range(State.PICKED, states.shape[1]):
+        states[program, k] = states[parent, k]
+
+
+@borrowing_helper
 def slot_of(states: I64, t: Any, regions: I64, region: Any) -> Any:
     """The slot that a region's number means now."""
     return regions[states[t, State.REGIONS] + region, 0] + states[t, State.PICKED + region]

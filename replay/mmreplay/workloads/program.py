@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
 #: ``vma``: pages are touched (per-VMA locks, where the kernel has them).  ``mmap_lock``:
-#: MADV_POPULATE_WRITE/READ page by page.  ``kernel``: read(2) into each page.  Both of the
+#: MADV_POPULATE_WRITE/READ page by page.  ``kernel``: read(2) into each page that is written.
+#: Both of the
 #: latter fault under mmap_lock on every kernel.
 Path = Literal["vma", "mmap_lock", "kernel"]
 PATHS: Final = ("vma", "mmap_lock", "kernel")
@@ -195,6 +196,7 @@ class Program:
             advice = np.where(write, MADV_POPULATE_WRITE, MADV_POPULATE_READ)
             code[touch, Field.FLAGS] = advice[touch]
         elif path == "kernel":
+            touch &= code[:, Field.FLAGS] == 1  # read(2) writes: what is only read stays so
             code[touch, Field.OP] = Op.READ
             code[touch, Field.FLAGS] = 0
         return replace(self, code=code, path=path)

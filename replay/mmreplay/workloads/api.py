@@ -1,0 +1,59 @@
+"""The library call behind ``mmreplay synth``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from mmreplay.errors import UserError, closest
+from mmreplay.workloads.compiler import compile_workload
+from mmreplay.workloads.definition import Workload, load_workload
+from mmreplay.workloads.generator import (
+    DEFAULT_DURATION_S,
+    DEFAULT_OPS,
+    Synthetic,
+    generate_trace,
+)
+from mmreplay.workloads.program import Path as FaultPath
+
+if TYPE_CHECKING:
+    from mmreplay.workloads.program import Program
+
+
+def program_of(workload: Workload | str | Path, threads: int, path: FaultPath = "vma") -> Program:
+    """The loop program of a workload (or the name or file of one) by one of the paths."""
+    if path not in get_args(FaultPath):
+        known = get_args(FaultPath)
+        raise UserError(
+            f'"{path}"{closest(path, known)}', where="--path", fix=f"use {', '.join(known)}"
+        )
+    loaded = workload if isinstance(workload, Workload) else load_workload(workload)
+    return compile_workload(loaded, threads).by_path(path)
+
+
+def synthesise(
+    workload: Workload | str | Path,
+    *,
+    threads: int,
+    output: str | Path | None = None,
+    seed: int = 1,
+    ops: int = DEFAULT_OPS,
+    duration_s: float = DEFAULT_DURATION_S,
+    path: FaultPath = "vma",
+    force: bool = False,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Synthetic:
+    """Generate a trace; see :func:`mmreplay.workloads.generator.generate_trace`.
+
+    ``output`` None gives a trace in memory.
+    """
+    return generate_trace(
+        program_of(workload, threads, path),
+        output,
+        seed=seed,
+        ops=ops,
+        duration_s=duration_s,
+        force=force,
+        progress=progress,
+    )

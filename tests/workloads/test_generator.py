@@ -1,0 +1,430 @@
+"""Generated traces: what is in them by hand, by the kernel's rules, and by the planner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmreplay.address_space.planner import build_plan
+from mmreplay.address_space.rules import load_rules
+from mmreplay.errors import UserError
+from mmreplay.schema import OpKind
+from mmreplay.trace.store import Trace
+from mmreplay.workloads.api import synthesise
+from mmreplay.workloads.definition import Workload, list_workloads, parse_workload
+from mmreplay.workloads.generator import Synthetic
+
+HEAD = """
+schema = 1
+title = "T"
+stands_for = "S"
+source = "O"
+counts = "C"
+"""
+
+
+def workload(
+    loop: str, *, regions: str = "", top: str = "", once: str = "", more: str = ""
+) -> Workload:
+    regions = regions or '[regions.memory]\nsize = "8 pages"\n'
+    role = f'[roles.worker]\nthreads = "rest"\nonce = [ {once} ]\nloop = [ {loop} ]\n'
+    return parse_workload(HEAD + top + regions + role + more, "w.toml", "w")
+
+
+def made(what: Workload | str, threads: int = 1, **options: Any) -> Synthetic:
+    return synthesise(what, threads=threads, **{"ops": 400, "duration_s": 0.05, **options})
+
+
+def rows(found: Synthetic, role: str = "worker") -> list[dict[str, Any]]:
+    """Operations of one role, kinds by name."""
+    who = found.trace.threads.filter(pl.col("group") == role).select("tid").collect()["tid"]
+    table = found.trace.operations.filter(pl.col("tid").is_in(who.implode())).collect().to_dicts()
+    for row in table:
+        row["kind"] = OpKind(row["kind"]).name
+    return table
+
+
+# -- the whole library -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_workloads())
+def test_a_trace_keeps_the_schema_and_the_planner_guesses_nothing(name: str) -> None:
+    found = made(name, 4, ops=3000)
+    found.trace.validate()
+    bundle = build_plan(found.trace, load_rules("linux-6.18"))
+    silent = ("learnt_mappings", "dependencies", "mapping_record_matched", "fault_around_pages")
+    guessed = {k: v for k, v in bundle.counters.items() if v and k not in silent}
+    assert guessed == {}
+    assert bundle.plan.n_threads >= 5
+    assert sum(found.counted.values()) > 0
+    kinds = found.trace.operations.select(pl.col("duration_ns").null_count()).collect().item()
+    assert kinds == found.rows  # no durations
+
+
+@pytest.mark.parametrize("path", ["mmap_lock", "kernel"])
+def test_other_paths_fault_in_no_page_from_user_mode(path: str) -> None:
+    for name in ("page_fault1", "faulters-and-mappers", "pft-one-vma"):
+        found = made(name, 3, path=path)
+        kinds = Counter(found.trace.operations.collect()["kind"].to_list())
+        assert kinds[OpKind.FAULT_USER] == 0
+        wanted = OpKind.MADVISE if path == "mmap_lock" else OpKind.FAULT_KERNEL
+        assert kinds[wanted] > 100
+        build_plan(found.trace, load_rules("linux-6.18"))
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("allocator-arenas", "thread-pool", "process-start"):
+        traces = []
+        for k, seed in enumerate((5, 5, 6)):
+            path = tmp_path / f"{name}-{k}.mmt"
+            made(name, 3, seed=seed, output=path, ops=2000)
+            files = sorted(path.glob("*.parquet"))
+            traces.append([file.read_bytes() for file in files])
+        assert traces[0] == traces[1]
+        assert traces[0] != traces[2]
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmreplay.workloads import generator
+
+    for name in ("thread-pool", "mmap2", "page_fault1"):
+        whole = made(name, 3, ops=2000).trace
+        with monkeypatch.context() as patch:
+            patch.setattr(generator, "_CHUNK_ROWS", 100)
+            pieces = made(name, 3, ops=2000).trace
+        for table in ("operations", "vmas", "threads"):
+            assert whole.table(table).collect().equals(pieces.table(table).collect())
+
+
+def test_a_file_and_memory_hold_the_same(tmp_path: Path) -> None:
+    stored = made("page_fault2", 2, output=tmp_path / "a.mmt").trace
+    held = made("page_fault2", 2).trace
+    assert stored.path is not None
+    for table in ("operations", "vmas", "threads"):
+        assert Trace.open(stored.path).table(table).collect().equals(held.table(table).collect())
+
+
+# -- by hand --------------------------------------------------------------------------------------
+
+
+def test_map_touch_unmap_by_hand() -> None:
+    loop = """
+        { do = "mmap", on = "memory" }, { do = "think", mean_ns = 700 },
+        { do = "touch", on = "memory", counts = 1 },
+        { do = "touch", on = "memory", access = "read" }, { do = "munmap", on = "memory" },
+    """
+    found = made(workload(loop), ops=31)
+    got = rows(found)
+    one = ["MMAP", *["FAULT_USER"] * 8, "MUNMAP"]
+    assert [row["kind"] for row in got] == one * 3
+    assert [row["think_cpu_ns"] for row in got[:3]] == [0, 700, 0]
+    base = got[0]["result"]
+    assert [row["address"] for row in got[1:9]] == [base + k * 4096 for k in range(8)]
+    assert {row["fault_bits"] for row in got[1:9]} == {2 | 4}
+    assert got[9]["address"] == base
+    assert got[9]["length"] == 8 * 4096
+    assert got[10]["result"] == base  # the highest gap again
+    assert found.counted == {"worker": 24}
+    assert found.ops == {"worker": 30}
+
+
+def test_faults_follow_the_pages_state() -> None:
+    """Zero page, then a write; dropped pages fault again; write access survives mprotect."""
+    loop = """
+        { do = "touch", on = "memory", access = "read", size = "1 page" },
+        { do = "touch", on = "memory", access = "write", size = "1 page", counts = 1 },
+        { do = "mprotect", on = "memory", prot = "r" },
+        { do = "touch", on = "memory", access = "read", size = "1 page" },
+        { do = "mprotect", on = "memory", prot = "rw" },
+        { do = "touch", on = "memory", access = "write", size = "1 page" },
+        { do = "madvise", on = "memory", advice = "dontneed" },
+        { do = "read_into", on = "memory", size = "1 page" },
+        { do = "madvise", on = "memory", advice = "dontneed" },
+    """
+    got = rows(made(workload(loop, once='{ do = "mmap", on = "memory" }'), ops=9))
+    assert [(r["kind"], r["fault_bits"]) for r in got] == [
+        ("MMAP", None),
+        ("FAULT_USER", 4),
+        ("FAULT_USER", 1 | 2 | 4),
+        ("MPROTECT", None),
+        ("MPROTECT", None),
+        ("MADVISE", None),
+        ("FAULT_KERNEL", 2),
+        ("MADVISE", None),
+    ]
+
+
+def test_file_pages_come_sixteen_at_a_time_to_readers_only() -> None:
+    files = '[files.data]\nsize = "64 pages"\n'
+    region = '[regions.memory]\nsize = "64 pages"\nfile = "data"\n'
+    once = '{ do = "mmap", on = "memory" }, '
+    read = '{ do = "touch", on = "memory", access = "read" }'
+    write = '{ do = "touch", on = "memory", access = "write" }'
+    rest = '{ do = "think", mean_ns = 1000, counts = 1 }'
+    reads = rows(made(workload(rest, regions=files + region, once=once + read)))
+    assert [row["address"] % (16 * 4096) for row in reads[1:]] == [0] * 4
+    writes = rows(made(workload(rest, regions=files + region, once=once + write)))
+    assert len(writes) == 65
+    both = rows(made(workload(rest, regions=files + region, once=once + read + ", " + write)))
+    assert sum(row["fault_bits"] == 7 for row in both if row["fault_bits"]) == 64
+    shared = region + "shared = true\n"
+    tmpfs = rows(made(workload(rest, regions=files + shared, once=once + read + ", " + write)))
+    assert len(tmpfs) == len(reads)  # tmpfs needs no notice before it is written to
+
+
+def test_huge_pages_take_one_fault_for_512_pages() -> None:
+    region = '[regions.memory]\nsize = "8 MiB"\n'
+    rest = '{ do = "think", mean_ns = 1000, counts = 1 }'
+    for advice, faults in (("hugepage", 4), ("nohugepage", 2048)):
+        once = f"""{{ do = "mmap", on = "memory" }},
+            {{ do = "madvise", on = "memory", advice = "{advice}" }},
+            {{ do = "touch", on = "memory" }}"""
+        got = rows(made(workload(rest, regions=region, once=once), ops=5000))
+        assert sum(row["kind"] == "FAULT_USER" for row in got) == faults
+
+
+def test_populated_pages_do_not_fault() -> None:
+    loop = """
+        { do = "mmap", on = "memory", populate = true },
+        { do = "touch", on = "memory", counts = 1 },
+        { do = "madvise", on = "memory", advice = "dontneed" },
+        { do = "populate", on = "memory", by = "1 page" },
+        { do = "touch", on = "memory" }, { do = "munmap", on = "memory" },
+    """
+    got = rows(made(workload(loop), ops=12))
+    assert [row["kind"] for row in got] == ["MMAP", "MADVISE", *["MADVISE"] * 8, "MUNMAP"]
+    assert got[0]["flags"] == 0x8022
+
+
+def test_a_spawned_thread_lives_once_and_its_parent_waits() -> None:
+    task = """[roles.task]
+        once = [ { do = "touch", on = "memory" }, { do = "think", mean_ns = 5000 } ]
+    """
+    loop = """
+        { do = "mmap", on = "memory" },
+        { do = "spawn", role = "task" }, { do = "join", role = "task" },
+        { do = "munmap", on = "memory", counts = 1 },
+    """
+    found = made(workload(loop, more=task), ops=100)
+    parents, tasks = rows(found), rows(found, "task")
+    assert [row["kind"] for row in parents[:3]] == ["MMAP", "CLONE", "MUNMAP"]
+    assert [row["kind"] for row in tasks[:9]] == [*["FAULT_USER"] * 8, "THREAD_EXIT"]
+    assert parents[2]["think_blocked_ns"] >= 5000 + 8 * 1550
+    assert parents[2]["begin_ns"] >= tasks[8]["begin_ns"]
+    lives = found.trace.threads.filter(pl.col("group") == "task").collect()
+    children = [row["child"] for row in parents if row["kind"] == "CLONE"]
+    assert lives["tid"].to_list() == children
+    assert len(set(children)) == len(children)
+
+
+def test_a_forked_process_copies_on_write() -> None:
+    child = '[roles.child]\nonce = [ { do = "touch", on = "memory" } ]\n'
+    loop = """
+        { do = "fork", role = "child" }, { do = "join", role = "child" },
+        { do = "touch", on = "memory", counts = 1 },
+    """
+    once = '{ do = "mmap", on = "memory" }, { do = "touch", on = "memory" }'
+    found = made(workload(loop, once=once, more=child), ops=60)
+    parent, theirs = rows(found), rows(found, "child")
+    copies = [("FAULT_USER", 7)] * 8
+    assert [(r["kind"], r["fault_bits"]) for r in theirs[:9]] == [*copies, ("PROCESS_EXIT", None)]
+    assert [(r["kind"], r["fault_bits"]) for r in parent[9:18]] == [("FORK", None), *copies]
+    assert theirs[0]["address_space"] != parent[0]["address_space"]
+    assert theirs[0]["pid"] == theirs[0]["tid"] != parent[0]["pid"]
+
+
+def test_a_barrier_holds_all_threads() -> None:
+    loop = """
+        { do = "think", mean_ns = 10000, distribution = "exponential" },
+        { do = "barrier", name = "b" },
+        { do = "madvise", on = "memory", advice = "cold", counts = 1 },
+    """
+    found = made(workload(loop, once='{ do = "mmap", on = "memory" }'), 5, ops=200)
+    calls = found.trace.operations.filter(pl.col("kind") == int(OpKind.MADVISE)).collect()
+    for first in range(0, calls.height - 5, 5):  # each round is complete before the next
+        assert calls["tid"][first : first + 5].n_unique() == 5
+
+
+@pytest.mark.parametrize("shape", ["constant", "exponential", "lognormal"])
+def test_think_times_have_the_mean_that_was_asked_for(shape: str) -> None:
+    sigma = ", sigma = 0.8" if shape == "lognormal" else ""
+    loop = f"""{{ do = "think", mean_ns = 20000, distribution = "{shape}"{sigma}, asleep = true }},
+        {{ do = "madvise", on = "memory", advice = "cold", counts = 1 }}"""
+    found = made(workload(loop, once='{ do = "mmap", on = "memory" }'), ops=20_000, duration_s=10)
+    think = found.trace.operations.collect()["think_blocked_ns"].to_numpy()[5:]
+    # five standard errors; the deviation of the widest is 0.95 of its mean, of the exponential 1
+    assert abs(think.mean() / 20000 - 1) < 5 / len(think) ** 0.5
+    if shape == "constant":
+        assert set(think) == {20000}
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loop", "once", "says"),
+    [
+        ('{ do = "munmap", on = "memory", counts = 1 }', "", "goes round for ever"),
+        (
+            '{ do = "touch", on = "memory", counts = 1 }',
+            '{ do = "mmap", on = "memory" }',
+            "for ever",
+        ),
+        (
+            '{ do = "touch", on = "memory", counts = 1 }',
+            '{ do = "mmap", on = "memory", prot = "r" }',
+            r"roles.worker.loop.0 \(touch\): accesses memory that its protection",
+        ),
+    ],
+)
+def test_a_workload_that_cannot_work_is_one_line(
+    loop: str, once: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        made(workload(loop, once=once), output=tmp_path / "a.mmt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_wait_for_each_other_are_found() -> None:
+    b, c = (f'{{ do = "barrier", name = "{name}" }}' for name in "bc")
+    other = f"[roles.other]\nthreads = 1\nloop = [ {b}, {c} ]\n"
+    loop = f'{c}, {b}, {{ do = "munmap", on = "memory", counts = 1 }}'
+    with pytest.raises(UserError, match="all threads wait for each other"):
+        made(workload(loop, more=other), 2)
+
+
+def test_limits_are_checked(tmp_path: Path) -> None:
+    for options, says in (
+        ({"ops": 0}, "0 operations"),
+        ({"ops": 10**12, "duration_s": 10**6, "output": tmp_path / "a.mmt"}, "MiB are free"),
+        ({"duration_s": 0}, "duration"),
+        ({"duration_s": float("nan")}, "duration"),
+        ({"seed": -1}, "seed -1"),
+        ({"path": "vna"}, 'did you mean "vma"'),
+        ({"threads": 100_000}, "choose 1 to"),
+    ):
+        with pytest.raises(UserError, match=says):
+            synthesise("page_fault1", **{"threads": 2, **options})  # type: ignore[arg-type]
+    large = workload(
+        '{ do = "mmap", on = "memory", counts = 1 }, { do = "munmap", on = "memory" }',
+        regions='[regions.memory]\nsize = "8 TiB"\n',
+    )
+    with pytest.raises(UserError, match="TiB of regions"):
+        made(large, 4)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- properties ------------------------------------------------------------------------------------
+
+FROM_THIRD = ', first = "2 pages"'
+_RANGE = st.sampled_from(
+    [
+        "",
+        ', size = "3 pages"',
+        ', first = "2 pages"',
+        ', size = ["1 page", "8 pages"]',
+        ', at = "loop"',
+    ]
+)
+_UNITS = st.sampled_from(
+    ["", ', by = "2 pages"', ', by = "1 page", order = "scattered", units = 3']
+)
+
+
+@st.composite
+def _step(draw: st.DrawFn) -> str:
+    where = f'on = "{draw(st.sampled_from(["own", "all", "many"]))}"'
+    kind = draw(
+        st.sampled_from(["mmap", "touch", "munmap", "mprotect", "madvise", "mremap", "pick"])
+    )
+    if kind == "mmap":
+        return f'{{ do = "mmap", {where}, size = ["1 page", "8 pages"] }}'
+    if kind == "mremap":
+        return f'{{ do = "mremap", {where}, size = ["1 page", "8 pages"] }}'
+    if kind == "pick":
+        return '{ do = "pick", on = "many" }'
+    if kind == "munmap":
+        return f'{{ do = "munmap", {where}{draw(st.sampled_from(["", FROM_THIRD]))} }}'
+    more = draw(_RANGE) + draw(_UNITS)
+    if kind == "touch":
+        access = draw(st.sampled_from(["read", "write"]))
+        return f'{{ do = "touch", {where}, access = "{access}"{more} }}'
+    if kind == "mprotect":
+        return f'{{ do = "mprotect", {where}, prot = "rw"{more} }}'
+    advice = draw(st.sampled_from(["dontneed", "cold", "populate_write", "hugepage"]))
+    return f'{{ do = "madvise", {where}, advice = "{advice}"{more} }}'
+
+
+class Space:
+    """What an address space holds, page by page: an independent account of a trace."""
+
+    def __init__(self) -> None:
+        self.pages: dict[int, int] = {}  # mapped page -> 0 absent, 1 read, 2 written
+
+    def span(self, row: dict[str, Any], column: str = "length") -> range:
+        assert row["address"] % 4096 == 0
+        return range(row["address"] // 4096, (row["address"] + row[column]) // 4096)
+
+    def see(self, row: dict[str, Any]) -> None:
+        kind = OpKind(row["kind"])
+        if kind is OpKind.MMAP:
+            assert not any(page in self.pages for page in self.span(row))
+            self.pages.update(dict.fromkeys(self.span(row), 0))
+        elif kind is OpKind.MUNMAP:
+            for page in self.span(row):
+                del self.pages[page]
+        elif kind is OpKind.MREMAP:
+            held = [self.pages.pop(page) for page in self.span(row, "length2")]
+            to = row["result"] // 4096
+            count = row["length"] // 4096
+            held = (held + [0] * count)[:count]
+            assert not any(to + k in self.pages for k in range(count))
+            self.pages.update({to + k: state for k, state in enumerate(held)})
+        elif kind in (OpKind.MADVISE, OpKind.MPROTECT):
+            for page in self.span(row):
+                state = self.pages[page]  # mapped
+                if row["flags"] == 4:
+                    state = 0
+                elif row["flags"] == 23:
+                    state = 2
+                self.pages[page] = state
+        elif kind is OpKind.FAULT_USER:
+            page, bits = row["address"] // 4096, row["fault_bits"]
+            assert self.pages[page] == (1 if bits & 1 else 0)
+            assert bits & 4
+            self.pages[page] = 2 if bits & 2 else 1
+
+
+@given(st.lists(_step(), min_size=2, max_size=8), st.integers(1, 4), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_any_program_is_consistent_page_by_page(steps: list[str], threads: int, seed: int) -> None:
+    regions = """
+[regions.own]
+size = "8 pages"
+[regions.all]
+size = "8 pages"
+per = "process"
+[regions.many]
+size = "8 pages"
+count = 3
+"""
+    loop = ", ".join(
+        [*steps, '{ do = "think", mean_ns = 3000, distribution = "exponential", counts = 1 }']
+    )
+    try:
+        found = made(workload(loop, regions=regions), threads, seed=seed, ops=300, duration_s=0.01)
+    except UserError as refused:  # nothing is ever mapped
+        assert "does nothing" in str(refused)
+        return
+    space = Space()
+    last = (-1, 0)
+    for row in found.trace.operations.collect().iter_rows(named=True):
+        assert (row["begin_ns"], row["seq"]) > last
+        last = (row["begin_ns"], row["seq"])
+        space.see(row)
