@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "importers",
         "recorder",
         "workloads",
+        "hardware",
         "lockcounts",
         *_ENGINE,
     },

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -16,10 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mmreplay.errors import UserError
 from mmreplay.hardware import perfcount, tracing
+from mmreplay.hardware.child import Child
 from mmreplay.hardware.program import NOTHING, WARM, Slot, build, performable
 from mmreplay.hardware.worker import Answer, Request
 from mmreplay.schema import OpKind
@@ -106,7 +105,7 @@ def count_phases(
         cpu = min(os.sched_getaffinity(0))
         if instance is not None:
             instance.buffer(cpu)
-        worker = stack.enter_context(_Worker())
+        worker = stack.enter_context(Child("mmreplay.hardware.worker"))
         for group, phases in groups.items():
             report(group)
             why = _impossible(group)
@@ -135,7 +134,7 @@ def _counters(
 
 def _count_group(
     count: Count,
-    worker: _Worker,
+    worker: Child,
     group: str,
     phases: Mapping[str, Phase],
     cpu: int,
@@ -166,7 +165,7 @@ def _count_group(
     seen: dict[str, Counter[Counted]] = {name: Counter() for name in phases}
     refused: dict[str, str] = {}
     for run in range(_MOST_RUNS):
-        answer = worker.ask(request)
+        answer: Answer = worker.ask(request)
         if answer.problem:
             count.not_done[group] = answer.problem
             return
@@ -281,48 +280,3 @@ def _terminated_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class _Worker:
-    """The process that performs (:mod:`mmreplay.hardware.worker`).  A context manager."""
-
-    def __enter__(self) -> _Worker:
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH", "")) if p)
-        self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-c", "from mmreplay.hardware.worker import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-    def ask(self, request: Request) -> Answer:
-        """Have a program performed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            pickle.dump(request, self._process.stdin)
-            self._process.stdin.flush()
-            answer: Any = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError):
-            code = self._process.wait()
-            if code < 0:
-                raise UserError(
-                    "the process that performs the operations was killed by"
-                    f" {signal.Signals(-code).name}",
-                    fix="see the kernel's log for why (out of memory?), and run again",
-                ) from None
-            raise RuntimeError(f"the process that performs operations ended with {code}") from None
-        assert isinstance(answer, Answer)
-        return answer

@@ -12,13 +12,13 @@ import os
 import pickle
 import select
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from mmreplay.hardware.child import pipes
 from mmreplay.hardware.perfcount import Counters
 from mmreplay.hardware.perform import Performed, Unable, run
 from mmreplay.hardware.program import LABEL_BYTES, Program, Slot, slots_used
@@ -181,9 +181,7 @@ def _receive(stream: BinaryIO, pid: int) -> Any:
 
 def main() -> None:
     """Answer requests until there are no more."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints goes to stderr
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    requests, answers = pipes()
     files = _Files()
     while True:
         try:

@@ -1,0 +1,195 @@
+"""``mmreplay measure``: run workloads on this machine and write what they reached."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from mmreplay.errors import UserError
+
+if TYPE_CHECKING:
+    from mmreplay.hardware.runs import Runs
+    from mmreplay.hardware.suite import Options, Plan
+    from mmreplay.workloads.program import Path as Way
+
+#: What --quick measures: each kind of lock holder once, in under two minutes.
+QUICK: Final = (
+    "page_fault1",
+    "mmap1",
+    "malloc1",
+    "tlb_flush2",
+    "pft-one-vma",
+    "faulters-and-mappers",
+    "allocator-arenas",
+    "ebizzy",
+)
+_PATHS: Final[dict[str, tuple[Way, ...]]] = {
+    "vma": ("vma",),
+    "mmap_lock": ("mmap_lock",),
+    "kernel": ("kernel",),
+    "both": ("vma", "mmap_lock"),
+    "all": ("vma", "mmap_lock", "kernel"),
+}
+#: Runs this short say little beyond their start.
+_SHORTEST_S: Final = 0.01
+
+
+@click.command()
+@click.argument("workloads", nargs=-1)
+@click.option(
+    "--threads", metavar="LIST", help="Thread counts: 1,2,4 or 1-16 or 1-16:x2 [up to 2 x CPUs]."
+)
+@click.option(
+    "--path",
+    type=click.Choice(list(_PATHS)),
+    default="both",
+    show_default=True,
+    help="How pages are faulted in: by touching them (vma), under mmap_lock by"
+    " MADV_POPULATE_WRITE, or in kernel mode by read(2).",
+)
+@click.option("--pin/--no-pin", default=True, show_default=True, help="A CPU for each thread.")
+@click.option("--repetitions", type=int, metavar="N", help="Runs of each point [5].")
+@click.option("--seconds", type=float, metavar="S", help="Window of each run [0.5].")
+@click.option("--warm-up", "warm_up", type=float, metavar="S", help="Looping before it [0.1].")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of random decisions.")
+@click.option("--quick", is_flag=True, help="A few workloads, short windows: under 2 minutes.")
+@click.option("--check/--no-check", default=True, help="Trace which locks each path takes.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Text for people, JSON for programs.",
+)
+@click.option("-o", "--output", metavar="RUNS.parquet", help="Write every run there.")
+def command(
+    workloads: tuple[str, ...], form: str, output: str | None, quick: bool, **given: Any
+) -> None:
+    """Run WORKLOAD... (names, or .toml files; all that are shipped by default) for real.
+
+    Each point is a workload, a path, and a number of threads; it is run several times, in
+    random order over all points, each time in a new process.  Ctrl-C keeps what was measured.
+    """
+    from mmreplay.hardware import suite
+    from mmreplay.hardware.runs import check_output, write_runs
+    from mmreplay.hardware.stability import warnings
+    from mmreplay.predict.counts import parse_counts
+    from mmreplay.workloads.definition import list_workloads, load_workload
+
+    path = check_output(output) if output else None
+    options = _options(quick, given)
+    names = workloads or (QUICK if quick else tuple(list_workloads()))
+    threads = parse_counts(given["threads"], "--threads", "threads") if given["threads"] else None
+    if threads is None and quick:
+        from mmreplay.hardware.facts import pinning_order
+
+        threads = tuple(sorted({1, len(pinning_order())}))
+    plan = suite.plan([load_workload(name) for name in names], threads, options)
+    _say(plan)
+    runs = suite.measure(plan, _Progress())
+    if not runs.rows:
+        why = next(iter(runs.not_measured.items()), ("", "it was interrupted"))
+        raise UserError(f"nothing was measured: {why[1]}", where=why[0])
+    if path is not None:
+        write_runs(runs, path)
+    notes = warnings(runs)
+    if form == "json":
+        click.echo(json.dumps(as_json(runs, notes), indent=2))
+    else:
+        click.echo("\n".join(as_text(runs, notes)))
+    if path is not None:
+        click.echo(f"{path}: {len(runs.rows)} runs", err=True)
+    if not runs.complete:
+        click.echo("mmreplay: interrupted; what was measured is kept", err=True)
+        sys.exit(130)
+
+
+def _options(quick: bool, given: dict[str, Any]) -> Options:
+    from mmreplay.hardware.suite import Options
+
+    repetitions = given["repetitions"] if given["repetitions"] is not None else (3 if quick else 5)
+    seconds = given["seconds"] if given["seconds"] is not None else (0.2 if quick else 0.5)
+    warm_up = given["warm_up"] if given["warm_up"] is not None else (0.05 if quick else 0.1)
+    if not 1 <= repetitions <= 1000:
+        raise UserError(f"{repetitions} repetitions", where="--repetitions", fix="give 1 to 1000")
+    for value, name, least in ((seconds, "--seconds", _SHORTEST_S), (warm_up, "--warm-up", 0.0)):
+        if not least <= value <= 600:
+            raise UserError(f"{value} s", where=name, fix=f"give {least} to 600")
+    return Options(
+        paths=_PATHS[given["path"]],
+        pin=given["pin"],
+        repetitions=repetitions,
+        seconds=seconds,
+        warm_up_s=warm_up,
+        seed=given["seed"],
+        check=given["check"],
+    )
+
+
+def _say(plan: Plan) -> None:
+    for label, why in plan.refused.items():
+        click.echo(f"left out: {label}: {why}", err=True)
+    click.echo(
+        f"{len(plan.points)} points, {plan.runs} runs, about {_duration(plan.estimate_s)}", err=True
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+class _Progress:
+    """One line on stderr: overwritten on a terminal, else one each half minute."""
+
+    def __init__(self) -> None:
+        self._began = self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int, label: str) -> None:
+        now = time.monotonic()
+        left = (now - self._began) / done * (total - done) if done else 0.0
+        text = f"{done}/{total} {label}" + (f", {_duration(left)} left" if done else "")
+        if sys.stderr.isatty():
+            click.echo(f"\r\033[K{text if label else ''}", nl=False, err=True)
+        elif label and now - self._told > 30:
+            self._told = now
+            click.echo(text, err=True)
+
+
+def as_json(runs: Runs, notes: list[str]) -> dict[str, Any]:
+    """The medians as plain data; ``rows`` and ``machine`` are a contract."""
+    from mmreplay.hardware.runs import summary
+
+    return {
+        "schema": 1,
+        "rows": summary(runs.rows),
+        "machine": runs.machine,
+        "not_measured": runs.not_measured,
+        "complete": runs.complete,
+        "warnings": notes,
+    }
+
+
+def as_text(runs: Runs, notes: list[str]) -> list[str]:
+    """A table of medians, then what to doubt."""
+    from mmreplay.hardware.runs import summary
+
+    rows = summary(runs.rows)
+    width = max(len("workload"), *(len(row["workload"]) for row in rows))
+    out = [f"{'workload':{width}}  path       threads  placement       ops/s  spread  fairness"]
+    for row in rows:
+        spread = "" if row["spread_ratio"] is None else f"{row['spread_ratio']:.1%}"
+        out.append(
+            f"{row['workload']:{width}}  {row['path']:9}  {row['threads']:7}"
+            f"  {row['placement']:9} {row['ops_per_s']:11,.0f}  {spread:>6}"
+            f"  {row['fairness']:8.2f}"
+        )
+    verified = sum(row["path_check"].startswith(("verified", "nothing")) for row in rows)
+    out.append(f"locks as the path should take them: {verified} of {len(rows)} points")
+    out += [f"not measured: {label}: {why}" for label, why in runs.not_measured.items()]
+    out += [f"warning: {note}" for note in notes]
+    return out

@@ -1,0 +1,348 @@
+"""Measures workloads on this machine: every point several times, in random order."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import mmap
+import os
+import platform
+import random
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from mmreplay import __version__
+from mmreplay.errors import UserError
+from mmreplay.hardware import facts, tracing
+from mmreplay.hardware.child import Child
+from mmreplay.hardware.figures import failure, figures
+from mmreplay.hardware.path_check import Traced, buffers, verdict
+from mmreplay.hardware.run_worker import available_bytes
+from mmreplay.hardware.runner import RunAnswer, RunRequest
+from mmreplay.hardware.runs import Runs
+from mmreplay.workloads.compiler import compile_workload
+from mmreplay.workloads.definition import Workload
+from mmreplay.workloads.program import MADV_POPULATE_WRITE, Program
+from mmreplay.workloads.program import Path as Way
+
+#: What a run takes besides its window: fork, set-up, stop.
+_OVERHEAD_S: Final = 0.15
+#: Operations of each thread while its locks are traced.
+_CHECK_OPS: Final = 2000
+#: Leave so much of the memory to the others.
+_LEAVE_BYTES: Final = 256 << 20
+
+_UNCHECKED: Final = {
+    "path_check": "not verified: it was not asked for",
+    "checked_faults": None,
+    "checked_under_mmap_lock": None,
+}
+
+#: (runs done, of how many, what comes next).
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure.  ``pin``: a CPU for each thread, as long as there are enough."""
+
+    paths: tuple[Way, ...] = ("vma", "mmap_lock")
+    pin: bool = True
+    repetitions: int = 5
+    seconds: float = 0.5
+    warm_up_s: float = 0.1
+    seed: int = 1
+    check: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One thing to measure.  ``cpus``: of each thread, None where they are free."""
+
+    workload: str
+    path: Way
+    threads: int
+    program: Program
+    cpus: tuple[int, ...] | None
+
+    @property
+    def placement(self) -> str:
+        return "free" if self.cpus is None else "pinned"
+
+    @property
+    def label(self) -> str:
+        return f"{self.workload} {self.path} {self.threads} threads {self.placement}"
+
+
+@dataclass(slots=True)
+class Plan:
+    """The points of a suite; ``refused``: those that this machine cannot do, and why."""
+
+    points: list[Point]
+    options: Options
+    texts: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> int:
+        return len(self.points) * self.options.repetitions
+
+    @property
+    def estimate_s(self) -> float:
+        each = self.options.seconds + self.options.warm_up_s + _OVERHEAD_S
+        checks = len({(p.workload, p.path) for p in self.points}) if self.options.check else 0
+        return self.runs * each + checks * 2 * _OVERHEAD_S
+
+
+def plan(workloads: Sequence[Workload], threads: Sequence[int] | None, options: Options) -> Plan:
+    """What to measure; refuses what cannot be done here before anything is begun.
+
+    Parameters
+    ----------
+    threads:
+        Thread counts; None: powers of two up to the CPUs, and twice the CPUs.
+
+    Raises
+    ------
+    UserError
+        Another architecture, a path that the kernel does not have, too many threads, or no
+        point that fits.
+    """
+    _check_machine(options)
+    order = facts.pinning_order()
+    counts = default_threads(len(order)) if threads is None else list(threads)
+    _check_threads(max(counts))
+    found = Plan([], options)
+    room = available_bytes() - _LEAVE_BYTES
+    for workload in workloads:
+        found.texts[workload.name] = _digest(workload)
+        for count in counts:
+            try:
+                program = compile_workload(workload, count)
+            except UserError as error:
+                if len(workloads) == 1 and len(counts) == 1:
+                    raise
+                found.refused[f"{workload.name} {count} threads"] = error.problem
+                continue
+            needed = program.touched_bytes
+            if needed > room:
+                found.refused[f"{workload.name} {count} threads"] = (
+                    f"it needs {needed / 2**30:.1f} GiB of memory,"
+                    f" {max(0, room) / 2**30:.1f} GiB are available"
+                )
+                continue
+            pinned = options.pin and count <= len(order)
+            cpus = tuple(order[:count]) if pinned else None
+            for path in options.paths:
+                point = Point(workload.name, path, count, program.by_path(path), cpus)
+                found.points.append(point)
+    if not found.points:
+        where, why = next(iter(found.refused.items()))
+        raise UserError(why, where=where, fix="use fewer threads, or another workload")
+    return found
+
+
+def default_threads(cpus: int) -> list[int]:
+    """1, 2, 4, ... below ``cpus``; ``cpus``; and twice as many."""
+    found = [1 << k for k in range(cpus.bit_length()) if 1 << k < cpus]
+    return [*found, cpus, 2 * cpus]
+
+
+def _digest(workload: Workload) -> str:
+    return hashlib.sha256(Path(workload.path).read_bytes()).hexdigest()
+
+
+def _check_machine(options: Options) -> None:
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise UserError(
+            f"workloads cannot be run on {platform.system()} {platform.machine()}",
+            fix="use Linux on x86-64",
+        )
+    if "mmap_lock" in options.paths and not has_populate():
+        raise UserError(
+            "this kernel has no MADV_POPULATE_WRITE, which Linux 5.14 brought",
+            where="--path mmap_lock",
+            fix="use --path vma, or --path kernel for faults in kernel mode",
+        )
+
+
+def has_populate() -> bool:
+    """Whether madvise takes MADV_POPULATE_WRITE."""
+    block = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        block.madvise(MADV_POPULATE_WRITE)
+    except OSError:
+        return False
+    finally:
+        block.close()
+    return True
+
+
+def thread_limit() -> tuple[int, str]:
+    """How many threads may still be made, and what says so."""
+    limits = [(int(Path("/proc/sys/kernel/threads-max").read_text()), "kernel.threads-max")]
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY and os.geteuid():
+        limits.append((soft, "ulimit -u"))
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path("/sys/fs/cgroup/pids.max").read_text().strip()
+    if text.isdigit():
+        limits.append((int(text), "pids.max of the cgroup"))
+    return min(limits)
+
+
+def _check_threads(wanted: int) -> None:
+    limit, name = thread_limit()
+    if wanted + 8 > limit:
+        raise UserError(
+            f"{wanted} threads are more than the system allows ({name}: {limit})",
+            where="--threads",
+            fix="use fewer, or raise that limit",
+        )
+
+
+def order_of(plan: Plan) -> list[tuple[int, Point]]:
+    """Repetition and point of each run: every repetition is a random order of all points."""
+    stream = random.Random(plan.options.seed)
+    found = []
+    for repetition in range(plan.options.repetitions):
+        points = list(plan.points)
+        stream.shuffle(points)
+        found += [(repetition, point) for point in points]
+    return found
+
+
+def measure(plan: Plan, progress: Progress = lambda done, total, label: None) -> Runs:
+    """Measure; what was measured before Ctrl-C or SIGTERM is returned, not lost.
+
+    What cannot be measured here is in ``not_measured``.
+    """
+    options = plan.options
+    runs = Runs(
+        rows=[],
+        machine={**facts.machine_facts(), "thp_in_runs": "only where the workload asks for it"},
+        workloads=dict(plan.texts),
+        not_measured=dict(plan.refused),
+        version=__version__,
+        created=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+    order = order_of(plan)
+    complete = True
+    with _interrupts(), Child("mmreplay.hardware.run_worker") as worker:
+        try:
+            checks = _check_paths(plan, worker, progress) if options.check else {}
+            failed: set[str] = set()
+            for number, (repetition, point) in enumerate(order):
+                if point.label in failed:
+                    continue
+                progress(number, len(order), point.label)
+                request = RunRequest(
+                    point.program,
+                    seed=options.seed + repetition,
+                    cpus=point.cpus,
+                    warm_up_s=options.warm_up_s,
+                    seconds=options.seconds,
+                )
+                answer = _ask(worker, request)
+                problem = answer.problem
+                if not problem:
+                    problem = failure(point.program, answer)
+                if problem:
+                    failed.add(point.label)
+                    runs.not_measured[point.label] = problem
+                    continue
+                runs.rows.append(
+                    {
+                        "workload": point.workload,
+                        "path": point.path,
+                        "threads": point.threads,
+                        "placement": point.placement,
+                        "repetition": repetition,
+                        "order": number,
+                        "seed": request.seed,
+                        "warm_up_s": request.warm_up_s,
+                        **figures(point.program, answer),
+                        **checks.get((point.workload, point.path), _UNCHECKED),
+                    }
+                )
+        except (KeyboardInterrupt, _Terminated):
+            complete = False
+    progress(len(order), len(order), "")
+    return replace(runs, complete=complete)
+
+
+class _Terminated(Exception):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_paths(
+    plan: Plan, worker: Child, progress: Progress
+) -> dict[tuple[str, Way], dict[str, Any]]:
+    """For each workload and path, by its smallest point: which locks it takes."""
+    smallest: dict[tuple[str, Way], Point] = {}
+    for point in plan.points:
+        known = smallest.setdefault((point.workload, point.path), point)
+        if point.threads < known.threads:
+            smallest[point.workload, point.path] = point
+    try:
+        root = tracing.tracefs()
+        with tracing.Instance(root) as instance:
+            cpu = buffers(instance)
+            per_vma_locks = facts.per_vma_locks()
+            found = {}
+            for number, (key, point) in enumerate(smallest.items()):
+                progress(number, len(smallest), f"checking the locks of {key[0]} {key[1]}")
+                request = RunRequest(
+                    point.program,
+                    seed=plan.options.seed,
+                    cpus=(cpu,) * point.threads,
+                    budget=_CHECK_OPS,
+                    instance=instance.path,
+                )
+                traced = _ask(worker, request)
+                if isinstance(traced, RunAnswer):
+                    traced = Traced(problem=traced.problem)
+                counted = point.path == "vma"
+                found[key] = {
+                    "path_check": verdict(point.path, traced, per_vma_locks),
+                    "checked_faults": traced.faults if counted else traced.populates,
+                    "checked_under_mmap_lock": (
+                        traced.locked_faults if counted else traced.locked_populates
+                    ),
+                }
+            return found
+    except UserError as refused:
+        why = {**_UNCHECKED, "path_check": f"not verified: {refused.problem}"}
+        return dict.fromkeys(smallest, why)
+
+
+def _ask(worker: Child, request: RunRequest) -> Any:
+    try:
+        answer = worker.ask(request)
+    except UserError as error:
+        return RunAnswer(problem=error.problem)
+    return answer
