@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("mmreplay.cli.replay", "Replay a trace once against one kernel, in detail."),
     "predict": ("mmreplay.cli.predict", "Predict what another kernel gains, per core count."),
     "measure": ("mmreplay.cli.measure", "Run workloads on this machine."),
+    "doctor": ("mmreplay.cli.doctor", "Say what this machine allows, and what to do."),
     "models": ("mmreplay.cli.models", "List, show, check and compare locking models."),
     "locks": ("mmreplay.cli.locks", "Compare lock counts of real kernels with the models."),
     "synth": ("mmreplay.cli.synth", "Generate a trace from a workload."),

@@ -42,6 +42,8 @@ CONFIG: Final = (
     "CONFIG_INIT_ON_ALLOC_DEFAULT_ON",
     "CONFIG_SPECULATIVE_PAGE_FAULT",
 )
+#: Of these, those with which the kernel checks itself and is slow.
+DEBUGGING: Final = ("CONFIG_DEBUG_VM", "CONFIG_LOCKDEP", "CONFIG_PROVE_LOCKING", "CONFIG_KASAN")
 _CPU: Final = Path("/sys/devices/system/cpu")
 
 

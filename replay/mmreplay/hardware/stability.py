@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from mmreplay.hardware.facts import DEBUGGING
 from mmreplay.hardware.runs import Runs, summary
 
 #: Spread (interquartile range by median) above which a point is called noisy; pyperf warns at
@@ -89,7 +90,7 @@ def machine_notes(runs: Runs) -> list[str]:
     if machine.get("hypervisor") not in (None, "none"):
         lines.append(f"a guest ({machine['hypervisor']}): the host's load is part of the figures")
     config = machine.get("kernel_config") or {}
-    slow = [key for key in ("CONFIG_DEBUG_VM", "CONFIG_LOCKDEP", "CONFIG_KASAN") if key in config]
+    slow = [key for key in DEBUGGING if key in config]
     if slow:
         lines.append(f"the kernel checks itself ({', '.join(slow)}): it is slower than others")
     return lines
