@@ -256,3 +256,28 @@ def test_the_documentation_names_every_step_and_shows_a_valid_text() -> None:
         assert f"`{word}`" in page, word
     (shown,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert parse_workload(shown, "docs", "shown").regions.keys() == {"fresh", "piece"}
+
+
+def test_a_chain_visits_its_states_as_a_markov_chain_does() -> None:
+    """Stationary shares by hand: from a to b always, from b back with 1/4."""
+    chain = """
+[roles.worker]
+threads = "rest"
+[roles.worker.chain.a]
+steps = [ { do = "touch", on = "memory", counts = 1 } ]
+next = { b = 1 }
+[roles.worker.chain.b]
+steps = [ { do = "munmap", on = "memory" } ]
+next = { a = 1, b = 3 }
+"""
+    program = compile_workload(parse_workload(HEAD + REGION + chain, "w.toml", "w"), 1)
+    rows = np.zeros(20_000, np.int64)
+    live = np.zeros((len(program.slots), len(Live)), np.int64)
+    decisions(program.code, new_states(program, 3), 1, program.regions, live, rows)
+    touched = program.code[rows, Field.OP] == Op.TOUCH
+    assert not (touched[1:] & touched[:-1]).any()
+    assert abs(touched.mean() - 0.2) < 0.01
+    with pytest.raises(UserError, match=r'no state "c"'):
+        parse_workload(HEAD + REGION + chain.replace("b = 1 }", "c = 1 }"), "w.toml", "w")
+    with pytest.raises(UserError, match=r'unknown key "roles.worker.chain.a.stepz"'):
+        parse_workload(HEAD + REGION + chain.replace("steps", "stepz", 1), "w.toml", "w")

@@ -428,3 +428,27 @@ count = 3
         assert (row["begin_ns"], row["seq"]) > last
         last = (row["begin_ns"], row["seq"])
         space.see(row)
+
+
+def test_elements_are_picked_by_what_is_mapped() -> None:
+    region = '[regions.memory]\nsize = "8 pages"\ncount = 3\n'
+    loop = """
+        { do = "repeat", times = 4, steps = [
+            { do = "pick", on = "memory", how = "free" }, { do = "mmap", on = "memory" },
+        ] },
+        { do = "repeat", times = 4, steps = [
+            { do = "pick", on = "memory", how = "mapped" },
+            { do = "munmap", on = "memory", counts = 1 },
+        ] },
+    """
+    got = rows(made(workload(loop, regions=region), ops=25))
+    # the fourth finds none that is free, or mapped, and does nothing
+    assert [row["kind"] for row in got] == (["MMAP"] * 3 + ["MUNMAP"] * 3) * 4
+
+
+def test_next_goes_on_where_it_was() -> None:
+    loop = (
+        '{ do = "touch", on = "memory", at = "next", counts = 1 }, { do = "think", mean_ns = 10 }'
+    )
+    got = rows(made(workload(loop, once='{ do = "mmap", on = "memory" }'), ops=30))
+    assert [row["address"] - got[0]["result"] for row in got[1:]] == [k * 4096 for k in range(8)]

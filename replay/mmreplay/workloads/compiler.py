@@ -11,7 +11,7 @@ import numpy as np
 from mmreplay.errors import UserError, closest
 from mmreplay.schema import PAGE_SIZE
 from mmreplay.workloads import steps as steps_
-from mmreplay.workloads.definition import Role, Workload, walk
+from mmreplay.workloads.definition import Role, Workload
 from mmreplay.workloads.program import (
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
@@ -22,11 +22,13 @@ from mmreplay.workloads.program import (
     MAP_PRIVATE,
     MAP_SHARED,
     MOST_COUNTERS,
+    NEXT_WINDOW,
     Distribution,
     Field,
     Kind,
     Op,
     Order,
+    Picks,
     Program,
     SlotField,
     ThreadField,
@@ -133,7 +135,7 @@ class _Compiler:
         owners = list(plan)
         for owner, name, index in owners:
             role = self.w.roles[name]
-            for step in walk([*role.once, *role.loop]):
+            for step in role.steps():
                 if isinstance(step, steps_.Spawn | steps_.Fork):
                     key = (owner, step.role)
                     if key not in self.children:
@@ -165,8 +167,7 @@ class _Compiler:
         """How many threads each barrier is for."""
         found: dict[str, int] = {}
         for name, role in self.w.roles.items():
-            steps = walk([*role.once, *role.loop])
-            for barrier in {s.name for s in steps if isinstance(s, steps_.Barrier)}:
+            for barrier in {s.name for s in role.steps() if isinstance(s, steps_.Barrier)}:
                 found[barrier] = found.get(barrier, 0) + self.counts.get(name, 0)
         return found
 
@@ -239,7 +240,7 @@ class _Compiler:
                 if not count:
                     continue
                 size = self.slots[begin][SlotField.MOST]
-                bounded = row[Field.LENGTH] > 0 and row[Field.AT] < 0
+                bounded = row[Field.LENGTH] > 0 and row[Field.WINDOW] == 0
                 reach = min(row[Field.OFFSET] + row[Field.MOST], size) if bounded else size
                 part = most[begin : begin + count]
                 np.maximum(part, reach, out=part)
@@ -272,8 +273,29 @@ class _Compiler:
                 TARGET=row[ThreadField.LOOP],
                 COUNTER=counter,
             )
+        if role.chain:
+            row[ThreadField.LOOP] = len(self.code)
+            self._chain(role, body, name)
         self._emit(Op.END, self._source(f"end of role {name}"))
         row[ThreadField.END] = len(self.code)
+
+    def _chain(self, role: Role, body: _Body, name: str) -> None:
+        """States one after the other, each with its jumps, the likeliest first."""
+        first: dict[str, int] = {}
+        jumps: list[tuple[int, str]] = []
+        for word, state in role.chain.items():
+            key = f"roles.{name}.chain.{word}"
+            first[word] = len(self.code)
+            self._steps(state.steps, body, f"{key}.steps")
+            source = self._source(f"{key}.next")
+            left = sum(state.next.values())
+            ordered = sorted(state.next.items(), key=lambda item: -item[1])
+            for place, (target, weight) in enumerate(ordered):
+                chance = 1.0 if place == len(ordered) - 1 else min(weight / left, 1.0)
+                jumps.append((self._emit(Op.JUMP, source, TIMES=round(chance * _ALWAYS)), target))
+                left -= weight
+        for at, target in jumps:
+            self.code[at][Field.TARGET] = first[target]
 
     def _source(self, text: str) -> int:
         if not self.sources or self.sources[-1] != text:
@@ -399,7 +421,7 @@ class _Compiler:
                 }
             case steps_.Pick():
                 op = Op.PICK
-                columns["FLAGS"] = int(step.how == "next")
+                columns["FLAGS"] = Picks[step.how.upper()]
             case steps_.Spawn() | steps_.Fork() | steps_.Join():
                 op = Op[step.do.upper()]
                 target = self.children.get((body.owner, step.role))
@@ -438,15 +460,17 @@ class _Compiler:
         if by is None and isinstance(step, steps_.Touch | steps_.ReadInto):
             by = PAGE_SIZE
         at = -1
-        if step.at is not None:
+        if step.at == "next":
+            at = NEXT_WINDOW
+        elif step.at is not None:
             if step.at not in body.counters:
                 raise UserError(
                     f'{key}: no counter "{step.at}"{closest(step.at, body.counters)}',
                     where=self.w.path,
-                    fix='name one with counter = "..." in a repeat around it, or use "loop"',
+                    fix='name one: counter = "..." in a repeat around it; or "loop", "next"',
                 )
             at = body.counters[step.at]
-        if isinstance(step, steps_.Munmap) and (by is not None or at >= 0):
+        if isinstance(step, steps_.Munmap) and (by is not None or step.at is not None):
             raise UserError(
                 f"{key}: unmapping is not done by units",
                 where=self.w.path,
@@ -458,7 +482,7 @@ class _Compiler:
             "MOST": high,
             "STEP": by or 0,
             "AT": at,
-            "WINDOW": (step.window or PAGE_SIZE) if at >= 0 else 0,
+            "WINDOW": (step.window or PAGE_SIZE) if step.at is not None else 0,
             "ORDER": Order[step.order.upper()],
             "UNITS": step.units or 0,
         }

@@ -53,8 +53,17 @@ class Region(Strict):
     reserve: bool = True
 
 
+class ChainState(Strict):
+    """A state of a Markov chain: its steps, then one of the ``next`` by weight."""
+
+    steps: list[Step] = Field(default_factory=list)
+    next: dict[Name, Annotated[float, Field(gt=0, le=1e12)]] = Field(min_length=1)
+
+
 class Role(Strict):
     """What some of the threads do: ``once`` first, then ``loop`` for ever.
+
+    In place of the loop there may be a ``chain`` of states, which begins with the first.
 
     ``threads``: a number, ``"rest"``, or a share such as 0.25 of all threads (at least one).
     Left out where other threads ``spawn`` or ``fork`` the role; it then has no loop.
@@ -65,6 +74,14 @@ class Role(Strict):
     ] = None
     once: list[Step] = Field(default_factory=list)
     loop: list[Step] = Field(default_factory=list)
+    chain: dict[Name, ChainState] = Field(default_factory=dict)
+
+    def steps(self) -> Iterator[Step]:
+        """All its steps, those inside others too."""
+        yield from walk(self.once)
+        yield from walk(self.loop)
+        for state in self.chain.values():
+            yield from walk(state.steps)
 
 
 def _threads(value: Any) -> Any:
@@ -214,6 +231,9 @@ def _known_keys(place: tuple[int | str, ...]) -> list[str]:
         if part == "of":
             model = steps_.Branch
             break
+        if part == "chain":
+            model = ChainState
+            break
         if part in ("files", "regions", "roles"):
             model = {"files": File, "regions": Region, "roles": Role}[str(part)]
             break
@@ -251,6 +271,10 @@ def _check(w: Workload) -> None:
     lists = [("setup", "setup", w.setup)]
     for name, role in w.roles.items():
         lists += [(name, f"roles.{name}.once", role.once), (name, f"roles.{name}.loop", role.loop)]
+        for at, state in role.chain.items():
+            lists.append((name, f"roles.{name}.chain.{at}.steps", state.steps))
+            for word in state.next:
+                known(word, role.chain, "state", f"roles.{name}.chain.{at}.next")
     started: dict[str, str] = {}
     for owner, key, steps in lists:
         for step in walk(steps):
@@ -266,11 +290,13 @@ def _check(w: Workload) -> None:
                 f" and threads is {'given' if role.threads is not None else 'missing'}",
                 "remove threads" if name in started else 'say how many threads, or "rest"',
             )
-        if name in started and role.loop:
+        if role.loop and role.chain:
+            raise wrong(f"roles.{name}: both a loop and a chain")
+        if name in started and (role.loop or role.chain):
             raise wrong(
                 f"roles.{name}: a role that is started again and again has no loop", "use once"
             )
-        if name not in started and not role.loop:
+        if name not in started and not role.loop and not role.chain:
             raise wrong(f"roles.{name}: loop is missing", "say what it does for ever")
     given = [role.threads for role in w.roles.values()]
     if given.count("rest") > 1:
@@ -284,7 +310,7 @@ def _check(w: Workload) -> None:
         for step in walk(w.roles[name].once):
             if isinstance(step, lonely):
                 raise wrong(f"roles.{name}: no {step.do} in a role that another one starts")
-    every = [s for role in w.roles.values() for s in walk([*role.once, *role.loop])]
+    every = [step for role in w.roles.values() for step in role.steps()]
     if not any(getattr(step, "counts", 0) for step in every):
         raise wrong("no step counts: ops_per_s would be 0", "give a step counts = 1")
 

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from mmreplay.jit import borrowing_helper, njit
 from mmreplay.workloads.program import (
     MOST_COUNTERS,
+    NEXT_WINDOW,
     Distribution,
     Field,
     Op,
     Order,
+    Picks,
     Program,
     ThreadField,
 )
@@ -47,8 +49,9 @@ class State(IntEnum):
     MULTIPLIER = 7  # scattered: unit k is (k * MULTIPLIER + ADD) mod UNITS
     ADD = 8
     OFFSET = 9  # of START in the slot
-    COUNTERS = 10  # as many as MOST_COUNTERS
-    PICKED = COUNTERS + MOST_COUNTERS  # element of each region
+    CURSORS = 10  # where the cursors of its regions are in this row
+    COUNTERS = 11  # as many as MOST_COUNTERS
+    PICKED = COUNTERS + MOST_COUNTERS  # element of each region; behind them the cursors
 
 
 class Live(IntEnum):
@@ -68,10 +71,11 @@ def new_states(program: Program, seed: int) -> I64:
     regions = int(
         np.diff(np.append(program.threads[:, ThreadField.REGIONS], len(program.regions))).max()
     )
-    width = -(-(State.PICKED + regions) // 8) * 8
+    width = -(-(State.PICKED + 2 * regions) // 8) * 8
     states = np.zeros((len(program.threads), width), np.int64)
     states[:, State.PC] = program.threads[:, ThreadField.FIRST]
     states[:, State.REGIONS] = program.threads[:, ThreadField.REGIONS]
+    states[:, State.CURSORS] = State.PICKED + regions
     keys = np.arange(len(states), dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
     mixed = np.uint64(seed * int(_GOLDEN) % 2**64)
     states[:, State.RNG] = (keys ^ mixed).view(np.int64)
@@ -111,6 +115,20 @@ def slot_of(states: I64, t: Any, regions: I64, region: Any) -> Any:
 
 
 @borrowing_helper
+def _search(states: I64, t: Any, regions: I64, region: Any, live: I64, free: Any) -> None:
+    """Pick the next element of a region that is mapped, or that is ``free``."""
+    first = regions[states[t, State.REGIONS] + region, 0]
+    count = regions[states[t, State.REGIONS] + region, 1]
+    at = states[t, State.PICKED + region]
+    skip = 1 if free else 0
+    for k in range(skip, count + skip):
+        other = (at + k) % count
+        if (live[first + other, Live.LENGTH] == 0) == free:
+            states[t, State.PICKED + region] = other
+            return
+
+
+@borrowing_helper
 def advance(code: I64, states: I64, t: Any, regions: I64, live: I64) -> Any:
     """Steer program ``t`` to its next row that does something; :data:`ENDLESS` where none is.
 
@@ -147,10 +165,13 @@ def advance(code: I64, states: I64, t: Any, regions: I64, live: I64) -> Any:
         else:  # PICK
             region = code[pc, Field.REGION]
             count = regions[states[t, State.REGIONS] + region, 1]
-            if code[pc, Field.FLAGS] == 1:
+            how = code[pc, Field.FLAGS]
+            if how == Picks.NEXT:
                 states[t, State.PICKED + region] = (states[t, State.PICKED + region] + 1) % count
-            else:
+            elif how == Picks.RANDOM:
                 states[t, State.PICKED + region] = draw_below(states, t, count)
+            else:
+                _search(states, t, regions, region, live, how == Picks.FREE)
             pc += 1
     states[t, State.PC] = pc
     return ENDLESS
@@ -198,9 +219,14 @@ def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) ->
     step = code[row, Field.STEP]
     at = code[row, Field.AT]
     units = 1
-    if at >= 0:
-        window = code[row, Field.WINDOW]
-        offset += states[t, State.COUNTERS + at] % ((length + window - 1) // window) * window
+    window = code[row, Field.WINDOW]
+    if window > 0:
+        which = State.COUNTERS + at
+        if at == NEXT_WINDOW:
+            which = states[t, State.CURSORS] + code[row, Field.REGION]
+        offset += states[t, which] % ((length + window - 1) // window) * window
+        if at == NEXT_WINDOW:
+            states[t, which] += 1
         length = min(window, mapped - offset)
     if step > 0:
         units = (length + step - 1) // step

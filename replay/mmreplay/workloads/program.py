@@ -51,7 +51,7 @@ class Op(IntEnum):
     FORK = 11  # the same as a process with a copy of this one's memory
     JOIN = 12  # wait for the end of program TARGET
     BARRIER = 13  # number TARGET; TIMES threads meet there
-    PICK = 14  # element of REGION for all that follows; FLAGS: 1 the next one, 0 at random
+    PICK = 14  # element of REGION for all that follows; FLAGS: Picks
     NEXT = 15  # COUNTER += 1; to TARGET while it is below TIMES (0: always), then it is 0 again
     JUMP = 16  # to TARGET with probability TIMES / 2**32
     UNMAPPED = 17  # to TARGET where REGION's element is not mapped
@@ -64,8 +64,9 @@ class Field(IntEnum):
     [OFFSET, OFFSET + LENGTH) of the slot, LENGTH drawn uniformly in whole pages from
     LENGTH..MOST, 0 meaning up to the end of what is mapped.  STEP 0: one operation on the
     whole range.  STEP > 0: one operation on each unit of STEP bytes, in ORDER, UNITS of
-    them at most (0: all).  AT >= 0: of these bytes only the window of WINDOW bytes whose
-    number is counter AT, modulo the number of windows.
+    them at most (0: all).  WINDOW > 0: of these bytes only the window of WINDOW bytes whose
+    number is counter AT (:data:`NEXT_WINDOW`: the program's cursor of the region, which then
+    moves on), modulo the number of windows.
     Only an unmapping of exactly [0, mapped length) empties a slot; a smaller one at its end
     shortens it; any other is not done.
     """
@@ -76,7 +77,7 @@ class Field(IntEnum):
     LENGTH = 3  # bytes
     MOST = 4  # bytes
     STEP = 5  # bytes
-    AT = 6  # number of a counter, -1 none
+    AT = 6  # number of a counter, -1 none, -2 NEXT_WINDOW
     ORDER = 7  # Order
     UNITS = 8
     PROT = 9  # PROT_*
@@ -90,6 +91,15 @@ class Field(IntEnum):
     COUNTS = 17  # operations that ops_per_s counts: per unit, or per call where there are none
     SOURCE = 18  # row of sources: the step of the text
     WINDOW = 19  # bytes
+
+
+class Picks(IntEnum):
+    """How PICK chooses among the elements of a region."""
+
+    RANDOM = 0
+    NEXT = 1
+    MAPPED = 2  # the present one, or the next after it, that is mapped; else the present one
+    FREE = 3  # the next after the present one that is not mapped; else the present one
 
 
 class Order(IntEnum):
@@ -150,6 +160,8 @@ class FileField(IntEnum):
 
 #: Counters and the widest nesting of repeats.
 MOST_COUNTERS: Final = 8
+#: Value of AT.
+NEXT_WINDOW: Final = -2
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
 MAP_NORESERVE, MAP_POPULATE = 0x4000, 0x8000
 MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 14, 15

@@ -111,7 +111,8 @@ class _OnRange(_Step):
     ``first``: where it begins.  ``size``: how much; by default up to the end of what is
     mapped.  ``part = "own"``: the region is divided among the threads of the role.
     ``at``: only the ``window`` (a page, if not given) whose number the counter of that name
-    says, wrapping around.  ``by``: not at once but unit by unit.  ``order``: of the units.
+    says, wrapping around; ``at = "next"``: the one after that of the thread's last such step
+    on this region.  ``by``: not at once but unit by unit.  ``order``: of the units.
     ``units``: this many of them.
     """
 
@@ -222,11 +223,15 @@ class Think(_Step):
 
 
 class Pick(_Control):
-    """Choose which element of a region with ``count`` is meant from here on."""
+    """Choose which element of a region with ``count`` is meant from here on.
+
+    ``mapped``: the present one if it is mapped, else the next that is; ``free``: the next
+    after it that is not.  Where there is none the choice stays.
+    """
 
     do: Literal["pick"]
     on: Name
-    how: Literal["random", "next"] = "random"
+    how: Literal["random", "next", "mapped", "free"] = "random"
 
 
 class Spawn(_Step):
