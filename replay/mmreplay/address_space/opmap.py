@@ -59,7 +59,7 @@ _KIND: Final[dict[OpKind, PlanOp]] = {
     OpKind.SHMDT: PlanOp.SHMDT,
     OpKind.MBIND: PlanOp.VMA_POLICY,
     OpKind.MSEAL: PlanOp.VMA_POLICY,
-    OpKind.REMAP_FILE_PAGES: PlanOp.VMA_POLICY,
+    OpKind.REMAP_FILE_PAGES: PlanOp.REMAP_FILE_PAGES,
     OpKind.PROCESS_MADVISE: PlanOp.PROCESS_MADVISE,
     OpKind.FORK: PlanOp.FORK,
     OpKind.VFORK: PlanOp.NONE,  # shares the mm; its end is VFORK_EXIT of the child

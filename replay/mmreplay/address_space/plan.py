@@ -72,6 +72,7 @@ class PlanOp(IntEnum):
     VFORK_EXIT = 42  # exec or exit of a vfork child releases the parent's mm
     PROCESS_MADVISE_ZAP = 43  # process_madvise(DONTNEED, FREE): only of the caller's own mm
     UFFD_MOVE = 44
+    REMAP_FILE_PAGES = 45
 
 
 class Trait(IntFlag):

@@ -94,6 +94,7 @@ _SHMAT = int(OpKind.SHMAT)
 _SHMDT = int(OpKind.SHMDT)
 _UFFD = int(OpKind.UFFD)
 _PROC_READ = int(OpKind.PROC_READ)
+_REMAP_FILE_PAGES = int(OpKind.REMAP_FILE_PAGES)
 _PROCESS_MADVISE = int(OpKind.PROCESS_MADVISE)
 
 _I_EFFECTS = int(Info.EFFECTS)
@@ -122,6 +123,7 @@ _V_WRITE = int(Vm.WRITE)
 _V_SHARED = int(Vm.SHARED)
 _V_ACCESS = int(Vm.READ | Vm.WRITE | Vm.EXEC)
 _MAP_POPULATE = 0x8000
+_MAP_NONBLOCK = 0x10000
 
 _C_DISAGREED = int(Count.CALLS_DISAGREED)
 _C_CONFLICTS = int(Count.MAP_CONFLICTS)
@@ -494,6 +496,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
         if w.spaces[space].gate:
             traits |= _T_GATE
     else:
+        if kind == _REMAP_FILE_PAGES and not flags & _MAP_NONBLOCK:
+            traits |= _T_POPULATE
         if rows[i].address != -1 and address >= 0:
             traits |= look(m, w, out, o, space, first, last)
             if kind == _UFFD and 3 <= flags <= 5:  # COPY, ZEROPAGE, CONTINUE

@@ -87,6 +87,7 @@ _V_NOHUGE = int(Vm.NOHUGEPAGE)
 _V_HUGETLB = int(Vm.HUGETLB)
 _V_SPECIAL = int(Vm.SPECIAL)
 _V_UFFD = int(Vm.UFFD)
+_V_SYSV = int(Vm.SYSV)
 _V_UNKNOWN = int(Vm.UNKNOWN)
 _V_GROWSDOWN = int(Vm.GROWSDOWN)
 
@@ -139,7 +140,7 @@ def vma_traits(w, flags, file):
         t |= _T_SHMEM if hint & HINT_SHMEM else _T_FILE
         if hint & HINT_SPECIAL:
             t |= _T_NO_MAP
-    if flags & _V_SPECIAL:
+    if flags & (_V_SPECIAL | _V_SYSV):  # ipc/shm.c:shm_vm_ops has no map_pages either
         t |= _T_NO_MAP
     if flags & _V_UFFD:
         t |= _T_UFFD
@@ -171,6 +172,8 @@ def anon_slot_of(m, w, slot):
     """
     identity = m.vma[slot, V_ANON]
     mine = w.slots[slot].bit if w.slots[slot].uid == m.vma[slot, V_UID] else np.int32(-1)
+    if mine >= 0 and identity == 0 and w.bits[mine].set:
+        mine = np.int32(-1)  # MREMAP_DONTUNMAP took it away: mm/mremap.c:dontunmap_complete
     if mine >= 0 and (identity == 0 or w.bits[mine].set):
         return mine
     if identity != 0:

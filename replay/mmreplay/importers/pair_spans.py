@@ -8,6 +8,7 @@ import numpy as np
 
 from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
+from mmreplay.importers import syscalls as sc
 from mmreplay.jit import borrowing_helper
 
 
@@ -166,6 +167,8 @@ def mapping(a: Any, ops: Any, t: Any, arg: Any, now: Any, mark: Any) -> None:
         return
     proc = a[t + ps.S_PROC]
     space = a[ps.procs_at(a, proc) + ps.P_SPACE]
+    if a[t + ps.S_CALL] == sc.C_SHMAT + 1:  # the call itself does not say how long it is
+        a[t + ps.S_CALL_LENGTH] = np.int64(length)
     source = 2
     if mark & ev.SYNTHETIC:
         source = 0

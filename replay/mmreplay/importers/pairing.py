@@ -242,12 +242,16 @@ def _on_exit(
         if call == sc.C_CLONE or call == sc.C_CLONE3 or call == sc.C_FORK or call == sc.C_VFORK:
             kind = finish_clone(a, ops, t, call, result)
         child = a[t + ps.S_CALL_CHILD]
+        attached = a[t + ps.S_CALL_LENGTH] if call == sc.C_SHMAT else 0
         out = close_call(a, ops, t, now, _MEASURED, cpu)
         ops[out + ps.O_KIND] = kind
         result_of(a, ops, out, t, call, result)
         if child > 0:
             ops[out + ps.O_CHILD] = child
             ops[out + ps.O_KNOWN] |= ps.K_CHILD
+        if attached > 0:
+            ops[out + ps.O_LENGTH] = attached
+            ops[out + ps.O_KNOWN] |= ps.K_LENGTH
         return
     if a[t + ps.S_CALL]:
         close_call(a, ops, t, now, _END_UNSEEN, cpu)

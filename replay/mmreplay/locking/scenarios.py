@@ -147,6 +147,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     _s(P.SHMAT, "segment", T.SHMEM | T.STRUCTURAL, {S.CREATED: 1}),
     _s(P.SHMDT, "segment", T.SHMEM | T.STRUCTURAL, {S.REMOVED: 1}),
     _s(P.VMA_POLICY, "mbind", _ANON, {S.TARGETS: 1}),
+    _s(P.REMAP_FILE_PAGES, "of a shared mapping", T.SHMEM | T.SHARED | T.POPULATE),
     # -- madvise ---------------------------------------------------------------------------
     _s(P.MADVISE_ZAP, "touched pages", _ANON | T.PAGES_PRESENT, {}, _HAS),
     _s(P.MADVISE_ZAP, "untouched pages", _ANON, {}, _HAS),
