@@ -372,7 +372,7 @@ def prepare_call(rows, i, m, p, w, out, o, space):
 
 
 @borrowing_helper
-def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
+def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
     """Traits, pages, marks and waits of a call after the VMA map has replayed it."""
     kind = rows[i].kind
     flags = rows[i].advice
@@ -385,6 +385,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
     if kind != _PROC_READ and kind != _PROCESS_MADVISE:
         if (m.info[_I_ERROR] != 0) != failed:
             w.counters[_C_DISAGREED] += 1
+        w.counters[_C_CONFLICTS] += m.info[_I_CONFLICTS]
         copy_marks(m, w, out)
     traits = _T_FAILED if failed else 0
     out.ops[o].first_page = first
@@ -402,8 +403,6 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
         traits |= _describe(m, w, out, o, True, True)
         if m.info[_I_OVERLAPPED] > 0:
             traits |= _T_OVERLAPS
-        if m.info[_I_CONFLICTS] > 0:
-            w.counters[_C_CONFLICTS] += m.info[_I_CONFLICTS]
         target = m.info[_I_TARGET]
         range_deps(p, s, w, out, thread, space, first, last, True)
         zapped, tables = pages_.zap(p, space, first, last)
@@ -501,7 +500,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, thread, space):
         if rows[i].address != -1 and address >= 0:
             traits |= look(m, w, out, o, space, first, last)
             if kind == _UFFD and 3 <= flags <= 5:  # COPY, ZEROPAGE, CONTINUE
-                fills_anon(m, w, out, o, inside, space, first)
+                fills_anon(m, w, out, o, before, space, first)
             if kind == _UFFD and (flags == 3 or flags == 4):
                 out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, flags == 3)
             else:

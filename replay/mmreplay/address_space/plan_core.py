@@ -407,7 +407,8 @@ def advance(rows, order, start, m, rules, p, s, w, out, c, row_first, row_end, h
         if kind != _EXEC:
             _enter(m, p, s, w, thread, space)
         row = rows[i].row
-        inside = row_first <= row < row_end
+        before = row < row_first
+        inside = not before and row < row_end
         o = w.cursor[_OUT] if inside else waste
         # positions to return to when the operation has to be tried again
         marks = w.cursor[_MARKS]
@@ -433,7 +434,9 @@ def advance(rows, order, start, m, rules, p, s, w, out, c, row_first, row_end, h
             process = False
             if kind == _FAULT_USER or kind == _FAULT_KERNEL:
                 out.ops[o].op = _OP_FAULT
-                status = plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge)
+                status = plan_fault(
+                    rows, i, m, rules, p, s, w, out, o, inside, before, thread, space, huge
+                )
             else:
                 process = (
                     kind == _CLONE
@@ -461,7 +464,7 @@ def advance(rows, order, start, m, rules, p, s, w, out, c, row_first, row_end, h
                 if process:
                     _finish_process(rows, i, m, p, s, w, out, o, thread)
                 else:
-                    finish_call(rows, i, m, p, s, w, out, o, inside, thread, space)
+                    finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space)
             if is_clone:
                 after_clone(rows, i, s, w, c, thread, status)
         if status != 0:

@@ -305,14 +305,14 @@ def vector_marks(rows, i, w, out, o, space):
 
 
 @borrowing_helper
-def fills_anon(m, w, out, o, inside, space, first):
+def fills_anon(m, w, out, o, before, space, first):
     """A userfaultfd fill gives a private VMA its anon_vma (mm/userfaultfd.c@6.18)."""
     slot = find(m, space, first << 12)
     bit = out.ops[o].anon_slot
     if slot >= 0 and bit >= 0:
         prepare_anon(m, slot)
         if not w.bits[bit].set:
-            anon_first_write(m, w, slot, bit, not inside)
+            anon_first_write(m, w, slot, bit, before)
 
 
 @borrowing_helper
@@ -328,8 +328,11 @@ def _allowed(flags, write, execute):
 
 
 @inlined_helper
-def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
-    """Plan the fault in row ``i`` into row ``o`` of ``out``; returns a Status."""
+def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, before, thread, space, huge):
+    """Plan the fault in row ``i`` into row ``o`` of ``out``; returns a Status.
+
+    ``before``: it comes before the window.
+    """
     kind = rows[i].kind
     bits = rows[i].bits
     fault_class = rows[i].fault_class
@@ -433,10 +436,10 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, thread, space, huge):
     if write and private:
         traits |= _T_NEEDS_ANON
         if not w.bits[bit].set:
-            anon_first_write(m, w, slot, bit, not inside)
+            anon_first_write(m, w, slot, bit, before)
     # -- page-table page --------------------------------------------------------------
     old = maker == -1 and w.spaces[space].old != 0
-    region, made = table_slot(p, w, space, page, not inside, old)
+    region, made = table_slot(p, w, space, page, before, old)
     table = p.slot[region].table
     out.ops[o].table = table
     out.ops[o].tables = 1

@@ -53,6 +53,7 @@ from mmreplay.address_space.vma_ops import (
 from mmreplay.address_space.vma_state import (
     I64,
     NONE,
+    S_BRK,
     S_LAST,
     S_VMAS,
     V_ANON,
@@ -254,6 +255,9 @@ def apply_core(
             state, rules, space, placed, address2, length, prot, flags, file_offset, file_id
         )
     elif kind == _BRK:
+        lowered = result if result != _NONE else address2
+        if _NONE < lowered < state.spaces[space, S_BRK]:
+            _survey(state, space, page_up(lowered), page_up(state.spaces[space, S_BRK]))
         error = do_brk(state, rules, space, address2, result)
     elif kind == _MREMAP:
         if failed and -result != 14:

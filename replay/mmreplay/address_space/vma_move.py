@@ -113,7 +113,7 @@ def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int
         return 0
     if wanted < old:
         slot = find(state, space, old_page - 1)
-        if slot < 0 or state.vma[slot, V_START] >= old_page:
+        if (slot < 0 or state.vma[slot, V_START] >= old_page) and result == _NONE:
             return ENOMEM
         unmap(state, space, new_page, old_page)
     else:
@@ -245,6 +245,12 @@ def do_mremap(
         and not state.vma[source, V_FLAGS] & HUGETLB
     ):
         return EFAULT
+    if result == old and not keep and old_len:
+        # it grew in place: whatever was thought to be there is gone
+        removed = unmap(state, space, old + old_len, old + new_len)
+        state.info[_CONFLICTS] = removed
+        state.numbers[_N_CONFLICTS] += removed
+        source = find(state, space, old)
     if (
         not keep
         and old_len
@@ -281,6 +287,8 @@ def do_mremap(
     if not flags & MREMAP_MAYMOVE:
         return ENOMEM
     target = result
+    if target != _NONE and old < target + new_len and target < old + old_len:
+        return EFAULT  # no kernel moves a mapping onto itself
     if target == _NONE:
         shared = 1 if state.vma[source, V_FLAGS] & MAYSHARE else 2
         offset = (state.vma[source, V_PGOFF] << 12) + (old - state.vma[source, V_START])

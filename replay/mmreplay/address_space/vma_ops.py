@@ -166,11 +166,9 @@ def do_munmap(state: Core, space: int, address: int, length: int) -> int:
     if address & (PAGE - 1) or length <= 0:
         return EINVAL
     end = address + page_up(length)
-    slot = find(state, space, address)
-    scan = slot
-    while scan >= 0 and state.vma[scan, V_START] < end:
-        scan = state.vma[scan, V_NEXT]
-    state.info[_NEXT_GROWSDOWN] = 1 if scan >= 0 and state.vma[scan, V_FLAGS] & GROWSDOWN else 0
+    following = find(state, space, end)  # what is left of a VMA that is cut, or the next one
+    grows = following >= 0 and state.vma[following, V_FLAGS] & GROWSDOWN
+    state.info[_NEXT_GROWSDOWN] = 1 if grows else 0
     removed = unmap(state, space, address, end)
     if removed < 0:
         return EPERM
@@ -204,6 +202,7 @@ def do_mprotect(
         return ENOMEM
     slot = find(state, space, address)
     if slot < 0 or (state.vma[slot, V_START] > address and not lenient):
+        state.info[_NO_CHANGE] = 1
         return ENOMEM
     if prot & 0x01000000:  # PROT_GROWSDOWN
         if state.vma[slot, V_FLAGS] & GROWSDOWN == 0:
@@ -372,6 +371,7 @@ def do_mlock(
     changed = False
     error = 0
     if slot < 0:
+        state.info[_NO_CHANGE] = 1
         return ENOMEM
     while slot >= 0 and state.vma[slot, V_START] < end:
         if state.vma[slot, V_START] > at:
