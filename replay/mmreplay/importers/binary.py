@@ -15,7 +15,6 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from mmreplay.jit import helper, njit
 
@@ -109,6 +108,8 @@ def _flat(typingctx: Any, array: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         source = context.make_array(sig.args[0])(context, builder, args[0])
+        from numba.np.arrayobj import populate_array
+
         result = context.make_array(flat)(context, builder)
         populate_array(
             result,
