@@ -159,15 +159,15 @@ def _program(b: Any, at: Any, end: Any, task: Any, place: Any) -> None:
     """The name that an exec of ``"/path/NAME"`` gives."""
     if at < end and b[at] != _QUOTE:  # execveat: behind the descriptor
         at = min(argument_end(b, at, end) + 2, end)
-    first = at + 1
+    first = min(at + 1, end)
     k = first
     while k < end and b[k] != _QUOTE:
         if b[k] == _SLASH:
             first = k + 1
         k += 2 if b[k] == _BACKSLASH else 1
     k = min(k, end)
-    task[place + tr.K_EXEC0] = np.int64(text_word(b, first, max(k, first)))
-    tail = text_word(b, min(first + 8, k), max(k, first)) & np.uint64(_COMM_TAIL)
+    task[place + tr.K_EXEC0] = np.int64(text_word(b, first, k))
+    tail = text_word(b, min(first + 8, k), k) & np.uint64(_COMM_TAIL)
     task[place + tr.K_EXEC1] = np.int64(tail)
 
 
@@ -268,6 +268,9 @@ def scan(
             x[tr.X_SKIPPED] += 1
             continue
         name = skip_spaces(b, after, stop)
+        if name >= stop:
+            x[tr.X_SKIPPED] += 1
+            continue
         place = tr.thread_at(task, mask, tid)
         if b[name] == _PLUS:  # +++ exited with 0 +++
             if tr.is_known(task, place):

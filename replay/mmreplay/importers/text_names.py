@@ -61,6 +61,7 @@ def describe(text: str, form: int, ftrace: bool) -> tuple[str, int, int]:
         text = f"syscalls:sys_{side}_{text.removeprefix('sys_')}"
     if not ftrace and text in RECORDS:
         return text, RECORDS[text], -1
+    text = text.removeprefix("tracepoint:")  # as bpftrace calls its probes
     system, _, event = text.rpartition(":") if ":" in text else ("", "", text)
     if (system and ":" in system) or (len(event) <= 4 and event.isalpha() and system in _ROLES):
         # modifiers: minor-faults:u, exceptions:page_fault_user:k
