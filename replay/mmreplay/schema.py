@@ -444,7 +444,8 @@ RUNS_SCHEMA: Final = 1
 RUNS = Table(
     "runs",
     True,
-    "One row per repetition of a workload by a path with a number of threads, on a machine.",
+    "One row per repetition of a workload by a path with a number of threads, on a machine. "
+    "What others measured has nulls where they did not say it.",
     (
         _c("workload", "String", "", False, "name of the definition, or of the trace"),
         _c("path", "String", "", False, "how pages are faulted in: vma, mmap_lock or kernel"),
@@ -452,16 +453,16 @@ RUNS = Table(
         _c("placement", "String", "", False, "pinned (a CPU for each thread) or free"),
         _c("repetition", "Int32", "", False, "number of the repetition, from 0"),
         _c("order", "Int32", "", False, "position among all runs of the file"),
-        _c("seed", "Int64", "", False, "of the workload's random decisions"),
-        _c("warm_up_s", "Float64", "s", False, "looping before the window"),
-        _c("window_s", "Float64", "s", False, "measured, mean over threads"),
-        _c("ops", "Int64", "", False, "what the workload counts, in the window"),
+        _c("seed", "Int64", "", True, "of the workload's random decisions"),
+        _c("warm_up_s", "Float64", "s", True, "looping before the window"),
+        _c("window_s", "Float64", "s", True, "measured, mean over threads"),
+        _c("ops", "Int64", "", True, "what the workload counts, in the window"),
         _c("ops_per_s", "Float64", "1/s", False, "sum over threads of count by own window"),
-        _c("fairness", "Float64", "", False, "Jain's index of the rates within a role; 1: equal"),
-        _c("thread_min_per_s", "Float64", "1/s", False, "rate of the slowest counting thread"),
-        _c("thread_max_per_s", "Float64", "1/s", False, "rate of the fastest"),
+        _c("fairness", "Float64", "", True, "Jain's index of the rates within a role; 1: equal"),
+        _c("thread_min_per_s", "Float64", "1/s", True, "rate of the slowest counting thread"),
+        _c("thread_max_per_s", "Float64", "1/s", True, "rate of the fastest"),
         *(
-            _c(f"{name}_per_s", "Float64", "1/s", False, f"{meaning}, by all threads")
+            _c(f"{name}_per_s", "Float64", "1/s", True, f"{meaning}, by all threads")
             for name, meaning in (
                 ("touch", "pages touched"),
                 ("read", "read(2) into a page"),
@@ -475,16 +476,16 @@ RUNS = Table(
                 ("fork", "forks"),
             )
         ),
-        _c("minor_faults", "Int64", "", False, "of all threads in the window, by getrusage"),
-        _c("major_faults", "Int64", "", False, "those that waited for storage"),
-        _c("user_s", "Float64", "s", False, "user CPU time of the threads there from the start"),
-        _c("system_s", "Float64", "s", False, "their system CPU time"),
-        _c("switches", "Int64", "", False, "voluntary context switches of all threads"),
-        _c("preemptions", "Int64", "", False, "involuntary context switches"),
-        _c("failed_calls", "Int64", "", False, "system calls that returned an error"),
-        _c("missed_accesses", "Int64", "", False, "accesses that met no accessible page"),
-        _c("other_cpu_s", "Float64", "s", False, "CPU time that other processes took meanwhile"),
-        _c("steal_s", "Float64", "s", False, "CPU time that a hypervisor withheld"),
+        _c("minor_faults", "Int64", "", True, "of all threads in the window, by getrusage"),
+        _c("major_faults", "Int64", "", True, "those that waited for storage"),
+        _c("user_s", "Float64", "s", True, "user CPU time of the threads there from the start"),
+        _c("system_s", "Float64", "s", True, "their system CPU time"),
+        _c("switches", "Int64", "", True, "voluntary context switches of all threads"),
+        _c("preemptions", "Int64", "", True, "involuntary context switches"),
+        _c("failed_calls", "Int64", "", True, "system calls that returned an error"),
+        _c("missed_accesses", "Int64", "", True, "accesses that met no accessible page"),
+        _c("other_cpu_s", "Float64", "s", True, "CPU time that other processes took meanwhile"),
+        _c("steal_s", "Float64", "s", True, "CPU time that a hypervisor withheld"),
         *(
             _c(f"vmstat_{name}", "Int64", "", True, f"{name} of /proc/vmstat, whole machine")
             for name in (

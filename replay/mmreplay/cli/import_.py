@@ -31,6 +31,11 @@ import click
     "cut short lacks.",
 )
 @click.option(
+    "--mapping",
+    type=click.Path(path_type=Path),
+    help="For a CSV of measured runs: a TOML file that says which column is which.",
+)
+@click.option(
     "--format",
     "format_",
     type=click.Choice(["text", "json"]),
@@ -39,13 +44,22 @@ import click
     help="How to report.",
 )
 def command(
-    files: tuple[Path, ...], output: Path | None, force: bool, formats: Path | None, format_: str
+    files: tuple[Path, ...],
+    output: Path | None,
+    force: bool,
+    formats: Path | None,
+    mapping: Path | None,
+    format_: str,
 ) -> None:
     """Turn a recording into a trace.
 
     FILE is what perf record wrote: a file, a directory (--threads), or - for a stream on
-    standard input (perf record -o -).  Several files must be of one recording.
+    standard input (perf record -o -).  Several files must be of one recording.  Text of perf
+    script, ftrace and strace is read too; measured runs of others become RUNS (-o RUNS.parquet).
     """
+    if mapping is not None or (output is not None and output.suffix == ".parquet"):
+        _runs(files, output, force, mapping, format_)
+        return
     from mmreplay.importers.registry import import_trace
 
     name = files[0].stem if str(files[0]) != "-" else ""
@@ -78,6 +92,28 @@ def command(
         f"{out}: {report['operations']:,} operations of {report['threads']:,} threads from "
         f"{report['events']:,} events in {wall_s:.1f} s; {header.lost_events:,} lost"
     )
+
+
+def _runs(
+    files: tuple[Path, ...], output: Path | None, force: bool, mapping: Path | None, format_: str
+) -> None:
+    """Measured runs of others to a RUNS file."""
+    from mmreplay.errors import UserError
+    from mmreplay.hardware.foreign import read_foreign, read_mapping
+    from mmreplay.hardware.runs import check_output, summary, write_runs
+
+    out = check_output(str(output or f"{files[0].stem}.parquet"))
+    if out.exists() and not force:
+        raise UserError("exists already", where=str(out), fix="add --force to replace it")
+    told = read_mapping(mapping) if mapping is not None else None
+    runs = read_foreign(files, told)
+    write_runs(runs, out)
+    points = summary(runs.rows)
+    if format_ == "json":
+        report = {"schema": 1, "runs": str(out), "machine": runs.machine, "points": points}
+        click.echo(json.dumps(report))
+        return
+    click.echo(f"{out}: {len(runs.rows):,} runs of {len(points):,} points")
 
 
 @contextlib.contextmanager

@@ -141,6 +141,11 @@ def spread_ratio(values: Sequence[float]) -> float | None:
     return (high - low) / middle if middle else None
 
 
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per point, in the order of first appearance sorted by workload, path, threads.
 
@@ -160,7 +165,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "ops_per_s": statistics.median(rates),
                 "spread_ratio": spread_ratio(rates),
                 "repetitions": len(group),
-                "fairness": statistics.median(row["fairness"] for row in group),
+                "fairness": _median([row["fairness"] for row in group]),
                 "path_check": group[0]["path_check"],
             }
         )
