@@ -21,6 +21,16 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """The readers of binary recordings on many damaged files (an hour)."""
+    _install(session, "dev")
+    session.run(
+        "python", "-m", "pytest", "tests/importers/test_perf_data_fuzz.py",
+        env={"MMREPLAY_FUZZ_EXAMPLES": "200000"},
+    )  # fmt: skip
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Format, lint and types."""
     _install(session, "dev")
