@@ -458,6 +458,8 @@ RUNS = Table(
         _c("window_s", "Float64", "s", True, "measured, mean over threads"),
         _c("ops", "Int64", "", True, "what the workload counts, in the window"),
         _c("ops_per_s", "Float64", "1/s", False, "sum over threads of count by own window"),
+        _c("makespan_s", "Float64", "s", True, "of a trace: until its last thread has ended"),
+        _c("useful_work", "Float64", "s/s", True, "of a trace: its own CPU time by makespan"),
         _c("fairness", "Float64", "", True, "Jain's index of the rates within a role; 1: equal"),
         _c("thread_min_per_s", "Float64", "1/s", True, "rate of the slowest counting thread"),
         _c("thread_max_per_s", "Float64", "1/s", True, "rate of the fastest"),

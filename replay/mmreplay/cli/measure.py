@@ -14,6 +14,7 @@ from mmreplay.errors import UserError
 if TYPE_CHECKING:
     from mmreplay.hardware.runs import Runs
     from mmreplay.hardware.suite import Options, Plan
+    from mmreplay.hardware.trace_program import Load
     from mmreplay.workloads.program import Path as Way
 
 #: What --quick measures: each kind of lock holder once, in under two minutes.
@@ -56,6 +57,15 @@ _SHORTEST_S: Final = 0.01
 @click.option("--seconds", type=float, metavar="S", help="Window of each run [0.5].")
 @click.option("--warm-up", "warm_up", type=float, metavar="S", help="Looping before it [0.1].")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of random decisions.")
+@click.option("--trace", metavar="APP.mmt", help="Perform a recorded application instead.")
+@click.option(
+    "--load",
+    type=click.Choice(["recorded", "saturated"]),
+    default="recorded",
+    show_default=True,
+    help="With --trace: sleep where its threads were blocked, or do not.",
+)
+@click.option("--memory", type=float, metavar="GIB", help="Use no more than this [available].")
 @click.option("--quick", is_flag=True, help="A few workloads, short windows: under 2 minutes.")
 @click.option("--check/--no-check", default=True, help="Trace which locks each path takes.")
 @click.option(
@@ -75,23 +85,25 @@ def command(
     Each point is a workload, a path, and a number of threads; it is run several times, in
     random order over all points, each time in a new process.  Ctrl-C keeps what was measured.
     """
-    from mmreplay.hardware import suite
     from mmreplay.hardware.runs import check_output, write_runs
     from mmreplay.hardware.stability import warnings
-    from mmreplay.predict.counts import parse_counts
-    from mmreplay.workloads.definition import list_workloads, load_workload
 
     path = check_output(output) if output else None
     options = _options(quick, given)
-    names = workloads or (QUICK if quick else tuple(list_workloads()))
-    threads = parse_counts(given["threads"], "--threads", "threads") if given["threads"] else None
-    if threads is None and quick:
-        from mmreplay.hardware.facts import pinning_order
-
-        threads = tuple(sorted({1, len(pinning_order())}))
-    plan = suite.plan([load_workload(name) for name in names], threads, options)
-    _say(plan)
-    runs = suite.measure(plan, _Progress())
+    memory = given["memory"]
+    if memory is not None and not 0 < memory < 1 << 20:
+        raise UserError(f"{memory} GiB", where="--memory", fix="give a size above 0")
+    memory_bytes = None if memory is None else int(memory * 2**30)
+    if given["trace"]:
+        if workloads or given["threads"]:
+            raise UserError(
+                "a trace has its own threads and operations",
+                where="--trace",
+                fix="leave workloads and --threads out",
+            )
+        runs = _trace(given["trace"], given["load"], options, memory_bytes)
+    else:
+        runs = _workloads(workloads, quick, given["threads"], options, memory_bytes)
     if not runs.rows:
         why = next(iter(runs.not_measured.items()), ("", "it was interrupted"))
         raise UserError(f"nothing was measured: {why[1]}", where=why[0])
@@ -107,6 +119,43 @@ def command(
     if not runs.complete:
         click.echo("mmreplay: interrupted; what was measured is kept", err=True)
         sys.exit(130)
+
+
+def _workloads(
+    workloads: tuple[str, ...],
+    quick: bool,
+    threads_text: str | None,
+    options: Options,
+    memory_bytes: int | None,
+) -> Runs:
+    from mmreplay.hardware import suite
+    from mmreplay.hardware.facts import pinning_order
+    from mmreplay.predict.counts import parse_counts
+    from mmreplay.workloads.definition import list_workloads, load_workload
+
+    names = workloads or (QUICK if quick else tuple(list_workloads()))
+    threads = parse_counts(threads_text, "--threads", "threads") if threads_text else None
+    if threads is None and quick:
+        threads = tuple(sorted({1, len(pinning_order())}))
+    plan = suite.plan([load_workload(name) for name in names], threads, options, memory_bytes)
+    _say(plan)
+    return suite.measure(plan, _Progress())
+
+
+def _trace(trace: str, load: Load, options: Options, memory_bytes: int | None) -> Runs:
+    from mmreplay.hardware import trace_suite
+
+    opened = trace_suite.open_trace(trace)
+    program = trace_suite.program_of(opened, load, options, memory_bytes)
+    click.echo(
+        f"{program.operations:,} operations of {len(program.threads)} threads,"
+        f" recorded in {program.recorded_span_ns / 1e9:.3g} s, at most"
+        f" {program.touched_bytes / 2**30:.2g} GiB",
+        err=True,
+    )
+    for why, count in program.left_out.items():
+        click.echo(f"left out: {count:,} operations {why}", err=True)
+    return trace_suite.measure_trace(program, options, _Progress())
 
 
 def _options(quick: bool, given: dict[str, Any]) -> Options:
@@ -188,6 +237,11 @@ def as_text(runs: Runs, notes: list[str]) -> list[str]:
             f"  {row['placement']:9} {row['ops_per_s']:11,.0f}  {spread:>6}"
             f"  {row['fairness']:8.2f}"
         )
+        if "makespan_s" in row:
+            out.append(
+                f"{'':{width}}  makespan {row['makespan_s']:.3g} s,"
+                f" {row['useful_work']:.3g} s of the program's own work a second"
+            )
     verified = sum(row["path_check"].startswith(("verified", "nothing")) for row in rows)
     out.append(f"locks as the path should take them: {verified} of {len(rows)} points")
     out += [f"not measured: {label}: {why}" for label, why in runs.not_measured.items()]

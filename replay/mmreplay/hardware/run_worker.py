@@ -15,6 +15,8 @@ from mmreplay.hardware import runner
 from mmreplay.hardware.child import pipes
 from mmreplay.hardware.path_check import Traced, trace
 from mmreplay.hardware.runner import RunAnswer, RunRequest
+from mmreplay.hardware.trace_run import TraceAnswer, TraceRequest, files_of
+from mmreplay.hardware.trace_run import run as run_trace
 from mmreplay.workloads.program import FileField, Program
 
 #: Files are kept for the next run up to this share of the memory that is free.
@@ -70,8 +72,10 @@ class Server:
         self._rounds = runner.calibrate()
         self._taken = 0
 
-    def answer(self, request: RunRequest) -> RunAnswer | Traced:
+    def answer(self, request: RunRequest | TraceRequest) -> RunAnswer | TraceAnswer | Traced:
         """Run once."""
+        if isinstance(request, TraceRequest):
+            return self._trace(request)
         try:
             fds = self._files.wanted(request.program)
             size = min(request.program.touched_bytes, int(available_bytes() * _KEEP_SHARE))
@@ -83,6 +87,17 @@ class Server:
             return runner.run(request, fds, self._zero, self._rounds)
         except (OSError, UserError) as error:
             return RunAnswer(problem=str(error))
+
+    def _trace(self, request: TraceRequest) -> TraceAnswer:
+        try:
+            fds = files_of(request.program)  # anew each time: what was written stays in them
+            try:
+                return run_trace(request, fds, self._zero, self._rounds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        except OSError as error:
+            return TraceAnswer(problem=str(error))
 
 
 def available_bytes() -> int:

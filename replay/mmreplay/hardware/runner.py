@@ -186,6 +186,19 @@ def _fixed(address: int, length: int) -> None:
     _libc.mmap(address, length, 0, flags, -1, 0)
 
 
+def _fresh_heap() -> int:
+    """Where the program's heap starts: behind a touched page that is not the parent's.
+
+    The kernel does not extend a mapping that a fork has copied (is_mergeable_anon_vma@6.18),
+    as it does a program's own heap.
+    """
+    page = -(-int(_libc.sbrk(0)) // PAGE_SIZE) * PAGE_SIZE
+    if _libc.brk(ctypes.c_void_p(page + PAGE_SIZE)):
+        raise OSError(ctypes.get_errno(), "brk")
+    ctypes.memset(page, 1, 1)
+    return page + PAGE_SIZE
+
+
 def _small_children(here: list[Area], keep: tuple[tuple[int, int], ...]) -> None:
     """Children that the program forks get no copy of what only Python needs."""
     _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -196,27 +209,37 @@ def _small_children(here: list[Area], keep: tuple[tuple[int, int], ...]) -> None
             _libc.madvise(area.start, area.end - area.start, _MADV_DONTFORK)
 
 
+def begin_child(cpus: tuple[int, ...] | None) -> None:
+    """What every process that performs something does first."""
+    gc.disable()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+
+
+def own_stacks(count: int) -> tuple[mmap.mmap, I64]:
+    """A private mapping for so many stacks, and their tops."""
+    stacks = mmap.mmap(
+        -1, count * _STACK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    )
+    first = np.frombuffer(stacks, np.int64).ctypes.data
+    return stacks, first + (np.arange(count) + 1) * _STACK_BYTES - 64
+
+
 def _child(request: RunRequest, block: _Block) -> None:
     """In the forked process: run.  Does not return."""
     code = 1
     try:
         program = request.program
-        gc.disable()
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")
-        if request.cpus is not None:
-            os.sched_setaffinity(0, request.cpus)
+        begin_child(request.cpus)
         if not wants_huge_pages(program):
             _libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
-        n = len(program.threads)
-        stacks = mmap.mmap(
-            -1, n * _STACK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        )
-        stack = np.frombuffer(stacks, np.int64).ctypes.data
-        block.rows[:, Row.STACK] = stack + (np.arange(n) + 1) * _STACK_BYTES - 64
-        heap = -(-int(_libc.sbrk(0)) // PAGE_SIZE) * PAGE_SIZE
+        stacks, tops = own_stacks(len(program.threads))
+        block.rows[:, Row.STACK] = tops
+        heap = _fresh_heap()
         block.live[program.slots[:, SlotField.HEAP] == 1, Live.ADDRESS] = heap
         survive_failures()
         block.touch()
@@ -225,11 +248,12 @@ def _child(request: RunRequest, block: _Block) -> None:
             shared = block.rows.ctypes.data
             _small_children(
                 here,
-                ((stack, stack + len(stacks)), (shared, shared + 1)),
+                ((int(tops[0]) - 1, int(tops[0])), (shared, shared + 1)),
             )
         _only_below(here)
         run_loop.run_program(block.rows[0].ctypes.data)
         code = 0
+        del stacks
     finally:
         os._exit(code)
 
@@ -268,7 +292,7 @@ def _own_s(pid: int) -> float:
     return sum(int(word) for word in words[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
-class _Meter:
+class Meter:
     """What the machine did between its making and :meth:`stop`."""
 
     def __init__(self, pid: int) -> None:
@@ -286,7 +310,7 @@ class _Meter:
         self.vmstat = {name: now[name] - value for name, value in vmstat.items()}
 
 
-class _Ended(Exception):
+class Ended(Exception):
     """The run cannot go on; the text says why."""
 
 
@@ -326,7 +350,7 @@ def run(
         os.write(ready[1], b"g")
         os.close(ready[1])
         return _watch(request, block, pid)
-    except _Ended as ended:
+    except Ended as ended:
         return RunAnswer(problem=str(ended))
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -335,31 +359,31 @@ def run(
             os.waitpid(pid, 0)
 
 
-def _has_ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether the process is through; it is not reaped."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _until(done: Callable[[], bool], pid: int, limit_s: float, what: str) -> None:
+def until(done: Callable[[], bool], pid: int, limit_s: float, what: str) -> None:
     deadline = time.monotonic() + limit_s
     while not done():
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended is not None and not done():
             _refuse_death(ended)
-            raise _Ended("its process ended early")
+            raise Ended("its process ended early")
         if time.monotonic() > deadline:
-            raise _Ended(f"{what} after {limit_s:.0f} s")
+            raise Ended(f"{what} after {limit_s:.0f} s")
         time.sleep(_POLL_S)
 
 
 def _refuse_death(ended: os.waitid_result) -> None:
     if ended.si_code == os.CLD_EXITED:
         if ended.si_status:
-            raise _Ended(f"its process ended early (status {ended.si_status})")
+            raise Ended(f"its process ended early (status {ended.si_status})")
         return
     name = signal.Signals(ended.si_status).name
     hint = " (out of memory?)" if name == "SIGKILL" else ""
-    raise _Ended(f"its process was killed by {name}{hint}")
+    raise Ended(f"its process was killed by {name}{hint}")
 
 
 def _watch(request: RunRequest, block: _Block, pid: int) -> RunAnswer:
@@ -368,29 +392,29 @@ def _watch(request: RunRequest, block: _Block, pid: int) -> RunAnswer:
     n = int(of_started.sum())
 
     def ended() -> bool:
-        return _has_ended(pid)
+        return has_ended(pid)
 
     def all_there() -> bool:
         _refuse_start(program, block)
         return bool(head[Head.ARRIVED] >= n)
 
-    _until(all_there, pid, START_S, "not all threads had started")
+    until(all_there, pid, START_S, "not all threads had started")
     before = np.zeros_like(block.counts())
     if request.budget:
-        meter = _Meter(pid)
+        meter = Meter(pid)
         head[Head.PHASE] = Phase.MEASURE
-        _until(ended, pid, START_S, "not finished")
+        until(ended, pid, START_S, "not finished")
     else:
         head[Head.PHASE] = Phase.WARM
-        _until(lambda: bool(head[Head.LOOPING] >= n), pid, START_S, "not all threads looped")
+        until(lambda: bool(head[Head.LOOPING] >= n), pid, START_S, "not all threads looped")
         time.sleep(request.warm_up_s)
-        before, meter = block.counts(), _Meter(pid)
+        before, meter = block.counts(), Meter(pid)
         head[Head.PHASE] = Phase.MEASURE
         time.sleep(request.seconds)
         meter.stop()
     after = block.counts()
     head[Head.PHASE] = Phase.STOP
-    _until(ended, pid, STOP_S, "not all threads had stopped")
+    until(ended, pid, STOP_S, "not all threads had stopped")
     death = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert death is not None
     _refuse_death(death)
@@ -416,13 +440,13 @@ def _watch(request: RunRequest, block: _Block, pid: int) -> RunAnswer:
 def _refuse_start(program: Program, block: _Block) -> None:
     """Stop at once where main could not start a thread."""
     if block.rows[0, Row.ERROR]:
-        raise _Ended(_first_error(program, block.rows[0]))
+        raise Ended(_first_error(program, block.rows[0]))
 
 
 def _refuse(program: Program, block: _Block) -> None:
     endless = np.nonzero(block.rows[:, Row.ENDLESS])[0]
     if len(endless):
-        raise _Ended(
+        raise Ended(
             f"role {_role(program, int(endless[0]))} steers in circles and does nothing;"
             " mend its steps"
         )

@@ -150,7 +150,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per point, in the order of first appearance sorted by workload, path, threads.
 
     ``ops_per_s`` and ``fairness`` are medians over the repetitions; ``spread_ratio`` see
-    :func:`spread_ratio`.
+    :func:`spread_ratio`.  Traces have ``makespan_s`` and ``useful_work`` too.
     """
     points: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -167,6 +167,11 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "repetitions": len(group),
                 "fairness": _median([row["fairness"] for row in group]),
                 "path_check": group[0]["path_check"],
+                **{
+                    name: statistics.median(row[name] for row in group)
+                    for name in ("makespan_s", "useful_work")
+                    if group[0][name] is not None
+                },
             }
         )
     return found

@@ -100,13 +100,20 @@ class Plan:
         return self.runs * each + checks * 2 * _OVERHEAD_S
 
 
-def plan(workloads: Sequence[Workload], threads: Sequence[int] | None, options: Options) -> Plan:
+def plan(
+    workloads: Sequence[Workload],
+    threads: Sequence[int] | None,
+    options: Options,
+    memory_bytes: int | None = None,
+) -> Plan:
     """What to measure; refuses what cannot be done here before anything is begun.
 
     Parameters
     ----------
     threads:
         Thread counts; None: powers of two up to the CPUs, and twice the CPUs.
+    memory_bytes:
+        Use no more than this; None: what is available.
 
     Raises
     ------
@@ -114,12 +121,12 @@ def plan(workloads: Sequence[Workload], threads: Sequence[int] | None, options: 
         Another architecture, a path that the kernel does not have, too many threads, or no
         point that fits.
     """
-    _check_machine(options)
+    check_machine(options)
     order = facts.pinning_order()
     counts = default_threads(len(order)) if threads is None else list(threads)
-    _check_threads(max(counts))
+    check_threads(max(counts))
     found = Plan([], options)
-    room = available_bytes() - _LEAVE_BYTES
+    room = room_bytes(memory_bytes)
     for workload in workloads:
         found.texts[workload.name] = _digest(workload)
         for count in counts:
@@ -154,11 +161,18 @@ def default_threads(cpus: int) -> list[int]:
     return [*found, cpus, 2 * cpus]
 
 
+def room_bytes(memory_bytes: int | None) -> int:
+    """Memory that runs may take."""
+    room = available_bytes() - _LEAVE_BYTES
+    return room if memory_bytes is None else min(room, memory_bytes)
+
+
 def _digest(workload: Workload) -> str:
     return hashlib.sha256(Path(workload.path).read_bytes()).hexdigest()
 
 
-def _check_machine(options: Options) -> None:
+def check_machine(options: Options) -> None:
+    """Refuse another architecture, and a path that the kernel does not have."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise UserError(
             f"workloads cannot be run on {platform.system()} {platform.machine()}",
@@ -198,7 +212,8 @@ def thread_limit() -> tuple[int, str]:
     return min(limits)
 
 
-def _check_threads(wanted: int) -> None:
+def check_threads(wanted: int) -> None:
+    """Refuse more threads than the system allows."""
     limit, name = thread_limit()
     if wanted + 8 > limit:
         raise UserError(
@@ -235,7 +250,7 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
     )
     order = order_of(plan)
     complete = True
-    with _interrupts(), Child("mmreplay.hardware.run_worker") as worker:
+    with interrupts(), Child("mmreplay.hardware.run_worker") as worker:
         try:
             checks = _check_paths(plan, worker, progress) if options.check else {}
             failed: set[str] = set()
@@ -268,29 +283,31 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
                         "order": number,
                         "seed": request.seed,
                         "warm_up_s": request.warm_up_s,
+                        "makespan_s": None,
+                        "useful_work": None,
                         **figures(point.program, answer),
                         **checks.get((point.workload, point.path), _UNCHECKED),
                     }
                 )
-        except (KeyboardInterrupt, _Terminated):
+        except (KeyboardInterrupt, Terminated):
             complete = False
     progress(len(order), len(order), "")
     return replace(runs, complete=complete)
 
 
-class _Terminated(Exception):
+class Terminated(Exception):
     """SIGTERM came."""
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
+def interrupts() -> Iterator[None]:
     """SIGTERM unwinds like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(_signal: int, _frame: object) -> None:
-        raise _Terminated
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
