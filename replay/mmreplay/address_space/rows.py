@@ -289,9 +289,9 @@ class Stream:
         if guess.any():
             at = at[guess]
             key = (rows["space"][at].astype(np.int64) << 32) | descriptor[which][guess]
-            distinct, number = np.unique(key, return_inverse=True)
+            distinct, first, number = np.unique(key, return_index=True, return_inverse=True)
             known = self._descriptors
-            for one in distinct.tolist():
+            for one in distinct[np.argsort(first)].tolist():  # whatever the chunks
                 if one not in known:
                     known[one] = m.files
                     m.files += 1
