@@ -18,8 +18,9 @@ from mmreplay.hardware.child import Child
 from mmreplay.hardware.loop_tables import RU_MINFLT
 from mmreplay.hardware.runs import read_runs
 from mmreplay.hardware.suite import has_populate
+from mmreplay.hardware.trace_build import build
 from mmreplay.hardware.trace_edges import find_edges
-from mmreplay.hardware.trace_program import Do, TraceProgram, Word, build
+from mmreplay.hardware.trace_program import Do, TraceProgram, Word
 from mmreplay.hardware.trace_run import TraceAnswer, TraceRequest, throughput
 from mmreplay.schema import FaultBits, OpKind
 from mmreplay.trace.header import Header
@@ -188,6 +189,21 @@ def test_by_the_other_path_faults_are_populating_calls(worker: Child) -> None:
     answer = performed(worker, other)
     assert answer.failed == answer.missed == 0
     assert int(answer.usage[:, RU_MINFLT].sum()) >= 64
+
+
+def test_what_could_hurt_or_has_no_place_is_left_out_and_keeps_its_time() -> None:
+    """MADV_HWPOISON would take memory away from the machine; a fault at 0 has failed anyway."""
+    poison = {"tid": 1, "kind": OpKind.MADVISE, "address": BASE, "length": 4096, "flags": 100}
+    rows = [mapped(1, BASE, 4), poison, touched(1, 0), touched(1, (1 << 47) + 4096)]
+    rows += [touched(1, BASE), {"tid": 1, "kind": OpKind.MSEAL, "address": BASE, "length": 4096}]
+    program = build(a_trace(rows))
+    assert program.left_out == {
+        "madvise of another kind": 1,
+        "without an address of the process": 2,
+        "of the kind MSEAL": 1,
+    }
+    assert program.rows[:, Word.THINK].tolist() == [100, 400]
+    assert program.operations == 2
 
 
 def test_saturated_load_does_not_sleep() -> None:

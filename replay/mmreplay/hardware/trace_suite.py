@@ -36,7 +36,8 @@ from mmreplay.hardware.suite import (
     interrupts,
     room_bytes,
 )
-from mmreplay.hardware.trace_program import CALL_NAMES, Do, Load, TraceProgram, Word, build
+from mmreplay.hardware.trace_build import build
+from mmreplay.hardware.trace_program import CALL_NAMES, Do, Load, TraceProgram, Word
 from mmreplay.hardware.trace_run import (
     TraceAnswer,
     TraceRequest,
