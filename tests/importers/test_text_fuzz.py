@@ -1,4 +1,4 @@
-"""Damaged text ends in a UserError of one line or in a valid trace.
+"""Damaged text, or trace.dat, ends in a UserError of one line or in a valid trace.
 
 The scanners run in a process of their own with NUMBA_BOUNDSCHECK=1, so a read outside of
 the text would be an IndexError there.  ``MMREPLAY_FUZZ_EXAMPLES`` makes it longer.
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_trace_dat import sample
 
 PERF = b"""\
 # captured on    : Thu
@@ -144,10 +145,12 @@ assert min(outcomes.values()) > int(sys.argv[2]) // 10
 def test_damaged_text(tmp_path: Path) -> None:
     for name, text in (("perf", PERF), ("ftrace", FTRACE), ("strace", STRACE)):
         (tmp_path / f"good-{name}").write_bytes(text)
+    for version, compression in ((6, "none"), (7, "none"), (7, "zlib")):
+        sample().save(tmp_path / f"good-dat{version}{compression}", version, compression)
     environment = dict(os.environ)
     environment["NUMBA_BOUNDSCHECK"] = "1"
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2] / "replay")
-    examples = environment.get("MMREPLAY_FUZZ_EXAMPLES", "400")
+    examples = environment.get("MMREPLAY_FUZZ_EXAMPLES", "600")
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(tmp_path), examples],
         env=environment,

@@ -130,11 +130,11 @@ def refused(file: Path) -> str:
 
 
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
-    line = " prog {tid} [001] 5.00000{k}000: syscalls:sys_enter_munmap: addr: 0x1000, len: 0x1000\n"
+    line = " prog{name} {tid} [001] 5.00000{k}000: syscalls:sys_enter_munmap: addr: 0x1, len: 0x1\n"
     whole = " swapper 0 [000] 5.000000000: sched:sched_switch: prev_state=R ==> next_pid=11\n"
-    many = whole + "".join(line.format(tid=10 + k, k=k) for k in range(5))
+    many = whole + "".join(line.format(name="abcde"[k], tid=10 + k, k=k) for k in range(5))
     assert "perf script -F +pid" in refused(write(tmp_path, many))
     ends = " prog 10/10 5.000001000: 1 minor-faults:  ffffffff81752b6a elf_load+0x28a\n"
     assert "perf script -F +addr" in refused(write(tmp_path, ends))
-    back = "".join(line.format(tid=10, k=9 - k) for k in range(9))
+    back = "".join(line.format(name="", tid=10, k=9 - k) for k in range(9))
     assert "not in order of time" in refused(write(tmp_path, back))

@@ -77,10 +77,18 @@ def _is_strace(path: Path, head: bytes) -> bool:
     return looks_like(head)
 
 
+def _trace_dat(
+    paths: list[Path], out: Path, options: Options, progress: Progress | None = None
+) -> Trace:
+    from mmreplay.importers.trace_dat_trace import import_trace_dat
+
+    return import_trace_dat(_only(paths), out, options, progress)
+
+
 def _only(paths: list[Path]) -> Path:
     if len(paths) > 1:
         raise UserError(
-            "text is read from one file", where=str(paths[1]), fix="sort the files by time into one"
+            "such a recording is one file", where=str(paths[1]), fix="import each by itself"
         )
     return paths[0]
 
@@ -116,7 +124,7 @@ FORMATS: Final[tuple[Format, ...]] = (
     Format(
         "trace.dat",
         lambda path, head: head[:10] == b"\x17\x08\x44tracing",
-        _refuse("a trace.dat of trace-cmd, which cannot be read yet", "record with perf record"),
+        _trace_dat,
     ),
     Format(
         "trace",

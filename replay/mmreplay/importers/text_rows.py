@@ -76,8 +76,9 @@ DONE, FULL, NEW_NAME, NEED_THREADS = range(4)
     K_TIME,  # when it began
     K_EXEC0,  # the name that an exec will give
     K_EXEC1,
-) = range(10)
-K_SIZE: Final = 10
+    K_GUESSED,  # whether its process was guessed
+) = range(11)
+K_SIZE: Final = 11
 MAX_TID: Final = 1 << 22
 _CLONE_THREAD: Final = 0x10000
 #: Threads inside clone that are remembered.
@@ -206,6 +207,7 @@ def meet(
             break
     if pid <= 0:
         x[X_GUESSED] += 1
+        task[at + K_GUESSED] = 1
         if x[X_ROOT] == 0:
             x[X_ROOT] = tid
         pid = x[X_ROOT]
@@ -257,6 +259,30 @@ def exec_row(rows: Any, n: Any, word0: Any, word1: Any) -> Any:
     rows[o + C_ARG] = 1
     rows[o + C_ARG + 1], rows[o + C_ARG + 2] = word0, word1
     return 1
+
+
+@borrowing_helper
+def lives(
+    x: Any,
+    task: Any,
+    mask: Any,
+    ring: Any,
+    at: Any,
+    rows: Any,
+    n: Any,
+    role: Any,
+    call: Any,
+) -> Any:
+    """What a call, in row ``n``, tells of the life of threads; returns the number of rows made."""
+    o = n * WIDTH
+    if role == ev.ENTER and is_clone(call):
+        open_clone(task, at, ring, call, rows[o + C_ARG + sc.FLAGS])
+    elif role == ev.EXIT and is_clone(call):
+        return close_clone(x, task, mask, at, rows, n, call)
+    elif role == ev.EXIT and rows[o + C_ARG] == 0:
+        if call == sc.C_EXECVE or call == sc.C_EXECVEAT:
+            return exec_row(rows, n, task[at + K_COMM0], task[at + K_COMM1])
+    return 0
 
 
 @borrowing_helper

@@ -13,7 +13,6 @@ from typing import Any, Final
 import numpy as np
 
 from mmreplay.importers import events as ev
-from mmreplay.importers import syscalls as sc
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers.binary import bare, table_find
 from mmreplay.importers.text_bytes import (
@@ -294,14 +293,8 @@ def scan(
             continue
         out[o + tr.C_ROLE], out[o + tr.C_CALL], out[o + tr.C_EVENT] = role, call, event
         if x[tr.X_TASK_EVENTS] == 0 and call >= 0:
-            # What the life of threads can be told from, where nothing tells it.
-            if role == ev.ENTER and tr.is_clone(call):
-                tr.open_clone(task, place, opened, call, out[o + tr.C_ARG + sc.FLAGS])
-            elif role == ev.EXIT and tr.is_clone(call):
-                n += tr.close_clone(x, task, mask, place, out, n, call)
-            elif role == ev.EXIT and out[o + tr.C_ARG] == 0:
-                if call == sc.C_EXECVE or call == sc.C_EXECVEAT:
-                    n += tr.exec_row(out, n, task[place + tr.K_COMM0], task[place + tr.K_COMM1])
+            # Where nothing else tells the life of threads.
+            n += tr.lives(x, task, mask, opened, place, out, n, role, call)
         n += 1
     x[tr.X_POSITION], x[tr.X_ROWS] = at, n
     return tr.DONE

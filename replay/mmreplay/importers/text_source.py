@@ -100,13 +100,20 @@ def open_text(path: Path) -> TextFile:
         raise UserError(
             f"cannot be read ({error.strerror})", where=str(path), fix="check the name and rights"
         ) from None
+    text = text_file(path, mapped)
+    text.start = _behind_page(mapped)
+    text.restart()
+    return text
+
+
+def text_file(path: Path, mapped: mmap.mmap) -> TextFile:
+    """A mapped file of which nothing has been read."""
     x = np.zeros(tr.X_SIZE, np.int64)
     threads = np.zeros((1024, tr.K_SIZE), np.int64)
     ring = np.zeros(tr.OPENERS + 1, np.int64)
-    file_ = TextFile(path, mapped, np.frombuffer(mapped, np.uint8), x, threads, ring)
-    file_.start = _behind_page(mapped)
-    file_.restart()
-    return file_
+    file = TextFile(path, mapped, np.frombuffer(mapped, np.uint8), x, threads, ring)
+    file.restart()
+    return file
 
 
 def _behind_page(mapped: mmap.mmap) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +61,9 @@ class Dialect:
     #: What to do about a coarse one, as the end of a sentence.
     finer: str = ""
     target: Any = "unknown"
+    #: Whether it is known that only one process was recorded.
+    one_process: bool = False
+    tell_process: str = "print it: perf script -F +pid, or the tracefs option record-tgid"
     probe: tuple[int, str] | None = None
     facts: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -127,12 +131,13 @@ def _check(file: source.TextFile, dialect: Dialect) -> None:
             where=where,
             fix="give the output of perf script, trace-cmd report or strace -f, unchanged",
         )
-    if x[tr.X_IDLE] and x[tr.X_GUESSED] > 1:
+    if x[tr.X_IDLE] and not dialect.one_process and len(groups := _guessed(file)) > 1:
         raise UserError(
-            f"the whole machine was recorded, and of {x[tr.X_GUESSED]} threads the text does not "
-            "say to which process they belong",
+            f"the whole machine was recorded, and of {x[tr.X_GUESSED]} threads "
+            f"({', '.join(groups)}) "
+            "it does not say to which process they belong",
             where=where,
-            fix="print it: perf script -F +pid, or the tracefs option record-tgid",
+            fix=dialect.tell_process,
         )
     back = file.inversions if dialect.ordered else file.late
     if back > _MOST_LATE * x[tr.X_LINES]:
@@ -142,6 +147,14 @@ def _check(file: source.TextFile, dialect: Dialect) -> None:
             where=where,
             fix="print it without --deltatime (strace: with -ttt, not -r)",
         )
+
+
+def _guessed(file: source.TextFile) -> list[str]:
+    """Up to four groups of threads whose process was guessed: names without digits."""
+    rows = file.threads[(file.threads[:, tr.K_TID] != 0) & (file.threads[:, tr.K_GUESSED] != 0)]
+    names = (row[[tr.K_COMM0, tr.K_COMM1]].tobytes() for row in rows)
+    groups = {re.sub(rb"\d+", b"", name.rstrip(b"\0")) for name in names}
+    return sorted(name.decode("utf-8", "replace") for name in groups)[:4]
 
 
 def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: Assembler) -> Header:
@@ -162,7 +175,7 @@ def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: As
         source=Source(
             format=dialect.format,
             size_bytes=file.size_bytes,
-            tool_version=facts.get("perf version") or None,
+            tool_version=facts.get("perf version") or facts.get("tool version") or None,
         ),
         events=[Event(name=name, samples=number) for name, number in samples.items()],
         lost_events=int(x[tr.X_LOST]),
@@ -227,10 +240,10 @@ def _warnings(file: source.TextFile, dialect: Dialect, header: Header) -> list[s
             f"times have a resolution of {dialect.resolution_ns:,} ns: short operations seem to "
             f"take none or twice as long{dialect.finer}"
         )
-    if x[tr.X_GUESSED] > 1:
+    if x[tr.X_GUESSED] > 1 and not dialect.one_process:
         found.append(
-            f"the text does not say to which process {x[tr.X_GUESSED]} threads belong: they are "
-            "taken for one process; print it (perf script -F +pid)"
+            f"it is not said to which process {x[tr.X_GUESSED]} threads belong: they are "
+            f"taken for one process; {dialect.tell_process}"
         )
     if x[tr.X_UNREAD]:
         found.append(f"{x[tr.X_UNREAD]:,} lines could not be read and were left out")
