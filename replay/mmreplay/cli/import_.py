@@ -30,6 +30,27 @@ import click
     help="Another recording of the same machine: the formats of tracepoints that a recording "
     "cut short lacks.",
 )
+@click.option("--process", metavar="NAME|PID", help="Only this process.")
+@click.option(
+    "--from",
+    "begin_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Only from this time of the recording on.",
+)
+@click.option(
+    "--to",
+    "end_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Only up to this time of the recording.",
+)
+@click.option(
+    "--snapshot",
+    type=click.Path(path_type=Path),
+    help="A copy of /proc/PID/maps or smaps from before the recording, or the directory of them "
+    "that mmreplay record made.",
+)
 @click.option(
     "--mapping",
     type=click.Path(path_type=Path),
@@ -48,6 +69,10 @@ def command(
     output: Path | None,
     force: bool,
     formats: Path | None,
+    process: str | None,
+    begin_s: float | None,
+    end_s: float | None,
+    snapshot: Path | None,
     mapping: Path | None,
     format_: str,
 ) -> None:
@@ -66,7 +91,17 @@ def command(
     out = output if output is not None else Path(f"{name or 'trace'}.mmt")
     started = time.perf_counter()
     with _bar() as progress:
-        trace = import_trace(files, out, force=force, formats=formats, progress=progress)
+        trace = import_trace(
+            files,
+            out,
+            force=force,
+            formats=formats,
+            process=process,
+            begin_ns=None if begin_s is None else round(begin_s * 1e9),
+            end_ns=None if end_s is None else round(end_s * 1e9),
+            snapshot=snapshot,
+            progress=progress,
+        )
     wall_s = time.perf_counter() - started
     header = trace.header
     report: dict[str, Any] = {

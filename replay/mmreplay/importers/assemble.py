@@ -153,6 +153,14 @@ class Assembler:
             self._open(state)
         self._take_others(state)
 
+    def forget(self, state: ps.State) -> None:
+        """Forget what was done so far, but for the mappings that are known; nothing was taken."""
+        used = int(state.count[ps.C_VMAS])
+        if used:
+            self._early["vmas"].append(state.table("vmas")[:used].copy())
+            state.count[ps.C_VMAS] = 0
+        state.forget()
+
     def finish(self, state: ps.State) -> dict[str, int]:
         """Write the rest, and the columns that the whole trace decides; returns counters."""
         self._patch(state)

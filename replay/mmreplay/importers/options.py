@@ -8,9 +8,18 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``force``: replace a trace of that name.  ``formats``: another recording of the machine,
-    for the formats of tracepoints that a cut one lacks.
+    """Parts and helps of an import.
+
+    ``force``: replace a trace of that name.  ``formats``: another recording of the machine,
+    for the formats of tracepoints that a cut one lacks.  ``process``: name or id of the
+    process that is wanted.  ``begin_ns``, ``end_ns``: only what begins in this span of the
+    recording's time, counted from its first event.  ``snapshot``: copy of /proc/PID/maps or
+    smaps, or a directory of them, as they were before the recording.
     """
 
     force: bool = False
     formats: Path | None = None
+    process: str | None = None
+    begin_ns: int | None = None
+    end_ns: int | None = None
+    snapshot: Path | None = None

@@ -83,6 +83,8 @@ HOLD_SIZE: Final = 4
 ALIVE, DEAD = 1, 2
 RUNNING, BLOCKED, PREEMPTED, OFF_UNKNOWN = 0, 1, 2, 3
 START_FIRST_SEEN, START_FORK, START_THREAD, START_ATTACH, START_EXEC = range(5)
+#: S_START_KIND of a thread that is over and belongs to no table.
+START_FORGOTTEN: Final = -1
 START_KINDS: Final = ("first_seen", "fork", "thread", "attach", "exec")
 
 # Columns of a process.
@@ -342,6 +344,29 @@ class State:
                 _refill(old[name], self.arena, C_SIZE + index)
             else:
                 self.table(name)[: before[name]] = old[name]
+
+    def forget(self) -> None:
+        """Begin here: keep who is there and what he does, none of what was done.
+
+        What is open is left: its end will come without a begin.  The known mappings must
+        have been taken.
+        """
+        threads = self.table("threads")[: self.count[C_THREADS]]
+        for column in (S_CALL, S_FAULT, S_WAITS, S_HOLDS, S_AFTER_GAP, S_FIRST_NS):
+            threads[:, column] = 0
+        for column in (S_PRE_CPU, S_PRE_BLOCKED, S_PRE_PREEMPTED, S_PRE_EVENTS, S_PRE_KNOWN):
+            threads[:, column] = 0
+        alive = threads[:, S_STATE] == ALIVE
+        threads[:, S_START_NS] = -1
+        threads[:, S_START_KIND] = np.where(alive, START_ATTACH, START_FORGOTTEN)
+        for name in ("gap_ns", "ring_ns"):
+            self.table(name)[:] = -1
+        self.table("histogram")[:] = 0
+        count = self.count
+        for counter in (C_OPS, C_PATCHES, C_SEQ, C_THREAD_ROWS, C_SCHEDULE, C_LOCKS, C_GAPS):
+            count[counter] = 0
+        count[C_NEGATIVE : C_LOSSES + 1] = 0
+        count[C_BEGIN_NS] = -1
 
     def _arena(self) -> NDArray[np.int64]:
         at = _HEAD

@@ -119,9 +119,11 @@ def new_process(a: Any, ops: Any, pid: Any, space: Any) -> Any:
 @borrowing_helper
 def emit_thread(a: Any, ops: Any, slot: Any) -> None:
     """The thread's row of the table of threads."""
+    t = ps.threads_at(a, slot)
+    if a[t + ps.S_START_KIND] == ps.START_FORGOTTEN:
+        return
     row = a[C_THREAD_ROWS]
     a[C_THREAD_ROWS] += 1
-    t = ps.threads_at(a, slot)
     out = a[ps.B_THREAD_ROWS] + row * ps.H_SIZE
     a[out + ps.H_TID] = a[t + S_TID]
     a[out + ps.H_PID] = a[t + ps.S_PID]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers import perf_decode as pd
 from mmreplay.importers import perf_walk as pw
@@ -125,11 +126,26 @@ def open_recording(paths: Path | list[Path], formats: Path | None = None) -> Rec
     try:
         for path in [paths] if isinstance(paths, Path) else paths:
             sources.append(open_source(path, formats))
+        _check_clocks(sources)
     except BaseException:
         for source in sources:
             source.close()
         raise
     return Recording(sources)
+
+
+def _check_clocks(sources: list[Source]) -> None:
+    clocks = [
+        (attr.use_clockid, attr.use_clockid and attr.clockid)
+        for attr in (source.header.attrs[0] for source in sources)
+    ]
+    for source, clock in zip(sources, clocks, strict=True):
+        if clock != clocks[0]:
+            raise UserError(
+                f"its times are of another clock than those of {sources[0].where}",
+                where=source.where,
+                fix="record both with -k CLOCK_MONOTONIC, or import them apart",
+            )
 
 
 def batches(recording: Recording, progress: Progress | None = None) -> Iterator[tuple[Any, int]]:

@@ -5,18 +5,22 @@ Nothing here, up to the first event, loads pyarrow or pydantic: the threads besi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
-from mmreplay.importers import pairing
 from mmreplay.importers import perf_data as source
+from mmreplay.importers import perf_decode as pd
+from mmreplay.importers import snapshot
 from mmreplay.importers.assemble import Assembler
+from mmreplay.importers.drive import finish_all, pair_all
 from mmreplay.importers.options import Options
+from mmreplay.importers.selection import Selection
 from mmreplay.importers.syscalls import CALLS
 from mmreplay.trace.writer import TraceWriter
 
@@ -73,15 +77,29 @@ def import_perf_data(
                 where=recording.where,
                 fix=_DEFAULT_FIX,
             )
+
+        def scan() -> Iterator[tuple[Any, int]]:
+            second = source.open_recording(paths, options.formats)
+            try:
+                yield from source.batches(second)
+            finally:
+                second.close()
+
+        once = any(one.size_bytes == 0 for one in recording.sources)  # streams
+        selection = Selection(options, None if once else scan, recording.where)
         with TraceWriter(out, options.force) as writer:
-            header = _transfer(recording, writer, progress)
+            header = _transfer(recording, writer, selection, options, progress)
             return writer.close(header)
     finally:
         recording.close()
 
 
 def _transfer(
-    rec: source.Recording, writer: TraceWriter, progress: source.Progress | None
+    rec: source.Recording,
+    writer: TraceWriter,
+    selection: Selection,
+    options: Options,
+    progress: source.Progress | None,
 ) -> Header:
     config = config_of(rec)
     tables = Assembler(
@@ -94,34 +112,37 @@ def _transfer(
     tables.names = rec.names
     state = tables.start(config)
     try:
-        for batch, rows in source.batches(rec, progress):
-            for frames in rec.frames:
-                tables.add_frames(frames)
-            rec.frames.clear()
-            at = 0
-            while at < rows:
-                at = pairing.pair(state.arena, state.ops, batch, at, rows)
-                if at < rows:
-                    tables.take(state)
-                    state.grow()
+        pair_all(state, tables, _with_frames(rec, tables, progress), selection)
         if not rec.samples.sum():
             raise UserError(
                 "the recording holds no events",
                 where=rec.where,
                 fix="check that the program ran and that perf could record it, then record again",
             )
-        slot = 0
-        while slot < state.count[ps.C_THREADS]:
-            slot = pairing.finish(state.arena, state.ops, slot)
-            if slot < state.count[ps.C_THREADS]:
-                tables.take(state)
-                state.grow()
-        report = tables.finish(state)
+        report = finish_all(state, tables)
     except BaseException:
         tables.abandon()
         raise
+    selection.check(tables.operations)
+    if options.snapshot is not None:
+        snapshot.add(options.snapshot, writer, state, options.process)
+    rec.decode_state[pd.D_T0] += selection.begin_ns
     from mmreplay.importers.perf_facts import header_of
 
     header = header_of(rec, state, tables, config)
     header.counters = header.counters | report
+    header.capabilities.snapshot = options.snapshot is not None
+    if selection:
+        header.warnings.append(selection.told())
     return header
+
+
+def _with_frames(
+    rec: source.Recording, tables: Assembler, progress: source.Progress | None
+) -> Iterator[tuple[Any, int]]:
+    """The recording's batches; frames of call chains go to their table."""
+    for batch, rows in source.batches(rec, progress):
+        for frames in rec.frames:
+            tables.add_frames(frames)
+        rec.frames.clear()
+        yield batch, rows

@@ -182,6 +182,10 @@ def import_trace(
     *,
     force: bool = False,
     formats: Path | None = None,
+    process: str | None = None,
+    begin_ns: int | None = None,
+    end_ns: int | None = None,
+    snapshot: Path | None = None,
     progress: Progress | None = None,
 ) -> Trace:
     """Import the recording at ``paths`` as the trace directory ``out`` (``NAME.mmt``).
@@ -194,6 +198,12 @@ def import_trace(
         Replace a trace of that name.
     formats:
         Another recording of the machine, for the formats that a cut recording lacks.
+    process:
+        Name or id of the only process that is wanted.
+    begin_ns, end_ns:
+        Only what begins in this span of time, counted from the recording's first event.
+    snapshot:
+        Copy of /proc/PID/maps or smaps from before the recording, or a directory of them.
     progress:
         Called with (bytes done, bytes in all, 0 unknown) once a window.
 
@@ -212,4 +222,7 @@ def import_trace(
                 where=str(path),
                 fix="import files of one recording together, others apart",
             )
-    return first.read(found, out, Options(force, formats), progress)
+    if begin_ns is not None and end_ns is not None and end_ns <= begin_ns:
+        raise UserError("--to is not after --from", where="--to", fix="give a later time")
+    options = Options(force, formats, process, begin_ns, end_ns, snapshot)
+    return first.read(found, out, options, progress)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers.names import fold
+from mmreplay.importers.snapshot import Mapping
 from mmreplay.trace.writer import arrow_schema
 
 # LCB_F_*: include/trace/events/lock.h@6.18.
@@ -44,6 +45,28 @@ def vmas(
             "name": _words(place, words),
             "has_anon_vma": pa.nulls(len(rows), pa.bool_()),
             "source": _words(rows[:, ps.V_SOURCE], ps.SOURCES),
+        },
+    )
+
+
+def initial(space: int, mappings: Sequence[Mapping]) -> pa.Table:
+    """Mappings of a snapshot as known ones."""
+    words = sorted({one.name for one in mappings})
+    return _table(
+        "vmas",
+        {
+            "address_space": np.full(len(mappings), space),
+            "ns": np.zeros(len(mappings), np.int64),
+            "start": np.array([one.start for one in mappings], np.uint64),
+            "length": np.array([one.end - one.start for one in mappings], np.uint64),
+            "prot": np.array([one.prot for one in mappings]),
+            "flags": np.array([one.flags for one in mappings]),
+            "file_offset": np.array([one.offset for one in mappings]),
+            "inode": np.array([one.inode for one in mappings], np.uint64),
+            "device": np.array([one.device for one in mappings]),
+            "name": _words(np.array([words.index(one.name) for one in mappings]), words),
+            "has_anon_vma": pa.array([one.has_anon_vma for one in mappings], pa.bool_()),
+            "source": _words(np.zeros(len(mappings), np.int64), ps.SOURCES),
         },
     )
 

@@ -12,11 +12,13 @@ import numpy as np
 from mmreplay import __version__
 from mmreplay.errors import UserError
 from mmreplay.importers import pair_state as ps
-from mmreplay.importers import pairing
+from mmreplay.importers import snapshot
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers import text_source as source
 from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
+from mmreplay.importers.drive import finish_all, pair_all
 from mmreplay.importers.options import Options
+from mmreplay.importers.selection import Selection
 from mmreplay.importers.syscalls import CALLS
 from mmreplay.trace.header import (
     Capabilities,
@@ -88,6 +90,7 @@ def import_text(
         calls * np.uint8(dialect.exits),
         dialect.switches,
     )
+    selection = Selection(options, None, str(file.path))
     with TraceWriter(out, options.force) as writer:
         tables = Assembler(
             writer,
@@ -99,26 +102,21 @@ def import_text(
         tables.probe = dialect.probe
         try:
             state = tables.start(config)
-            for batch, rows in source.batches(file, dialect.scan, progress):
-                at = 0
-                while at < rows:
-                    at = pairing.pair(state.arena, state.ops, batch, at, rows)
-                    if at < rows:
-                        tables.take(state)
-                        state.grow()
+            pair_all(state, tables, source.batches(file, dialect.scan, progress), selection)
             _check(file, dialect)
-            slot = 0
-            while slot < state.count[ps.C_THREADS]:
-                slot = pairing.finish(state.arena, state.ops, slot)
-                if slot < state.count[ps.C_THREADS]:
-                    tables.take(state)
-                    state.grow()
-            report = tables.finish(state)
+            report = finish_all(state, tables)
         except BaseException:
             tables.abandon()
             raise
+        selection.check(tables.operations)
+        if options.snapshot is not None:
+            snapshot.add(options.snapshot, writer, state, options.process)
+        file.x[tr.X_T0] += selection.begin_ns
         header = _header(file, dialect, state, tables)
         header.counters = header.counters | report
+        header.capabilities.snapshot = options.snapshot is not None
+        if selection:
+            header.warnings.append(selection.told())
         return writer.close(header)
 
 

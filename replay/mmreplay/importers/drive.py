@@ -1,0 +1,50 @@
+"""Event batches through pairing to the tables, whatever was read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmreplay.importers import pair_state as ps
+from mmreplay.importers import pairing
+from mmreplay.importers.assemble import Assembler
+from mmreplay.importers.selection import Batches, Selection
+
+
+def pair_all(state: ps.State, tables: Assembler, batches: Batches, selection: Selection) -> None:
+    """Pair what ``selection`` wants of ``batches``; ``tables`` takes what comes of it."""
+    begun = selection.begin_ns == 0
+    for batch, rows in batches:
+        before, last, ended = selection.cut(batch, rows) if selection else (0, rows, False)
+        at = 0
+        while at < before:  # for the state of things; what comes of it is forgotten
+            at = pairing.pair(state.arena, state.ops, batch, at, before)
+            if at < before:
+                tables.forget(state)
+                state.grow()
+        if not begun and (last > before or ended):
+            tables.forget(state)
+            begun = True
+        _pair(state, tables, batch, at, last)
+        if ended:
+            break
+    if not begun:
+        tables.forget(state)
+
+
+def _pair(state: ps.State, tables: Assembler, batch: Any, at: int, last: int) -> None:
+    while at < last:
+        at = pairing.pair(state.arena, state.ops, batch, at, last)
+        if at < last:
+            tables.take(state)
+            state.grow()
+
+
+def finish_all(state: ps.State, tables: Assembler) -> dict[str, int]:
+    """Close what is open and write the rest; returns the time split's counters."""
+    slot = 0
+    while slot < state.count[ps.C_THREADS]:
+        slot = pairing.finish(state.arena, state.ops, slot)
+        if slot < state.count[ps.C_THREADS]:
+            tables.take(state)
+            state.grow()
+    return tables.finish(state)

@@ -1,0 +1,156 @@
+"""A copy of /proc/PID/maps or smaps: the address space before the recording.
+
+Format: fs/proc/task_mmu.c@6.18 (show_map_vma, show_smap); of smaps only ``Anonymous`` is
+read, which says whether a mapping has pages of its own, and so an anon_vma.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mmreplay.errors import UserError
+from mmreplay.importers import pair_state as ps
+from mmreplay.importers.names import plain_name
+from mmreplay.trace.writer import TraceWriter
+
+_LINE: Final = re.compile(
+    r"([0-9a-f]+)-([0-9a-f]+) ([r-])([w-])([x-])([ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)"
+    r"(?: +(.*))?"
+)
+_ANONYMOUS: Final = re.compile(r"Anonymous: +(\d+) kB")
+_DETAIL: Final = re.compile(r"[A-Za-z_]+: ")
+_NAME: Final = re.compile(r"(\d+)\.s?maps")
+_KERNEL_HALF: Final = 1 << 63
+_SHARED, _PRIVATE = 1, 2  # MAP_*
+_FIX: Final = "give a copy of /proc/PID/maps or /proc/PID/smaps"
+
+
+@dataclass(slots=True)
+class Mapping:
+    """One mapping."""
+
+    start: int
+    end: int
+    prot: int
+    flags: int
+    offset: int
+    device: int
+    inode: int
+    name: str
+    has_anon_vma: bool | None = None
+
+
+def read_snapshots(path: Path) -> list[tuple[int | None, list[Mapping]]]:
+    """(process, its mappings) of each file: one, or those that ``mmreplay record`` left.
+
+    The process is that of the file's name (``PID.maps``, ``PID.smaps``), else None.
+
+    Raises
+    ------
+    UserError
+        A file cannot be read, or is something else.
+    """
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.maps"))}
+        files |= {file.stem: file for file in sorted(path.glob("*.smaps"))}
+        chosen = [file for stem, file in sorted(files.items()) if stem.isdecimal()]
+        if not chosen:
+            raise UserError("holds no PID.maps or PID.smaps", where=str(path), fix=_FIX)
+    else:
+        chosen = [path]
+    found = []
+    for file in chosen:
+        name = _NAME.fullmatch(file.name)
+        found.append((int(name[1]) if name else None, _read(file)))
+    return found
+
+
+def _read(file: Path) -> list[Mapping]:
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=str(file), fix=_FIX) from None
+    found: list[Mapping] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _LINE.fullmatch(line)
+        if match is not None:
+            mapping = _mapping(match)
+            last = found[-1].end if found else 0
+            if not last <= mapping.start < mapping.end < 1 << 64:
+                raise UserError(f"line {number} is out of order", where=str(file), fix=_FIX)
+            found.append(mapping)
+            continue
+        anonymous = _ANONYMOUS.match(line)
+        if anonymous and found:
+            found[-1].has_anon_vma = int(anonymous[1]) > 0
+        elif line and not (found and _DETAIL.match(line)):
+            raise UserError(f"line {number} is no mapping", where=str(file), fix=_FIX)
+    found = [mapping for mapping in found if mapping.start < _KERNEL_HALF]
+    if not found:
+        raise UserError("holds no mapping", where=str(file), fix=_FIX)
+    return found
+
+
+def _mapping(match: re.Match[str]) -> Mapping:
+    prot = sum(bit for bit, word in ((1, match[3]), (2, match[4]), (4, match[5])) if word != "-")
+    name = (match[11] or "").strip()
+    return Mapping(
+        start=int(match[1], 16),
+        end=int(match[2], 16),
+        prot=prot,
+        flags=_SHARED if match[6] == "s" else _PRIVATE,
+        offset=int(match[7], 16) % (1 << 63),
+        device=(int(match[8], 16) & 0xFFF) << 20 | int(match[9], 16) & 0xFFFFF,
+        inode=int(match[10]) % (1 << 64),
+        name=plain_name(name, bool(prot & 4)) if name else "//anon",
+    )
+
+
+def place(
+    found: list[tuple[int | None, list[Mapping]]], state: ps.State, process: str | None, where: str
+) -> list[tuple[int, list[Mapping]]]:
+    """(address space, its mappings): of the process of that id, before it did anything.
+
+    Raises
+    ------
+    UserError
+        The recording does not have the process, or it is not clear which one is meant.
+    """
+    threads = state.table("threads")[: state.count[ps.C_THREADS]]
+    leaders = threads[(threads[:, ps.S_TID] == threads[:, ps.S_PID]) & (threads[:, ps.S_TID] > 0)]
+    spaces = {int(row[ps.S_PID]): int(row[ps.S_SPACE]) for row in leaders}
+    there = [int(row[ps.S_PID]) for row in leaders if row[ps.S_START_NS] < 0]
+    placed = []
+    for given, mappings in found:
+        pid = given
+        if pid is None and process is not None and process.isdecimal():
+            pid = int(process)
+        if pid is None and len(there) == 1:
+            pid = there[0]
+        if pid is None:
+            raise UserError(
+                f"{len(there)} processes were there when the recording began: whose is it?",
+                where=where,
+                fix="name the file PID.maps or PID.smaps, or add --process PID",
+            )
+        if pid not in spaces:
+            raise UserError(
+                f"process {pid} is not in the recording",
+                where=where,
+                fix="give the snapshot of a recorded process",
+            )
+        placed.append((spaces[pid], mappings))
+    return placed
+
+
+def add(path: Path, writer: TraceWriter, state: ps.State, process: str | None) -> None:
+    """Write the mappings of the snapshot at ``path`` to the trace's known ones."""
+    from mmreplay.importers.assemble import resolve_aliases
+    from mmreplay.importers.tables import initial
+
+    alias = resolve_aliases(state.table("spaces")[: state.count[ps.C_SPACES]])
+    for space, mappings in place(read_snapshots(path), state, process, str(path)):
+        writer.write("vmas", initial(int(alias[space]), mappings))
