@@ -14,6 +14,7 @@ from test_against_perf_script import WORKLOAD
 
 from mmreplay.errors import UserError
 from mmreplay.importers.registry import import_trace, sniff
+from mmreplay.recorder.run import strace_argv
 from mmreplay.schema import OpKind
 from mmreplay.trace.store import Trace
 
@@ -122,6 +123,23 @@ _KINDS = {
     "brk": OpKind.BRK,
     "madvise": OpKind.MADVISE,
 }
+
+
+def test_what_mmreplay_records_with_strace(tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    log = tmp_path / "strace.txt"
+    words = strace_argv(("--", sys.executable, "-c", WORKLOAD, "5"), str(log))
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"strace cannot trace here: {done.stderr[:200]}")
+    trace = import_trace(log, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.header.clock.resolution_ns == 1
+    rows = trace.operations.collect()
+    maps = rows.filter(pl.col("kind") == int(OpKind.MMAP), pl.col("length") == 16 * 4096)
+    assert maps.height >= 15
+    assert maps["duration_ns"].null_count() == 0
 
 
 def test_a_real_log(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -133,6 +134,24 @@ def test_what_is_not_read_is_refused(tmp_path: Path) -> None:
     with_latency = good.replace(b"flyrecord\0", b"latency  \0")
     (tmp_path / "trace.dat").write_bytes(with_latency)
     assert "latency" in refused(tmp_path / "trace.dat")
+
+
+def test_hostile_files_end_soon(tmp_path: Path) -> None:
+    good = sample().save(tmp_path / "good", 7).read_bytes()
+    # Options that go on where they began.
+    at = good.rfind(struct.pack("<HIQ", 0, 8, 0))
+    offset = good.index(b"none\x001\0") + 7
+    begin = good[offset : offset + 8]
+    (tmp_path / "circle").write_bytes(good[: at + 6] + begin + good[at + 14 :])
+    import_trace(tmp_path / "circle", tmp_path / "t.mmt", force=True).validate()
+    # A kilobyte that says it becomes a gigabyte of pages.
+    bomb = sample()
+    packed = bomb.save(tmp_path / "good", 7, "zlib").read_bytes()
+    sizes = struct.pack("<I", dw.PAGE)
+    assert packed.count(sizes) >= 2
+    at = packed.rfind(sizes, 0, packed.rfind(b"mono"))
+    (tmp_path / "bomb").write_bytes(packed[:at] + struct.pack("<I", 1 << 30) + packed[at + 4 :])
+    assert "cannot be" in refused(tmp_path / "bomb")
 
 
 def test_cut_anywhere(tmp_path: Path) -> None:

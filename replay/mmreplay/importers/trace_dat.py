@@ -24,9 +24,11 @@ MAGIC: Final = b"\x17\x08\x44tracing"
 _TSC2NSEC, _HEADER_INFO, _EVENT_FORMATS, _CMDLINES = 14, 16, 18, 21
 _COMPRESSED: Final = 1
 _MOST_CPUS: Final = 4096
-_MOST_SECTIONS: Final = 1 << 16
 #: Of what is not trace data, unpacked.
 _MOST_BYTES: Final = 1 << 28
+#: Pages shrink 5 to 30 times: a small file must not fill the disk.
+_MOST_RATIO: Final = 200
+_PLAUSIBLE_BYTES: Final = 1 << 16
 _COMMIT: Final = re.compile(rb"commit;\s*offset:(\d+);\s*size:(\d+);")
 _DATA: Final = re.compile(rb"\bdata;\s*offset:(\d+);")
 
@@ -236,9 +238,10 @@ def _read_7(dat: TraceDat, head: _Cursor) -> None:
     options = head.number(8)
     buffers: list[bytes] = []
     parts = {_HEADER_INFO: _header_info, _EVENT_FORMATS: _events, _CMDLINES: _names}
-    for _ in range(_MOST_SECTIONS):
-        if not options:
-            break
+    seen = {0}
+    done: set[int] = set()
+    while options not in seen:
+        seen.add(options)
         section = _section(dat, options, compression, head.where)
         options = 0
         while section.at + 6 <= section.end:
@@ -247,7 +250,8 @@ def _read_7(dat: TraceDat, head: _Cursor) -> None:
             if option == _DONE:
                 options = int.from_bytes(data[:8], "little")
                 break
-            if option in parts:
+            if option in parts and option not in done:
+                done.add(option)
                 at = int.from_bytes(data[:8], "little")
                 parts[option](dat, _section(dat, at, compression, head.where))
             elif option == _BUFFER:
@@ -278,15 +282,16 @@ def _packed(at: _Cursor) -> tuple[bytes, int]:
 
 def _unpack(data: bytes, size: int, compression: str, where: str) -> bytes:
     """Unpack to exactly ``size`` bytes."""
-    if size > _MOST_BYTES:
+    if size > min(_MOST_BYTES, _MOST_RATIO * len(data) + _PLAUSIBLE_BYTES):
         raise _refuse(f"a part of {size:,} bytes cannot be", where, "copy the file again")
     try:
         if compression == "zlib":
-            found = zlib.decompressobj().decompress(data, size)
+            found = zlib.decompressobj().decompress(data, size + 1)
         else:
             import zstandard
 
-            found = zstandard.ZstdDecompressor().decompressobj().decompress(data)[: size + 1]
+            reader = zstandard.ZstdDecompressor(max_window_size=_MOST_BYTES).stream_reader(data)
+            found = reader.read(size + 1)
     except Exception as error:  # zstandard's own class is only there where it is
         if type(error).__name__ not in ("error", "ZstdError"):
             raise
