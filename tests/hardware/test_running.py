@@ -331,6 +331,10 @@ def test_verdicts() -> None:
     assert "first in its VMA" in verdict("vma", first, True)
     assert verdict("mmap_lock", Traced(populates=1000, locked_populates=1000), True) == "verified"
     assert "500 of 1000" in verdict("mmap_lock", Traced(populates=1000, locked_populates=500), True)
+    beside = Traced(populates=1000, locked_populates=1000, faults=416)
+    assert "416 faults beside 1000 calls" in verdict("mmap_lock", beside, True)
+    beside.forks = 17  # each child has its own copies of the loop's pages
+    assert verdict("mmap_lock", beside, True) == "verified"
     assert verdict("vma", Traced(problem="no"), True) == "not verified: no"
 
 

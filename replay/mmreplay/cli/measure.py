@@ -200,6 +200,8 @@ class _Progress:
 
     def __call__(self, done: int, total: int, label: str) -> None:
         now = time.monotonic()
+        if not done:  # locks are checked first, then runs are counted anew
+            self._began = now
         left = (now - self._began) / done * (total - done) if done else 0.0
         text = f"{done}/{total} {label}" + (f", {_duration(left)} left" if done else "")
         if sys.stderr.isatty():

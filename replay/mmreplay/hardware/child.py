@@ -36,19 +36,10 @@ class Child:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
+        self.renew()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join(p for p in (str(_PACKAGE), os.environ.get("PYTHONPATH", "")) if p)
-        return subprocess.Popen(
-            [sys.executable, "-c", f"from {self._module} import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-
-    def _end(self) -> None:
+    def renew(self) -> None:
+        """End the process; the next request starts another one."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -59,6 +50,16 @@ class Child:
             if stream:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join(p for p in (str(_PACKAGE), os.environ.get("PYTHONPATH", "")) if p)
+        return subprocess.Popen(
+            [sys.executable, "-c", f"from {self._module} import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
 
     def ask(self, request: Any) -> Any:
         """The process's answer.
@@ -79,7 +80,7 @@ class Child:
             return pickle.load(process.stdout)
         except (EOFError, BrokenPipeError):
             code = process.wait()
-            self._end()
+            self.renew()
             if code < 0:
                 raise UserError(
                     "the process that performs the operations was killed by"

@@ -35,7 +35,7 @@ from mmreplay.workloads.program import ThreadField as Thread
 I64 = NDArray[np.int64]
 
 #: Longest time until all threads loop, and until all have stopped.
-START_S: Final = 120.0
+START_S: Final = 60.0
 STOP_S: Final = 30.0
 _STACK_BYTES: Final = 32 << 10
 #: A slot has a cache line of its own up to so many.

@@ -255,6 +255,10 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
             checks = _check_paths(plan, worker, progress) if options.check else {}
             failed: set[str] = set()
             for number, (repetition, point) in enumerate(order):
+                if number % len(plan.points) == 0:
+                    # A new address layout: what it does to a figure differs by 20 % and more,
+                    # and shall show as spread.
+                    worker.renew()
                 if point.label in failed:
                     continue
                 progress(number, len(order), point.label)
