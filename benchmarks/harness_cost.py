@@ -65,6 +65,7 @@ def main() -> None:
                     program, cpus=tuple(cpus), warm_up_s=WARM_UP_S, seconds=options.seconds
                 )
                 for k in range(options.rounds):
+                    worker.renew()  # another address layout, as each C process has
                     for who in ("c", "mmreplay") if k % 2 else ("mmreplay", "c"):
                         if who == "c":
                             done = subprocess.run(

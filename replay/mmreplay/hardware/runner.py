@@ -15,6 +15,7 @@ import mmap
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ class RunAnswer:
     ``counts`` is (programs, :attr:`Count.WORDS`), in the window; ``total`` the same from the
     start to the end.  ``window_ns`` (programs,): of started threads, 0 else.  ``usage`` is
     (programs, 18), struct rusage of started threads in the window.  ``errors`` is
-    (programs, 2): row of code and errno of the first call that failed.  ``tids``.
+    (programs, 2): row of code and errno of the first call that failed.
     """
 
     problem: str = ""
@@ -254,6 +255,8 @@ def _child(request: RunRequest, block: _Block) -> None:
         run_loop.run_program(block.rows[0].ctypes.data)
         code = 0
         del stacks
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import signal
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -98,8 +99,7 @@ def _child(request: TraceRequest, block: _Block, fds: Sequence[int]) -> None:
         block.head[Top.SINK] = os.memfd_create("sink")
         low, high = program.span
         if any(area.start < high and area.end > low for area in areas()):
-            code = 3
-            return
+            raise RuntimeError("the arena is in use")
         for m in program.mappings:
             flags = (1 if m.shared else 2) | (0x20 if m.file < 0 else 0) | 0x4000 | 0x10
             fd = fds[m.file] if m.file >= 0 else -1
@@ -110,6 +110,8 @@ def _child(request: TraceRequest, block: _Block, fds: Sequence[int]) -> None:
         trace_loop.run_all(block.base, scratch.ctypes.data)
         code = 0
         del stacks
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

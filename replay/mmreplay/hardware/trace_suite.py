@@ -98,6 +98,8 @@ def measure_trace(
     with interrupts(), Child("mmreplay.hardware.run_worker") as worker:
         try:
             for number, (repetition, path) in enumerate(order):
+                if number % len(options.paths) == 0:
+                    worker.renew()  # a new address layout, as in mmreplay.hardware.suite
                 label = f"{program.name} {path}"
                 if label in runs.not_measured:
                     continue
