@@ -22,10 +22,11 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """The readers of binary recordings on many damaged files (an hour)."""
+    """The readers of recordings, binary and text, on many damaged files (hours)."""
     _install(session, "dev")
     session.run(
         "python", "-m", "pytest", "tests/importers/test_perf_data_fuzz.py",
+        "tests/importers/test_text_fuzz.py",
         env={"MMREPLAY_FUZZ_EXAMPLES": "200000"},
     )  # fmt: skip
 
