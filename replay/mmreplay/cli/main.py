@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("mmreplay.cli.predict", "Predict what another kernel gains, per core count."),
     "measure": ("mmreplay.cli.measure", "Run workloads on this machine."),
     "doctor": ("mmreplay.cli.doctor", "Say what this machine allows, and what to do."),
+    "calibrate": ("mmreplay.cli.calibrate", "Fit a machine profile to measured runs."),
+    "accuracy": ("mmreplay.cli.accuracy", "How far the simulation is from measured runs."),
     "models": ("mmreplay.cli.models", "List, show, check and compare locking models."),
     "locks": ("mmreplay.cli.locks", "Compare lock counts of real kernels with the models."),
     "synth": ("mmreplay.cli.synth", "Generate a trace from a workload."),

@@ -76,6 +76,11 @@ _SHORTEST_S: Final = 0.01
     show_default=True,
     help="Text for people, JSON for programs.",
 )
+@click.option(
+    "--probe/--no-probe",
+    default=True,
+    help="Measure cache lines, wake-ups and shootdowns too, for mmreplay calibrate.",
+)
 @click.option("-o", "--output", metavar="RUNS.parquet", help="Write every run there.")
 def command(
     workloads: tuple[str, ...], form: str, output: str | None, quick: bool, **given: Any
@@ -177,6 +182,7 @@ def _options(quick: bool, given: dict[str, Any]) -> Options:
         warm_up_s=warm_up,
         seed=given["seed"],
         check=given["check"],
+        probe=given["probe"],
     )
 
 

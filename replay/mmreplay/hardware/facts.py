@@ -95,6 +95,20 @@ def topology() -> dict[int, tuple[int, int]]:
     return found
 
 
+def cache_places() -> dict[int, tuple[int, int, int]]:
+    """CPU → (socket, last-level cache, core), numbers unique over the machine."""
+    found = {}
+    caches: dict[str, int] = {}
+    cores: dict[tuple[int, int], int] = {}
+    for cpu, place in topology().items():
+        folder = _CPU / f"cpu{cpu}" / "cache"
+        indices = sorted(folder.glob("index[0-9]*"), key=lambda index: int(index.name[5:]))
+        shared = _text(indices[-1] / "shared_cpu_list") if indices else None
+        cache = caches.setdefault(shared or f"socket {place[0]}", len(caches))
+        found[cpu] = (place[0], cache, cores.setdefault(place, len(cores)))
+    return found
+
+
 def pinning_order() -> list[int]:
     """CPUs in the order in which threads are pinned: one of each core, socket by socket, then
     the cores' other hardware threads."""

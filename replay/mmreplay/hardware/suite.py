@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from mmreplay.hardware import facts, tracing
 from mmreplay.hardware.child import Child
 from mmreplay.hardware.figures import failure, figures
 from mmreplay.hardware.path_check import Traced, buffers, verdict
+from mmreplay.hardware.probes import probe
 from mmreplay.hardware.run_worker import available_bytes
 from mmreplay.hardware.runner import RunAnswer, RunRequest
 from mmreplay.hardware.runs import Runs
@@ -59,6 +60,7 @@ class Options:
     warm_up_s: float = 0.1
     seed: int = 1
     check: bool = True
+    probe: bool = False  # cache lines, wake-ups, shootdowns: what a calibration begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +254,8 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
     complete = True
     with interrupts(), Child("mmreplay.hardware.run_worker") as worker:
         try:
+            if options.probe:
+                runs.machine["probes"] = _probes(progress)
             checks = _check_paths(plan, worker, progress) if options.check else {}
             failed: set[str] = set()
             for number, (repetition, point) in enumerate(order):
@@ -297,6 +301,14 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
             complete = False
     progress(len(order), len(order), "")
     return replace(runs, complete=complete)
+
+
+def _probes(progress: Progress) -> list[dict[str, Any]]:
+    """What small experiments give directly: see :mod:`mmreplay.hardware.probes`."""
+    found = probe(
+        facts.cache_places(), progress=lambda done, total: progress(done, total, "probing")
+    )
+    return [asdict(one) for one in found]
 
 
 class Terminated(Exception):

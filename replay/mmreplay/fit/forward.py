@@ -1,0 +1,149 @@
+"""Measured points of RUNS as cases that the engine can simulate: workload → trace → plan → rate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmreplay.address_space.planner import build_plan
+from mmreplay.address_space.rules import load_rules
+from mmreplay.engine import Options, Replay
+from mmreplay.hardware.runs import POINT, Runs, spread_ratio
+from mmreplay.locking.model import LockingModel
+from mmreplay.machine.profile import Machine
+from mmreplay.workloads.compiler import compile_workload
+from mmreplay.workloads.definition import Workload
+from mmreplay.workloads.generator import generate_trace
+from mmreplay.workloads.program import Path
+
+#: Operations of the simulated trace: for each thread, and at most.
+OPS_PER_THREAD: Final = 60_000
+MOST_OPS: Final = 1_000_000
+#: Simulated seconds of it at most: a workload that hardly maps need not fill it.
+MOST_S: Final = 0.5
+#: Fewer operations than this for each thread say nothing of their costs.
+_FEW_OPS: Final = 50
+#: Spread that a point measured once is taken to have.
+ONCE: Final = 0.1
+_Thp = Literal["never", "madvise", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One point of RUNS: medians over its repetitions."""
+
+    workload: str
+    path: Path
+    threads: int
+    placement: str
+    ops_per_s: float
+    spread: float  # relative interquartile range
+    repetitions: int
+
+
+def measured_points(runs: Runs) -> list[Measured]:
+    """The points of RUNS, sorted by workload, path, threads and placement.
+
+    Those that counted nothing are left out: there is no ratio to nothing.
+    """
+    rates: dict[tuple[str, Path, int, str], list[float]] = {}
+    for row in runs.rows:
+        key = tuple(row[name] for name in POINT)
+        rates.setdefault(key, []).append(row["ops_per_s"])  # type: ignore[arg-type]
+    found = []
+    for key in sorted(rates):
+        middle = statistics.median(rates[key])
+        if middle > 0:
+            spread = spread_ratio(rates[key])
+            found.append(
+                Measured(*key, middle, ONCE if spread is None else spread, len(rates[key]))
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class WorkloadCase:
+    """A workload by a path with a number of threads, ready to be replayed on any machine.
+
+    ``weights`` (T,): what each thread of the plan counts per operation.  ``group``: the role
+    that counts most; the replay ends with its first thread, the other roles go on in circles.
+    """
+
+    workload: str
+    path: Path
+    threads: int
+    replay: Replay = field(repr=False)
+    weights: NDArray[np.float64] = field(repr=False)
+    group: int
+    idle: bool  # next to no memory operations: no cost has a part in its rate
+
+    @property
+    def label(self) -> str:
+        return f"{self.workload} by {self.path}, {self.threads} threads"
+
+    def rate(self, machine: Machine, seed: int) -> float:
+        """Counted operations per second of the replay."""
+        options = Options(cores=machine.n_cpus, wrap=True, group=self.group, seed=seed)
+        result = self.replay.run(machine, options)
+        counted = float((result.thread_begun * self.weights).sum())
+        return counted * 1e9 / max(result.makespan_ns, 1)
+
+
+def prepare_case(
+    workload: Workload, path: Path, threads: int, model: LockingModel, *, thp: _Thp, seed: int = 1
+) -> WorkloadCase:
+    """Generate, plan and make ready.
+
+    ``thp``: the measured system's transparent-huge-page mode.
+    """
+    program = compile_workload(workload, threads).by_path(path)
+    ops = min(OPS_PER_THREAD * (program.started + 1), MOST_OPS)
+    made = generate_trace(program, None, seed=seed, ops=ops, duration_s=MOST_S)
+    bundle = build_plan(made.trace, load_rules(model.vma_rules), huge_pages=thp)
+    plan = bundle.plan
+    per_op = np.zeros(len(bundle.groups))
+    counted = np.zeros(len(bundle.groups))
+    for role, ops in made.ops.items():
+        if role in bundle.groups and ops:
+            per_op[bundle.groups.index(role)] = made.counted[role] / ops
+            counted[bundle.groups.index(role)] = made.counted[role]
+    return WorkloadCase(
+        workload.name,
+        path,
+        threads,
+        Replay(plan, model),
+        per_op[plan.thread_group],
+        int(counted.argmax()),
+        plan.n_ops < _FEW_OPS * program.started,
+    )
+
+
+def prepare_cases(
+    points: Iterable[Measured],
+    definition: Callable[[str], Workload],
+    model: LockingModel,
+    *,
+    thp: _Thp,
+    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+) -> dict[tuple[str, Path, int], WorkloadCase]:
+    """The cases of all points; placements of one point share a case."""
+    keys = sorted({(p.workload, p.path, p.threads) for p in points})
+    done = 0
+
+    def prepare(key: tuple[str, Path, int]) -> WorkloadCase:
+        nonlocal done
+        case = prepare_case(definition(key[0]), key[1], key[2], model, thp=thp)
+        done += 1
+        if progress is not None:
+            progress(done, len(keys))
+        return case
+
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(keys, pool.map(prepare, keys), strict=True))
