@@ -196,8 +196,8 @@ def loop_points(thread_first: I64, op: NDArray[np.uint8], ended: NDArray[np.bool
     """Operation to continue at after a thread's last one; -1 where the thread ends.
 
     A thread loops from behind its warm-up (its first tenth, its start and its exec)
-    unless it ended long before the window does, or its last operation ends an
-    address space: those happen once.
+    unless it ended long before the window does or came late, or its last operation
+    ends an address space: those happen once.
     """
     first, end = thread_first[:-1], thread_first[1:]
     at = first + (WARM_UP * (end - first)).astype(np.int64)
@@ -264,8 +264,10 @@ def assemble(
     take = np.minimum(deficit, blocked[starts])
     blocked[starts] -= take
     cpu[starts] -= np.minimum(deficit - take, cpu[starts])
+    # gone long before the window ends, or not there for half of it: a thread that came and went
+    span, end = window_ns[1] - window_ns[0], threads.end_ns[who] - window_ns[0]
     ended = (threads.end_ns[who] >= 0) & (
-        threads.end_ns[who] < window_ns[1] - (window_ns[1] - window_ns[0]) // 20
+        (end < span - span // 20) | (end - np.maximum(offset, 0) < span // 2)
     )
     tail = 1 if whole else 0
     plan = Plan(

@@ -107,6 +107,13 @@ def prepare_case(
     made = generate_trace(program, None, seed=seed, ops=ops, duration_s=MOST_S)
     bundle = build_plan(made.trace, load_rules(model.vma_rules), huge_pages=thp)
     plan = bundle.plan
+    # the roles go on in circles, what set them up (and what they start) happens once
+    going = [
+        bundle.groups.index(r) for r in made.ops if r in bundle.groups and r in workload.started()
+    ]
+    plan = plan._replace(
+        thread_loop=np.where(np.isin(plan.thread_group, going), plan.thread_loop, -1)
+    )
     per_op = np.zeros(len(bundle.groups))
     counted = np.zeros(len(bundle.groups))
     for role, ops in made.ops.items():
