@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lockcounts": {"hardware", "workloads", *_ENGINE},
     "fit": {"hardware", "workloads", *_ENGINE},
     "predict": _ENGINE,
-    "report": {"predict", *_ENGINE},
+    "report": {"predict", "fit", "hardware", *_ENGINE},
     "cli": {
         "report",
         "predict",

@@ -1,7 +1,8 @@
 """Where the shootdown stands relative to the locks of each operation, and the VMA lock.
 
 The wait of a thread that needs the lock grows by the time of the shootdown where the lock is
-held through it, and by nothing where it is not.  Two other CPUs: 100 + 1000 + 200.
+held through it, and by nothing where it is not.  Two other CPUs, one computing, one with the
+waiter: 100 + 1000 + 200 where it spins; asleep its CPU is idle, lazy, and not interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mmreplay.engine import Options, Result
 from mmreplay.locking.isa import FlushScope, Op, RuntimeBit
 
 FLUSH_NS = 100 + 1000 + 200
+ASLEEP_NS = 100 + 1000
 FLUSH = (Op.FLUSH, FlushScope.MM)
 READER = [(Op.LOCK, "mmap_lock", R), (Op.COST, SHORT), (Op.UNLOCK, "mmap_lock", R), (Op.DONE,)]
 WRITER = [(Op.LOCK, "mmap_lock", W), (Op.COST, SHORT), (Op.UNLOCK, "mmap_lock", W), (Op.DONE,)]
@@ -76,24 +78,24 @@ def wait_for(program: list[Any], waiter: list[Any], name: str, *, flush: bool) -
 @pytest.mark.parametrize(
     ("program", "waiter", "name", "grows"),
     [
-        (PROTECT, READER, "mmap_lock", True),
-        (PROTECT, WRITER, "mmap_lock", True),
-        (UNMAP, READER, "mmap_lock", False),
-        (UNMAP, WRITER, "mmap_lock", True),
-        (ZAP_OLD, WRITER, "mmap_lock", True),
-        (ZAP_NEW, MARKER, "vma", False),
-        (ZAP_HELD, MARKER, "vma", True),
-        (COW, SAME_TABLE, "ptl", True),
+        (PROTECT, READER, "mmap_lock", ASLEEP_NS),
+        (PROTECT, WRITER, "mmap_lock", ASLEEP_NS),
+        (UNMAP, READER, "mmap_lock", 0),
+        (UNMAP, WRITER, "mmap_lock", ASLEEP_NS),
+        (ZAP_OLD, WRITER, "mmap_lock", ASLEEP_NS),
+        (ZAP_NEW, MARKER, "vma", 0),
+        (ZAP_HELD, MARKER, "vma", ASLEEP_NS),
+        (COW, SAME_TABLE, "ptl", FLUSH_NS),
     ],
     ids=["protect-reader", "protect-writer", "unmap-reader", "unmap-writer", "dontneed-writer",
          "dontneed-6.17-marker", "held-marker", "cow-same-table"],
 )  # fmt: skip
 def test_who_waits_through_a_shootdown(
-    program: list[Any], waiter: list[Any], name: str, grows: bool
+    program: list[Any], waiter: list[Any], name: str, grows: int
 ) -> None:
     without = wait_for(program, waiter, name, flush=False)
     assert without > 0
-    assert wait_for(program, waiter, name, flush=True) - without == (FLUSH_NS if grows else 0)
+    assert wait_for(program, waiter, name, flush=True) - without == grows
 
 
 def test_a_reader_does_not_wait_for_old_dontneed() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmreplay.cli.main import main
-from mmreplay.fit import api
+from mmreplay.fit import api, forward
 from mmreplay.fit.forward import prepare_case
 from mmreplay.fit.parameters import Parameters
 from mmreplay.hardware.runs import Runs, write_runs
@@ -38,6 +38,14 @@ FACTS = {
         {"name": "frequency.2", "value": 0.9, "spread": 0.02, "n": 15},
     ],
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """Short traces: this is about what is done with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "OPS_PER_THREAD", 3_000)
+        yield
 
 
 @pytest.fixture(scope="module")

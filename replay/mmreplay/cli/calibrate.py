@@ -18,7 +18,7 @@ import click
     type=click.Choice(["first", "second"]),
     help="Fit every other workload only, to test on the others.",
 )
-@click.option("--seeds", type=int, default=2, show_default=True, help="Simulations a point.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Simulations a point.")
 @click.option("--iterations", type=int, default=6, show_default=True, help="At most so many.")
 @click.option("--force", is_flag=True, help="Write over an existing profile.")
 @click.option(

@@ -121,14 +121,21 @@ class Processors(World):
     def flush(self, thread: Thread, scope: int) -> int:
         """TLB shootdown: wait for the other CPUs concerned; they owe the handler.
 
-        ``mm``: those that last ran the address space.  ``touched``: those that made
-        translations of the range since it was last flushed, whatever they run now.
+        ``mm``: those that run a thread of the address space; a CPU that went idle from one is
+        lazy and is left out (should_flush_tlb, arch/x86/mm/tlb.c@6.18; that freeing page tables
+        interrupts it once, and that takes it out of the mask, is not modelled).  ``touched``:
+        those that made translations of the range since it was last flushed, whatever they
+        run now.
         """
         setup = self.setup
         if scope == FlushScope.NONE:
             return 0
         mm = int(self.plan.mm[thread.row])
-        concerned = {cpu for cpu, last in enumerate(self.cpu_mm) if last == mm}
+        concerned = {
+            cpu
+            for cpu, last in enumerate(self.cpu_mm)
+            if last == mm and self.running[cpu] is not None
+        }
         if scope == FlushScope.TOUCHED:
             concerned = set()
             for place in self.touch_places(thread.row):

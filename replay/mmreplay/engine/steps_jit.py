@@ -137,10 +137,9 @@ def flush_others(m, cpu, mm):
     targets = 0
     for other in range(m[H_CORES]):
         c = m[H_CORE] + other * CF
-        if other != cpu and m[c + C_MM] == mm:
+        if other != cpu and m[c + C_MM] == mm and m[c + C_RUNNING] >= 0:
             targets += 1
-            if m[c + C_RUNNING] >= 0:
-                m[c + C_OWED] += m[H_HANDLER]
+            m[c + C_OWED] += m[H_HANDLER]
     if targets == 0:
         return m[H_FLUSH_BASE]
     return m[H_FLUSH_BASE] + m[H_FLUSH_FIRST] + m[H_FLUSH_NEXT] * (targets - 1)

@@ -12,7 +12,7 @@ import numpy as np
 from mmreplay.errors import UserError, closest
 from mmreplay.fit.accuracy import Compared
 from mmreplay.fit.calibrate import Calibration, Target, calibrate
-from mmreplay.fit.forward import Measured, WorkloadCase, measured_points, prepare_cases
+from mmreplay.fit.forward import Measured, Thp, WorkloadCase, measured_points, prepare_cases
 from mmreplay.fit.parameters import names_of
 from mmreplay.hardware.runs import Runs, read_runs
 from mmreplay.locking.model import LockingModel
@@ -22,6 +22,7 @@ from mmreplay.machine.profile import Machine, Topology
 from mmreplay.machine.topology import cpu_arrays
 from mmreplay.resources import datasets_dir, models_dir
 from mmreplay.workloads.definition import Workload, list_workloads, load_workload
+from mmreplay.workloads.program import Path as Way
 
 Progress = Callable[[str], None]
 SEEDS: Final = (1, 2)
@@ -39,7 +40,7 @@ class Prepared:
     runs: Runs
     model: LockingModel
     points: tuple[Measured, ...]
-    cases: dict[tuple[str, str, int], WorkloadCase]
+    cases: dict[tuple[str, Way, int], WorkloadCase]
     notes: tuple[str, ...]
 
     def case(self, point: Measured) -> WorkloadCase:
@@ -83,7 +84,10 @@ def prepare(
         raise UserError("nothing was measured", where="RUNS", fix="run mmreplay measure first")
     model, note = resolve_kernel(str(runs.machine.get("kernel") or ""))
     # mmreplay measure switches huge pages off but where a workload asks for them
-    thp = "madvise" if "thp_in_runs" in runs.machine else runs.machine.get("thp") or "madvise"
+    by_system: dict[str, Thp] = {"always": "always", "never": "never"}
+    thp = by_system.get(str(runs.machine.get("thp")), "madvise")
+    if "thp_in_runs" in runs.machine:
+        thp = "madvise"
     say = progress or (lambda _text: None)
     cases = prepare_cases(
         points,
@@ -194,7 +198,7 @@ def calibrate_runs(
     *,
     only: Sequence[str] | None = None,
     source: str,
-    seeds: Sequence[int] = SEEDS,
+    seeds: Sequence[int] = SEEDS[:1],
     iterations: int = 6,
     progress: Progress | None = None,
 ) -> tuple[Calibration, list[Measured]]:

@@ -189,13 +189,14 @@ def _profile(
     for j, name in enumerate(parameters.names):
         old = number_of(prior, name)
         basis, why = "fitted", f"{source}, ±{spread[j]:.0%}"
-        if not used[j]:
-            basis = "measured" if name in measured else "assumed"
-            factor = math.exp(parameters.direction[j] * found.position[-1])
-            why = f"{source} do not tell: {prior.name} times {factor:.2f}, common to all"
+        if remaining[j] >= IDENTIFIED:
             if name in measured:
-                why = f"{source}, measured directly"
-        elif remaining[j] >= IDENTIFIED:
-            why += ", known only together with others"
+                basis, why = "measured", f"{source}, measured directly"
+            elif used[j]:
+                why += ", known only together with others"
+            else:
+                factor = math.exp(parameters.direction[j] * found.position[-1])
+                basis = "assumed"
+                why = f"{source} do not tell: {prior.name} times {factor:.2f}, common to all"
         numbers[name] = Number(float(values[j]), basis, why, old.spread)
     return with_numbers(prior, numbers)

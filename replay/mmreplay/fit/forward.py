@@ -23,15 +23,15 @@ from mmreplay.workloads.generator import generate_trace
 from mmreplay.workloads.program import Path
 
 #: Operations of the simulated trace: for each thread, and at most.
-OPS_PER_THREAD: Final = 60_000
-MOST_OPS: Final = 1_000_000
+OPS_PER_THREAD: Final = 20_000
+MOST_OPS: Final = 500_000
 #: Simulated seconds of it at most: a workload that hardly maps need not fill it.
 MOST_S: Final = 0.5
 #: Fewer operations than this for each thread say nothing of their costs.
 _FEW_OPS: Final = 50
 #: Spread that a point measured once is taken to have.
 ONCE: Final = 0.1
-_Thp = Literal["never", "madvise", "always"]
+Thp = Literal["never", "madvise", "always"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def measured_points(runs: Runs) -> list[Measured]:
     rates: dict[tuple[str, Path, int, str], list[float]] = {}
     for row in runs.rows:
         key = tuple(row[name] for name in POINT)
-        rates.setdefault(key, []).append(row["ops_per_s"])  # type: ignore[arg-type]
+        rates.setdefault(key, []).append(row["ops_per_s"])
     found = []
     for key in sorted(rates):
         middle = statistics.median(rates[key])
@@ -96,7 +96,7 @@ class WorkloadCase:
 
 
 def prepare_case(
-    workload: Workload, path: Path, threads: int, model: LockingModel, *, thp: _Thp, seed: int = 1
+    workload: Workload, path: Path, threads: int, model: LockingModel, *, thp: Thp, seed: int = 1
 ) -> WorkloadCase:
     """Generate, plan and make ready.
 
@@ -136,7 +136,7 @@ def prepare_cases(
     definition: Callable[[str], Workload],
     model: LockingModel,
     *,
-    thp: _Thp,
+    thp: Thp,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> dict[tuple[str, Path, int], WorkloadCase]:
