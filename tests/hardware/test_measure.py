@@ -80,7 +80,17 @@ def test_nothing_that_tells_about_the_owner_is_written(tmp_path: Path) -> None:
 def test_interrupted_runs_are_kept(tmp_path: Path) -> None:
     output = tmp_path / "runs.parquet"
     words = [sys.executable, "-m", "mmreplay", "measure", "mmap1", "--threads", "1", "--no-check"]
-    words += ["--path", "vma", "--repetitions", "200", "--seconds", "0.05", "-o", str(output)]
+    words += [
+        "--no-probe",
+        "--path",
+        "vma",
+        "--repetitions",
+        "1000",
+        "--seconds",
+        "0.05",
+        "-o",
+        str(output),
+    ]
     process = subprocess.Popen(
         words,
         env={**os.environ, "PYTHONPATH": str(ROOT / "replay")},
@@ -89,15 +99,15 @@ def test_interrupted_runs_are_kept(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stderr is not None
-    assert "200 runs" in process.stderr.readline()
-    time.sleep(6)
+    assert "1000 runs" in process.stderr.readline()
+    time.sleep(12)  # compiled by then, and far from done
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "what was measured is kept" in told
     runs = read_runs(output)
     assert not runs.complete
-    assert 0 < len(runs.rows) < 200
+    assert 0 < len(runs.rows) < 1000
 
 
 @pytest.mark.parametrize(
