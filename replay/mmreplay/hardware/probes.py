@@ -255,7 +255,7 @@ def _shootdown(a: int, b: int, out: _Samples) -> None:
     call_munmap(page, 2 * PAGE_SIZE)
     if beside > alone:
         out.setdefault("shootdown.shootdown_first_ns", []).append((beside - alone) / _FLUSHES)
-    lost = ns - rounds / quiet
+    lost = ns - rounds / quiet if quiet > 0 else 0.0
     if lost > 0:
         out.setdefault("shootdown.shootdown_handler_ns", []).append(lost / _FLUSHES)
 
@@ -267,7 +267,7 @@ def _rounds_per_ns(cpu: int) -> float:
         return _looks(f.at, clock)
 
     ((rounds, ns),) = _together([(cpu, stopped)])
-    return float(rounds / ns)
+    return float(rounds / ns) if ns > 0 else 0.0  # 0: it never got to run
 
 
 def _set(address: int) -> None:
