@@ -273,6 +273,8 @@ class Faults:
     def _bit(self, number: int, area: Area) -> Bit:
         """Shared by what a split cuts once an anon_vma is there."""
         mine = self.bits.get(area.uid)
+        if mine is not None and mine.set and not area.anon:
+            mine = None  # MREMAP_DONTUNMAP took the anon_vma away
         if mine is not None and (not area.anon or mine.set):
             return mine
         if area.anon:
@@ -400,7 +402,7 @@ class Faults:
             self._wait(op, space.made.get(page, -1))
             return
         bit = self._bit(op.mm, area) if area.private else None
-        if write and allowed and area.private and not unknown:
+        if write and allowed and area.private:
             space.map.prepare(area)
         op.traits |= self._kind_of(area.flags, area.file)
         self._set_vma(op, area)

@@ -110,7 +110,24 @@ def test_what_is_placed_over_a_known_mapping_is_a_conflict() -> None:
     tape = Tape()
     tape.mmap(A, 4)
     tape.mmap(A, 2)
-    assert tape.plan().counters["map_conflicts"] == 1
+    counters = tape.plan().counters
+    assert counters["map_conflicts"] == counters["conflicts_called"] == 1
+
+
+def test_conflicts_are_counted_by_where_the_mapping_was_known_from() -> None:
+    tape = Tape(threads=2)
+    tape.threads[1] |= {"pid": 2, "address_space": 1, "start_ns": 2000}
+    record(tape, 0, A, 4, source="snapshot")
+    record(tape, 0, A + 64 * PAGE, 4, source="snapshot")
+    tape.mmap(A, 4)
+    tape.op(OpKind.FORK, child=2, result=2)
+    tape.mmap(A + 65 * PAGE, 4, tid=2, address_space=1)
+    tape.mmap(A + 66 * PAGE, 4, tid=2, address_space=1)
+    counters = tape.plan().counters
+    assert counters["conflicts_listed"] == 1
+    assert counters["conflicts_inherited"] == 1
+    assert counters["conflicts_called"] == 1
+    assert counters["map_conflicts"] == 3
 
 
 def test_exec_leaves_its_space_when_the_thread_is_seen_in_the_new_one() -> None:

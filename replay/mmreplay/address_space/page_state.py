@@ -274,6 +274,17 @@ def zap(p, space, first, last):
 
 
 @borrowing_helper
+def forget_uses(p, space, first, last):
+    """The pages belong to a new mapping: nobody has used them."""
+    found = collect(p, space, first, last)
+    for k in range(found):
+        slot = p.slot[k].scratch
+        lo, hi = bounds(p, slot, first, last)
+        for i in range(lo, hi):
+            p.last_use[slot, i] = -1
+
+
+@borrowing_helper
 def free_tables(p, space, floor, ceiling):
     """Free the tables of regions wholly inside pages ``floor..ceiling`` (exclusive).
 

@@ -27,7 +27,14 @@ from mmreplay.address_space.plan_fault import (
     vector_marks,
     vma_traits,
 )
-from mmreplay.address_space.plan_state import Count, Cursor, Status, flush_late, note_late
+from mmreplay.address_space.plan_state import (
+    Count,
+    Cursor,
+    Status,
+    count_conflicts,
+    flush_late,
+    note_late,
+)
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
     NONE,
@@ -126,7 +133,6 @@ _MAP_POPULATE = 0x8000
 _MAP_NONBLOCK = 0x10000
 
 _C_DISAGREED = int(Count.CALLS_DISAGREED)
-_C_CONFLICTS = int(Count.MAP_CONFLICTS)
 _C_STALE = int(Count.STALE_PAGES)
 _C_BRK = int(Count.BRK_UNKNOWN)
 _MARKS = int(Cursor.MARKS)
@@ -170,24 +176,13 @@ def range_deps(p, s, w, out, thread, space, first, last, users):
 
 
 @borrowing_helper
-def forget_uses(p, space, first, last):
-    """The pages belong to a new mapping: nobody has used them."""
-    found = pages_.collect(p, space, first, last)
-    for k in range(found):
-        slot = p.slot[k].scratch
-        lo, hi = pages_.bounds(p, slot, first, last)
-        for i in range(lo, hi):
-            p.last_use[slot, i] = -1
-
-
-@borrowing_helper
 def release(m, p, space, first, last):
     """Zap pages ``first..last`` and free the tables that no VMA needs any more.
 
     Returns (pages, tables in the range, tables freed).
     """
     zapped, tables = pages_.zap(p, space, first, last)
-    forget_uses(p, space, first, last)
+    pages_.forget_uses(p, space, first, last)
     above = find(m, space, (last + 1) << 12)
     ceiling = (m.vma[above, V_START] >> 12) if above >= 0 else np.int64(1) << 45
     below = m.vma[above, V_PREV] if above >= 0 else m.spaces[space, S_LAST]
@@ -385,7 +380,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
     if kind != _PROC_READ and kind != _PROCESS_MADVISE:
         if (m.info[_I_ERROR] != 0) != failed:
             w.counters[_C_DISAGREED] += 1
-        w.counters[_C_CONFLICTS] += m.info[_I_CONFLICTS]
+        if m.info[_I_CONFLICTS] > 0:
+            count_conflicts(m, w)
         copy_marks(m, w, out)
     traits = _T_FAILED if failed else 0
     out.ops[o].first_page = first
@@ -406,7 +402,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         target = m.info[_I_TARGET]
         range_deps(p, s, w, out, thread, space, first, last, True)
         zapped, tables = pages_.zap(p, space, first, last)
-        forget_uses(p, space, first, last)
+        pages_.forget_uses(p, space, first, last)
         if zapped and m.info[_I_OVERLAPPED] == 0:
             w.counters[_C_STALE] += zapped
             zapped = 0
@@ -575,7 +571,7 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
         range_deps(p, s, w, out, thread, space, old, old + max(old_pages, 1) - 1, True)
         range_deps(p, s, w, out, thread, space, new, new + new_pages - 1, True)
         gone, _ = pages_.zap(p, space, new, new + new_pages - 1)
-        forget_uses(p, space, new, new + new_pages - 1)
+        pages_.forget_uses(p, space, new, new + new_pages - 1)
         if gone:
             traits |= _T_OVERLAPS
         keep = min(old_pages, new_pages)

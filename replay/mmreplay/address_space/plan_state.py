@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreplay.address_space.vma_state import Info
 from mmreplay.jit import borrowing_helper
 
 I8 = NDArray[np.uint8]
@@ -38,7 +39,11 @@ class Count(IntEnum):
     LEARNT_MAPPINGS = 18  # rows of the vmas table that were applied
     CLONE_RANGES = 19  # private ranges placed anew for cloned threads
     DEPENDENCIES = 20
-    N = 21
+    # MAP_CONFLICTS by where the mapping that stood there was known from
+    CONFLICTS_LISTED = 21  # a listing or record, which is older than the recording of calls
+    CONFLICTS_INHERITED = 22  # a fork: the parent unmapped it meanwhile
+    CONFLICTS_CALLED = 23  # a recorded call, whose undoing was not recorded (lost events)
+    N = 24
 
 
 class Cursor(IntEnum):
@@ -196,6 +201,13 @@ def grown(array: Any, need: int, *minus_one: str) -> Any:
 
 
 _OUT = int(Cursor.OUT)
+_I_CONFLICTS = int(Info.CONFLICTS)
+_I_LISTED = int(Info.LISTED)
+_I_INHERITED = int(Info.INHERITED)
+_C_CONFLICTS = int(Count.MAP_CONFLICTS)
+_C_LISTED = int(Count.CONFLICTS_LISTED)
+_C_INHERITED = int(Count.CONFLICTS_INHERITED)
+_C_CALLED = int(Count.CONFLICTS_CALLED)
 _DEPS = int(Cursor.DEPS)
 
 
@@ -251,3 +263,13 @@ def forget_deps(w, out, thread, first):
         if w.known[at].key == key:
             w.known[at].key = -1
     w.cursor[_DEPS] = first
+
+
+@borrowing_helper
+def count_conflicts(m, w):
+    """What the VMA map found in the way of the last call, by where it was known from."""
+    listed, inherited = m.info[_I_LISTED], m.info[_I_INHERITED]
+    w.counters[_C_CONFLICTS] += m.info[_I_CONFLICTS]
+    w.counters[_C_LISTED] += listed
+    w.counters[_C_INHERITED] += inherited
+    w.counters[_C_CALLED] += m.info[_I_CONFLICTS] - listed - inherited

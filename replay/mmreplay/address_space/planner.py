@@ -43,7 +43,7 @@ from mmreplay.address_space.vma_state import OWN_FILES, MapState, Num, grow, new
 from mmreplay.errors import UserError
 
 #: Part of every cache key: raise it when the same trace gives another plan.
-PLANNER: Final = 6
+PLANNER: Final = 7
 
 
 @dataclass(frozen=True)

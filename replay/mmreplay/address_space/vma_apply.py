@@ -52,6 +52,7 @@ from mmreplay.address_space.vma_ops import (
 )
 from mmreplay.address_space.vma_state import (
     I64,
+    LISTED,
     NONE,
     S_BRK,
     S_LAST,
@@ -61,6 +62,7 @@ from mmreplay.address_space.vma_state import (
     V_FILE,
     V_FLAGS,
     V_NEXT,
+    V_ORIGIN,
     V_PGOFF,
     V_PREV,
     V_START,
@@ -406,15 +408,13 @@ def touch_core(state: Core, slot: int, write: int, execute: int) -> bool:
     A first write to a private VMA gives it an anon_vma.
     """
     bits = state.vma[slot, V_FLAGS]
-    if bits & _UNKNOWN:
-        return True
     if write:
-        if not bits & WRITE:
+        if not bits & (WRITE | _UNKNOWN):
             return False
         if not bits & SHARED and state.vma[slot, V_ANON] == 0:
             prepare_anon(state, slot)
         return True
-    return bool(bits & EXEC if execute else bits & ACCESS)
+    return bool(bits & (EXEC | _UNKNOWN) if execute else bits & (ACCESS | _UNKNOWN))
 
 
 @borrowing_helper
@@ -523,6 +523,7 @@ def insert_core(
     following = find(state, space, start)
     previous = state.spaces[space, S_LAST] if following < 0 else state.vma[following, V_PREV]
     slot = make(state, space, start, end, vm_flags, pgoff, file_id, previous)
+    state.vma[slot, V_ORIGIN] = LISTED
     if anon:
         prepare_anon(state, slot)
     state.info[_TARGET_SLOT] = slot

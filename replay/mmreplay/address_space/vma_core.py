@@ -21,6 +21,8 @@ from mmreplay.address_space.vma_state import (
     E_SLOT,
     E_UID,
     I64,
+    INHERITED,
+    LISTED,
     V_ANON,
     V_CHAIN,
     V_END,
@@ -29,6 +31,7 @@ from mmreplay.address_space.vma_state import (
     V_MARK_AT,
     V_MARKED,
     V_NEXT,
+    V_ORIGIN,
     V_PGOFF,
     V_PREV,
     V_SPACE,
@@ -55,6 +58,10 @@ _I_SPLITS = int(Info.SPLITS)
 _I_MERGES = int(Info.MERGES)
 _I_ANON_NEW = int(Info.ANON_NEW)
 _I_POPULATES = int(Info.POPULATES)
+_I_CONFLICTS = int(Info.CONFLICTS)
+_I_LISTED = int(Info.LISTED)
+_I_INHERITED = int(Info.INHERITED)
+_N_CONFLICTS = int(Num.CONFLICTS)
 _ANON_MERGE = int(Rule.ANON_MERGE)
 _KEEPS_ANON = int(Rule.COPY_KEEPS_ANON_VMA)
 
@@ -112,6 +119,7 @@ def make(
     state.vma[slot, V_ANON] = 0
     state.vma[slot, V_CHAIN] = 0
     state.vma[slot, V_SPACE] = space
+    state.vma[slot, V_ORIGIN] = 0
     insert_after(state, slot, previous)
     return int(slot)
 
@@ -151,6 +159,7 @@ def split(state: Core, slot: int, address: int, new_below: bool) -> int:
         )
     state.vma[new, V_ANON] = state.vma[slot, V_ANON]
     state.vma[new, V_CHAIN] = state.vma[slot, V_CHAIN]
+    state.vma[new, V_ORIGIN] = state.vma[slot, V_ORIGIN]
     mark(state, new, CREATED)
     state.info[_I_SPLITS] += 1
     return int(new)
@@ -415,6 +424,21 @@ def unmap(state: Core, space: int, start: int, end: int) -> int:
         removed += 1
         slot = following
     return removed
+
+
+@borrowing_helper
+def count_conflicts(state: Core, space: int, start: int, end: int) -> None:
+    """VMAs that stand where the trace says that nothing was, by where we know them from."""
+    slot = find(state, space, start)
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        origin = state.vma[slot, V_ORIGIN]
+        state.info[_I_CONFLICTS] += 1
+        state.numbers[_N_CONFLICTS] += 1
+        if origin == LISTED:
+            state.info[_I_LISTED] += 1
+        elif origin == INHERITED:
+            state.info[_I_INHERITED] += 1
+        slot = state.vma[slot, V_NEXT]
 
 
 @borrowing_helper

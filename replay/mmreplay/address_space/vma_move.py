@@ -8,14 +8,12 @@ from __future__ import annotations
 from mmreplay.address_space.vma_abi import (
     _ADDRESS,
     _CHECKS_FIRST,
-    _CONFLICTS,
     _KIND_GROW,
     _KIND_MOVE,
     _KIND_NOOP,
     _KIND_SHRINK,
     _MANY,
     _MREMAP_KIND,
-    _N_CONFLICTS,
     _NEXT_ANON,
     _NO_CHANGE,
     _NONE,
@@ -52,6 +50,7 @@ from mmreplay.address_space.vma_abi import (
 from mmreplay.address_space.vma_core import (
     CREATED,
     TARGETS,
+    count_conflicts,
     forget_guesses,
     make,
     mark,
@@ -62,6 +61,7 @@ from mmreplay.address_space.vma_core import (
 from mmreplay.address_space.vma_index import clear_space, find
 from mmreplay.address_space.vma_state import (
     I64,
+    INHERITED,
     S_BRK,
     S_BRK_START,
     S_FIRST,
@@ -74,6 +74,7 @@ from mmreplay.address_space.vma_state import (
     V_FILE,
     V_FLAGS,
     V_NEXT,
+    V_ORIGIN,
     V_PGOFF,
     V_PREV,
     V_START,
@@ -123,9 +124,8 @@ def do_brk(state: Core, rules: I64, space: int, wanted: int, result: int) -> int
         if guarded and result == _NONE:
             return ENOMEM
         if following >= 0 and state.vma[following, V_START] < new_page:
-            removed = unmap(state, space, old_page, new_page)
-            state.info[_CONFLICTS] = removed
-            state.numbers[_N_CONFLICTS] += removed
+            count_conflicts(state, space, old_page, new_page)
+            unmap(state, space, old_page, new_page)
         previous = _below(state, space, old_page)
         flags = READ | WRITE | MAY | ACCOUNT | state.spaces[space, S_FLAGS]
         slot = merge_new(
@@ -247,9 +247,8 @@ def do_mremap(
         return EFAULT
     if result == old and not keep and old_len:
         # it grew in place: whatever was thought to be there is gone
-        removed = unmap(state, space, old + old_len, old + new_len)
-        state.info[_CONFLICTS] = removed
-        state.numbers[_N_CONFLICTS] += removed
+        count_conflicts(state, space, old + old_len, old + new_len)
+        unmap(state, space, old + old_len, old + new_len)
         source = find(state, space, old)
     if (
         not keep
@@ -393,6 +392,7 @@ def do_fork(state: Core, space: int, child: int, role: int) -> int:
                 state.vma[new, V_ANON] = state.numbers[_NEXT_ANON]
                 state.vma[new, V_CHAIN] = 1
                 state.numbers[_NEXT_ANON] += 1
+            state.vma[new, V_ORIGIN] = INHERITED
             previous = new
         slot = state.vma[slot, V_NEXT]
     state.spaces[child, S_FLAGS] = state.spaces[space, S_FLAGS] & ~LOCK_MASK

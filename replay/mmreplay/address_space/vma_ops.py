@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from mmreplay.address_space.vma_abi import (
     _ADDRESS,
-    _CONFLICTS,
-    _N_CONFLICTS,
     _NEXT_FILE,
     _NEXT_GROWSDOWN,
     _NO_CHANGE,
@@ -65,6 +63,7 @@ from mmreplay.address_space.vma_abi import (
 from mmreplay.address_space.vma_core import (
     CREATED,
     TARGETS,
+    count_conflicts,
     make,
     mark,
     merge_new,
@@ -134,13 +133,12 @@ def do_mmap(
         if slot >= 0 and state.vma[slot, V_START] < end:
             return EEXIST
     bits = map_flags(state, rules, space, prot, flags, file)
+    if not flags & MAP_FIXED:
+        count_conflicts(state, space, address, end)
     removed = unmap(state, space, address, end)
     if removed < 0:
         return EPERM
     state.info[_OVERLAPPED] = removed
-    if removed and not flags & MAP_FIXED:
-        state.info[_CONFLICTS] = removed
-        state.numbers[_N_CONFLICTS] += removed
     pgoff = address >> 12
     if file != 0:
         pgoff = file_offset >> 12 if file_offset != _NONE else 0

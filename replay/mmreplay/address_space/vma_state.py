@@ -110,7 +110,9 @@ class Info(IntEnum):
     POPULATES = 23  # 1: pages are populated after the write section
     FIRST_START = 24  # first address of the first VMA before the call; 0 where there is none
     FIRST_END = 25  # its end
-    N = 26
+    LISTED = 26  # of the CONFLICTS, those that the vmas table listed
+    INHERITED = 27  # and those that came over a fork
+    N = 28
 
 
 class MremapKind(IntEnum):
@@ -160,7 +162,11 @@ V_PREV: Final = 10
 V_LEAF_OF: Final = 11  # leaf of the index that holds it
 V_MARKED: Final = 12  # operation serial of its last write mark
 V_MARK_AT: Final = 13  # its entry in the effects of that operation
+V_ORIGIN: Final = 14  # where we know it from: 0 a call, or these
 _V_N: Final = 16  # 128 bytes: two cache lines a VMA
+
+LISTED: Final = 1
+INHERITED: Final = 2
 
 S_FIRST: Final = 0
 S_LAST: Final = 1

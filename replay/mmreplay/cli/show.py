@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from mmreplay.trace.store import Trace
     from mmreplay.trace.summary import Summary
 
 _MOST_GROUPS = 12
@@ -38,7 +39,13 @@ _LABELS = {
     show_default=True,
     help="What to print on stdout.",
 )
-def command(trace: Path, style: str) -> None:
+@click.option(
+    "--plan",
+    "planned",
+    is_flag=True,
+    help="Also replay its address spaces, and say what had to be guessed.",
+)
+def command(trace: Path, style: str, planned: bool) -> None:
     """Say what TRACE (a NAME.mmt directory) holds, and what it can and cannot support.
 
     For each thing it cannot support, the recording that would add it is named.
@@ -51,13 +58,54 @@ def command(trace: Path, style: str) -> None:
     require_usable(opened)
     summary = summarise(opened)
     if style == "json":
-        click.echo(json.dumps(summary.to_json(), indent=1))
-    elif sys.stdout.isatty():
+        found = summary.to_json()
+        if planned:
+            found["plan"] = _plan(opened)
+        click.echo(json.dumps(found, indent=1))
+        return
+    if sys.stdout.isatty():
         from rich.console import Console
 
         print_summary(Console(highlight=False, emoji=False), summary, trace.name)
     else:
         click.echo(render(summary, trace.name))
+    if planned:
+        _echo_plan(_plan(opened))
+
+
+def _plan(trace: Trace) -> dict[str, Any]:
+    """What replaying the address spaces gives, under the rules of the recorded kernel."""
+    from mmreplay.address_space.guesses import guesses
+    from mmreplay.address_space.planner import build_plan
+    from mmreplay.address_space.rules import rules_for
+
+    rules = rules_for(trace.header.kernel_release or "0.0")
+    bundle = build_plan(trace, rules)
+    plan = bundle.plan
+    return {
+        "rules": rules.name,
+        "operations": plan.n_ops,
+        "address_spaces": plan.n_mms,
+        "vmas": len(plan.vma_mm),
+        "page_tables": len(plan.table_initial),
+        "files": plan.n_files,
+        "marks": len(plan.mark_vma),
+        "waits": len(plan.dep_op),
+        "counters": {name: count for count, name, _ in guesses(bundle)},
+    }
+
+
+def _echo_plan(found: dict[str, Any]) -> None:
+    from mmreplay.address_space.guesses import WORDS
+
+    click.echo(f"\nAddress spaces, replayed by the rules {found['rules']}")
+    click.echo(
+        f"{found['vmas']:,} VMAs in {plural(found['address_spaces'], 'address space')}, "
+        f"{found['page_tables']:,} page tables, {plural(found['files'], 'file')}; "
+        f"{found['marks']:,} marks, {found['waits']:,} waits between threads"
+    )
+    for name, count in found["counters"].items():
+        click.echo(f"{count:>11,}  {WORDS[name]}")
 
 
 def render(summary: Summary, name: str) -> str:
