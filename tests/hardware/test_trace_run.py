@@ -244,6 +244,7 @@ def test_measure_a_trace(tmp_path: Path) -> None:
         assert row["makespan_s"] > 0
         assert row["useful_work"] >= 0
         assert row["ops_per_s"] > 0
+        assert row["path_check"].endswith("(of page_fault1)")
     runs = read_runs(tmp_path / "r.parquet")
     assert len(runs.rows) == 4
     assert {row["failed_calls"] + row["missed_accesses"] for row in runs.rows} == {0}

@@ -39,7 +39,7 @@ _CHECK_OPS: Final = 2000
 #: Leave so much of the memory to the others.
 _LEAVE_BYTES: Final = 256 << 20
 
-_UNCHECKED: Final = {
+UNCHECKED: Final = {
     "path_check": "not verified: it was not asked for",
     "checked_faults": None,
     "checked_under_mmap_lock": None,
@@ -256,7 +256,7 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
         try:
             if options.probe:
                 runs.machine["probes"] = _probes(progress)
-            checks = _check_paths(plan, worker, progress) if options.check else {}
+            checks = check_paths(plan, worker, progress) if options.check else {}
             failed: set[str] = set()
             for number, (repetition, point) in enumerate(order):
                 if number % len(plan.points) == 0:
@@ -294,7 +294,7 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
                         "makespan_s": None,
                         "useful_work": None,
                         **figures(point.program, answer),
-                        **checks.get((point.workload, point.path), _UNCHECKED),
+                        **checks.get((point.workload, point.path), UNCHECKED),
                     }
                 )
         except (KeyboardInterrupt, Terminated):
@@ -332,10 +332,13 @@ def interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_paths(
+def check_paths(
     plan: Plan, worker: Child, progress: Progress
 ) -> dict[tuple[str, Way], dict[str, Any]]:
-    """For each workload and path, by its smallest point: which locks it takes."""
+    """For each workload and path, by its smallest point: which locks it takes.
+
+    The values are columns of RUNS.
+    """
     smallest: dict[tuple[str, Way], Point] = {}
     for point in plan.points:
         known = smallest.setdefault((point.workload, point.path), point)
@@ -369,7 +372,7 @@ def _check_paths(
                 }
             return found
     except UserError as refused:
-        why = {**_UNCHECKED, "path_check": f"not verified: {refused.problem}"}
+        why = {**UNCHECKED, "path_check": f"not verified: {refused.problem}"}
         return dict.fromkeys(smallest, why)
 
 

@@ -28,12 +28,15 @@ from mmreplay.hardware.loop_tables import (
 )
 from mmreplay.hardware.runs import Runs
 from mmreplay.hardware.suite import (
+    UNCHECKED,
     Options,
     Progress,
     Terminated,
     check_machine,
+    check_paths,
     check_threads,
     interrupts,
+    plan,
     room_bytes,
 )
 from mmreplay.hardware.trace_build import build
@@ -46,9 +49,12 @@ from mmreplay.hardware.trace_run import (
 )
 from mmreplay.schema import RUNS
 from mmreplay.trace.store import Trace
+from mmreplay.workloads.definition import load_workload
 
 #: A run in which more than this share of the operations fail is not the recorded application.
 _MOST_FAILED: Final = 0.05
+#: Its faults are checked in place of the application's.
+_LIKE: Final = "page_fault1"
 _PER_S: Final = ("read", "mmap", "munmap", "mprotect", "madvise", "mremap")
 
 
@@ -97,6 +103,7 @@ def measure_trace(
     complete = True
     with interrupts(), Child("mmreplay.hardware.run_worker") as worker:
         try:
+            checks = _checks(options, worker, progress)
             for number, (repetition, path) in enumerate(order):
                 if number % len(options.paths) == 0:
                     worker.renew()  # a new address layout, as in mmreplay.hardware.suite
@@ -113,11 +120,25 @@ def measure_trace(
                     runs.not_measured[label] = problem
                     continue
                 row = _row(by_path[path], answer)
-                runs.rows.append({**row, "repetition": repetition, "order": number})
+                runs.rows.append({**row, **checks[path], "repetition": repetition, "order": number})
         except (KeyboardInterrupt, Terminated):
             complete = False
     progress(len(order), len(order), "")
     return replace(runs, complete=complete)
+
+
+def _checks(options: Options, worker: Child, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Which locks each path takes: by a workload that faults in the same ways.
+
+    A recorded application makes too many events for a trace buffer.
+    """
+    if not options.check:
+        return {path: dict(UNCHECKED) for path in options.paths}
+    found = check_paths(plan([load_workload(_LIKE)], [1], options), worker, progress)
+    return {
+        path: {**columns, "path_check": f"{columns['path_check']} (of {_LIKE})"}
+        for (_, path), columns in found.items()
+    }
 
 
 def _digest(program: TraceProgram) -> str:
@@ -176,9 +197,6 @@ def _row(program: TraceProgram, answer: TraceAnswer) -> dict[str, Any]:
             for column in RUNS.columns
             if column.name.startswith("vmstat_")
         },
-        "path_check": "not verified: the locks of a recorded application are not traced",
-        "checked_faults": None,
-        "checked_under_mmap_lock": None,
     }
 
 
