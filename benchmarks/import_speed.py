@@ -109,6 +109,8 @@ def main() -> None:
         add("perf_script", scripts)
         wall = result["perf_script_wall_s"]
         result["times_perf_script"] = round(wall / result["import_wall_s"], 2)
+        cpu = result["perf_script_cpu_s"] / result["import_cpu_s"]
+        result["cpu_times_perf_script"] = round(cpu, 2)
         result["second_import_times_perf_script"] = round(wall / result["second_import_s"], 2)
     print(json.dumps(result))
 

@@ -156,6 +156,7 @@ def printed(file: Path) -> list[tuple[Key, str]]:
         check=False,
         errors="replace",
     )
+    assert done.returncode == 0, done.stderr[-500:]
     rows = []
     for line in done.stdout.splitlines():
         if not line.strip():
