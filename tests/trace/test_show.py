@@ -167,6 +167,20 @@ def test_text_fits_80_columns_and_says_what_there_is(
     assert "perf record" not in text  # nothing is missing
 
 
+def test_plan_shows_what_had_to_be_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(_store(tmp_path / "x.mmt", _header(), _rows()))
+    found = json.loads(_show(capsys, path, "--plan", "--format", "json"))["plan"]
+    assert found["operations"] == len(_rows()["operations"])
+    assert found["counters"]["fault_without_address"] > 0
+    text = _show(capsys, path, "--plan")
+    assert f"replayed by the rules {found['rules']}" in text
+    assert "faults without an address" in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "plan" not in json.loads(_show(capsys, path, "--format", "json"))
+
+
 def test_unknown_times_are_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fault = {"kind": int(OpKind.FAULT_USER), "tid": 1}
     path = _store(
