@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from mmreplay.errors import UserError, closest
 from mmreplay.workloads.compiler import compile_workload
-from mmreplay.workloads.definition import Workload, load_workload
+from mmreplay.workloads.definition import Workload, load_workload, parse_workload
 from mmreplay.workloads.generator import (
     DEFAULT_DURATION_S,
     DEFAULT_OPS,
@@ -18,6 +19,7 @@ from mmreplay.workloads.generator import (
 from mmreplay.workloads.program import Path as FaultPath
 
 if TYPE_CHECKING:
+    from mmreplay.workloads.learn import Learnt
     from mmreplay.workloads.program import Program
 
 
@@ -30,6 +32,34 @@ def program_of(workload: Workload | str | Path, threads: int, path: FaultPath = 
         )
     loaded = workload if isinstance(workload, Workload) else load_workload(workload)
     return compile_workload(loaded, threads).by_path(path)
+
+
+def learn_workload(trace: str | Path, *, save: str | Path | None = None) -> tuple[Workload, Learnt]:
+    """The workload that a stored trace is a recording of; ``save`` writes its text there.
+
+    Raises
+    ------
+    UserError
+        No such trace, nothing in it to learn from, or a file that cannot be written.
+    """
+    from mmreplay.trace.store import Trace
+    from mmreplay.workloads.learn import learn
+
+    opened = Trace.open(trace)
+    name = Path(trace).name
+    learnt = learn(opened, name)
+    if save is not None:
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", encoding="utf-8", dir=Path(save).parent, delete=False
+            ) as beside:
+                beside.write(learnt.text + "\n")
+            Path(beside.name).replace(save)
+        except OSError as error:
+            raise UserError(
+                f"cannot be written: {error.strerror}", where=str(save), fix="choose another file"
+            ) from None
+    return parse_workload(learnt.text, f"what was learnt from {name}", Path(name).stem), learnt
 
 
 def synthesise(

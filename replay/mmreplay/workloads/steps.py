@@ -130,8 +130,6 @@ class _OnRange(_Step):
     def _consistent(self) -> Any:
         if self.part == "own" and (self.first is not None or self.size is not None):
             raise ValueError('part = "own" says where already; leave first and size out')
-        if self.at is not None and self.size is not None:
-            raise ValueError("at says which window; leave size out")
         if self.window is not None and self.at is None:
             raise ValueError("window goes with at")
         return self
