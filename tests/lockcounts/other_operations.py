@@ -44,7 +44,7 @@ REMAP_FILE_PAGES, MBIND, GET_MEMPOLICY, VM_READV, MLOCK2, PKEY_MPROTECT, MSEAL =
 )
 WILLNEED, DONTNEED, FREE, DONTFORK, DOFORK, NOHUGEPAGE, DONTDUMP = 3, 4, 8, 10, 11, 15, 16
 WIPEONFORK, COLD, PAGEOUT, POPULATE_READ, POPULATE_WRITE, COLLAPSE = 18, 20, 21, 22, 23, 25
-SEQUENTIAL, GUARD_INSTALL, GUARD_REMOVE = 2, 102, 103
+SEQUENTIAL, REMOVE, GUARD_INSTALL, GUARD_REMOVE = 2, 9, 102, 103
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -427,6 +427,16 @@ def vector_advice() -> None:
     os.close(descriptor)
 
 
+def removed_pages() -> None:
+    base = new(16, flags=SHARED)
+    private = apart(2)
+    for i in range(N):
+        write(base + i % 16 * PAGE)
+        call(MADVISE, base, 16 * PAGE, REMOVE)
+        call(MADVISE, private, 2 * PAGE, REMOVE)  # EINVAL, after the lock
+        call(MADVISE, private, 16 * PAGE, REMOVE)
+
+
 def failing_calls() -> None:
     base = apart(2)
     for _ in range(N):
@@ -475,6 +485,7 @@ PHASES: dict[str, Callable[[], None]] = {
         populated,
         huge_pages,
         vector_advice,
+        removed_pages,
         failing_calls,
     )
 }

@@ -82,6 +82,7 @@ CASES = {
         P.MADVISE_ZAP, ANON | Trait.UFFD, {}, HAS, (1, 0, 0), (1, 0, 0), (1, 0),
     ),
     "COLD": (P.MADVISE_READ, ANON, {}, 0, (1, 0, 0), (1, 0, 0), (0, 0)),
+    "REMOVE": (P.MADVISE_REMOVE, Trait.SHMEM | Trait.SHARED, {}, 0, (2, 0, 0), (2, 0, 0), (0, 0)),
     "WILLNEED, anonymous": (P.MADVISE_WILLNEED, ANON, {}, 0, (1, 0, 0), (1, 0, 0), (0, 0)),
     "WILLNEED, file": (P.MADVISE_WILLNEED, Trait.FILE, {}, 0, (2, 0, 0), (2, 0, 0), (0, 0)),
     "WILLNEED, shmem": (P.MADVISE_WILLNEED, Trait.SHMEM, {}, 0, (1, 0, 0), (1, 0, 0), (0, 0)),

@@ -27,7 +27,8 @@ MADV_GUARD_INSTALL: Final = 102
 # mm/madvise.c: get_lock_mode@6.18, madvise_need_mmap_write@5.10-6.14
 _ADVICE: Final[dict[PlanOp, tuple[int, ...]]] = {
     PlanOp.MADVISE_ZAP: (MADV_DONTNEED, MADV_FREE, MADV_DONTNEED_LOCKED),
-    PlanOp.MADVISE_READ: (MADV_REMOVE, 20, MADV_PAGEOUT),  # 20 COLD
+    PlanOp.MADVISE_READ: (20, MADV_PAGEOUT),  # 20 COLD
+    PlanOp.MADVISE_REMOVE: (MADV_REMOVE,),
     PlanOp.MADVISE_WILLNEED: (3,),
     PlanOp.MADVISE_POPULATE: (MADV_POPULATE_READ, MADV_POPULATE_WRITE),
     PlanOp.MADVISE_GUARD: (MADV_GUARD_INSTALL, 103),  # 103 GUARD_REMOVE
@@ -168,5 +169,17 @@ def before_lock_table() -> NDArray[np.bool_]:
     return table
 
 
+def valid_advice_table() -> NDArray[np.bool_]:
+    """(128,) by madvise's advice: known to every kernel since 5.10, whatever its configuration.
+
+    EINVAL of such advice, where the address is aligned, comes from the VMA: under the lock
+    (mm/madvise.c:madvise_behavior_valid@5.10; MERGEABLE and HUGEPAGE may be configured out).
+    """
+    table = np.zeros(_ARGS, np.bool_)
+    table[[0, 1, 2, 3, 4, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21]] = True
+    return table
+
+
+VALID_ADVICE: Final = valid_advice_table()
 PROGRAM: Final = program_table()
 BEFORE_LOCK: Final = before_lock_table()

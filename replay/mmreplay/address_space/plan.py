@@ -33,7 +33,7 @@ class PlanOp(IntEnum):
     MUNMAP = 3
     MPROTECT = 4
     MADVISE_ZAP = 5  # DONTNEED, DONTNEED_LOCKED, FREE
-    MADVISE_READ = 6  # COLD, PAGEOUT, REMOVE (holds mmap_lock for reading)
+    MADVISE_READ = 6  # COLD, PAGEOUT (holds mmap_lock for reading)
     MADVISE_WILLNEED = 7
     MADVISE_FLAGS = 8  # all advice that changes VMA flags or name
     MADVISE_POPULATE = 9  # POPULATE_READ, POPULATE_WRITE
@@ -73,6 +73,7 @@ class PlanOp(IntEnum):
     PROCESS_MADVISE_ZAP = 43  # process_madvise(DONTNEED, FREE): only of the caller's own mm
     UFFD_MOVE = 44
     REMAP_FILE_PAGES = 45
+    MADVISE_REMOVE = 46  # punches a hole into the file: gives mmap_lock up and takes it again
 
 
 class Trait(IntFlag):

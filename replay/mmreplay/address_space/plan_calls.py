@@ -17,6 +17,7 @@ from mmreplay.address_space.opmap import (
     MADV_POPULATE_READ,
     MADV_REMOVE,
     PROGRAM,
+    VALID_ADVICE,
 )
 from mmreplay.address_space.page_state import ANON, CACHE, DIRTY, PAGES, REGION_SHIFT, ZERO
 from mmreplay.address_space.plan import PlanOp, Trait
@@ -131,6 +132,7 @@ _V_SHARED = int(Vm.SHARED)
 _V_ACCESS = int(Vm.READ | Vm.WRITE | Vm.EXEC)
 _MAP_POPULATE = 0x8000
 _MAP_NONBLOCK = 0x10000
+_EINVAL = 22
 
 _C_DISAGREED = int(Count.CALLS_DISAGREED)
 _C_STALE = int(Count.STALE_PAGES)
@@ -313,10 +315,17 @@ def prepare_call(rows, i, m, p, w, out, o, space):
     failed = errno != 0
     op = PROGRAM[kind & 63, min(max(flags, 0), 127)]
     out.ops[o].op = op
-    if failed and BEFORE_LOCK[kind & 63, min(max(errno, 0), 255)]:
+    length = rows[i].length
+    of_the_vma = (
+        kind == _MADVISE
+        and errno == _EINVAL
+        and VALID_ADVICE[min(max(flags, 0), 127)]
+        and rows[i].address & 4095 == 0
+        and length >= 0
+    )
+    if failed and BEFORE_LOCK[kind & 63, min(max(errno, 0), 255)] and not of_the_vma:
         out.ops[o].op = _NONE_OP
         return 0, STAGE_DONE
-    length = rows[i].length
     # mprotect, madvise and mlock of nothing return before the lock
     if (
         length == 0

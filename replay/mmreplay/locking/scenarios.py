@@ -122,14 +122,20 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     _s(P.PKEY, "allocate or free"),
     _s(P.BRK_GROW, "heap", _ANON | T.STRUCTURAL, {S.NEIGHBOURS: 1}),
     _s(P.BRK_GROW, "locked heap", _ANON | T.STRUCTURAL | T.POPULATE | T.WRITE, {S.NEIGHBOURS: 1}),
-    _s(P.BRK_SHRINK, "heap", _ANON | T.STRUCTURAL, {S.SPLITS: 1, S.CREATED: 1}),
+    _s(
+        P.BRK_SHRINK, "heap", _ANON | T.STRUCTURAL | T.PAGES_PRESENT,
+        {S.SPLITS: 1, S.CREATED: 1}, _HAS,
+    ),
     _s(P.BRK_QUERY, "where is the break", T.NO_CHANGE),
     _s(P.MREMAP_GROW, "in place", _ANON | T.STRUCTURAL, {S.TARGETS: 1}),
     _s(
         P.MREMAP_GROW, "locked VMA", _ANON | T.STRUCTURAL | T.POPULATE | T.WRITE,
         {S.TARGETS: 1}, _HAS,
     ),
-    _s(P.MREMAP_SHRINK, "VMA", _ANON | T.STRUCTURAL, {S.SPLITS: 1, S.CREATED: 1}),
+    _s(
+        P.MREMAP_SHRINK, "VMA", _ANON | T.STRUCTURAL | T.PAGES_PRESENT,
+        {S.SPLITS: 1, S.CREATED: 1}, _HAS,
+    ),
     _s(
         P.MREMAP_MOVE, "touched VMA", _ANON | T.PAGES_PRESENT | T.STRUCTURAL,
         {S.REMOVED: 1, S.CREATED: 1}, _HAS,
@@ -145,9 +151,12 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     _s(P.MLOCKALL, "mlockall", T.POPULATE, {S.TARGETS: 5}),
     _s(P.MLOCKALL, "munlockall", _NO_TRAITS, {S.TARGETS: 5}),
     _s(P.SHMAT, "segment", T.SHMEM | T.STRUCTURAL, {S.CREATED: 1}),
-    _s(P.SHMDT, "segment", T.SHMEM | T.STRUCTURAL, {S.REMOVED: 1}),
+    _s(P.SHMDT, "segment", T.SHMEM | T.STRUCTURAL | T.PAGES_PRESENT, {S.REMOVED: 1}),
     _s(P.VMA_POLICY, "mbind", _ANON, {S.TARGETS: 1}),
-    _s(P.REMAP_FILE_PAGES, "of a shared mapping", T.SHMEM | T.SHARED | T.POPULATE),
+    _s(
+        P.REMAP_FILE_PAGES, "of a shared mapping", T.SHMEM | T.SHARED | T.POPULATE,
+        {S.TARGETS: 1},
+    ),
     # -- madvise ---------------------------------------------------------------------------
     _s(P.MADVISE_ZAP, "touched pages", _ANON | T.PAGES_PRESENT, {}, _HAS),
     _s(P.MADVISE_ZAP, "untouched pages", _ANON, {}, _HAS),
@@ -162,6 +171,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     _s(P.MADVISE_WILLNEED, "anonymous", _ANON),
     _s(P.MADVISE_WILLNEED, "file", T.FILE),
     _s(P.MADVISE_WILLNEED, "shmem", T.SHMEM),
+    _s(P.MADVISE_REMOVE, "shmem", T.SHMEM | T.SHARED | T.PAGES_PRESENT),
     _s(P.MADVISE_FLAGS, "HUGEPAGE", _ANON, {S.TARGETS: 1}),
     _s(P.MADVISE_POPULATE, "write", _ANON | T.WRITE),
     _s(P.MADVISE_GUARD, "install", _ANON, {}, _HAS),
@@ -171,7 +181,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     _s(P.PROCESS_MADVISE_ZAP, "16 elements", _NO_TRAITS, {S.TARGETS: 16}),
     # -- processes and threads -------------------------------------------------------------
     _s(P.FORK, "seven VMAs", T.PAGES_PRESENT, {S.PARENT_VMAS: 7}),
-    _s(P.EXEC, "last user of the old map", T.LAST_USER),
+    _s(P.EXEC, "last user of the old map", T.LAST_USER, {S.REMOVED: 4}),
     _s(P.EXEC, "the old map lives on"),
     _s(P.THREAD_START, "thread"),
     _s(P.THREAD_EXIT, "thread"),
