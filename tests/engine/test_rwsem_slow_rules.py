@@ -160,3 +160,30 @@ def test_spin_depth_is_kept_when_a_thread_leaves_its_cpu() -> None:
     assert result.op_count[PlanOp.FAULT] == result.op_count[PlanOp.MMAP] == 1
     assert ends(result)[0] < ends(result)[1]
     assert ends(result)[0] > 20_000 + 7000 + 3 * 500
+
+
+def test_a_reader_that_steals_takes_the_queued_readers_along() -> None:
+    # T0 releases at 1010: RMW 1060, wait_lock 1070.  T2 comes at 1015, RMW 1120: nobody holds it,
+    # so it steals, and grants T1, first in the queue: waker 2120.  T0 finds nobody left at 1070.
+    # T2 2120..3120, 3130; T1 runs 7120..8120, 8170.
+    result = run((0, hold(W, SHORT)), (100, hold(R, SHORT)), (1015, hold(R, SHORT)), osq=0)
+    assert rwsem(result).steals == 1
+    assert ends(result) == [1070, 8170, 3130]
+
+
+def test_a_writer_that_becomes_the_owner_ends_nonspinnable() -> None:
+    # T1 sets NONSPINNABLE at 10670, sleeps, has it 56120..106120.  T2 comes at 60000: it may
+    # spin.  T1's release 106170, T2's look 106190, RMW 106240..107240, sequence 107290, 107300.
+    result = run((0, hold(R, LONG)), (100, hold(W, LONG)), (60_000, hold(W, SHORT)))
+    assert rwsem(result).sleeps == 1
+    assert ends(result) == [51_070, 106_170, 107_300]
+
+
+def test_a_reader_that_queues_wakes_the_reader_at_the_head() -> None:
+    # One reader a wake: T0 wakes T1 at 2070, T2 stays.  T1 7070..57070.  T3 at 20000: RMW 20050,
+    # queue 20060; readers hold the lock and the head is a reader: it wakes T2, 21060, and sleeps.
+    # T2 26060..76060, release 76110, wait_lock 76120, waker 77120; T3 82120..83120, 83170.
+    threads = (
+        (0, hold(W, SHORT)), (100, hold(R, LONG)), (110, hold(R, LONG)), (20_000, hold(R, SHORT)),
+    )  # fmt: skip
+    assert ends(run(*threads, batch=1)) == [2070, 57_120, 77_120, 83_170]

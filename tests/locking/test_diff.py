@@ -50,7 +50,7 @@ KNOWN_FOR = {
         " fault-around): takes vma_lock for reading; before: mmap_lock for reading (fallback"
         " not_anonymous)",
     ],
-    ("linux-6.7", "linux-6.9"): ["fault: batches end every 31, 63 pages; before: 15, 63"],
+    ("linux-6.7", "linux-6.9"): ["fault: batches end every 31, 63, 64 pages; before: 15, 63, 64"],
     ("linux-6.9", "linux-6.10"): [
         "fault (read of a VMA never written): takes vma_lock for reading; before: mmap_lock for"
         " reading (fallback no_anon_vma)",
