@@ -25,6 +25,7 @@ from mmreplay.address_space.plan_fault import (
     anon_slot_of,
     copy_marks,
     fills_anon,
+    lose_anon_vma,
     vector_marks,
     vma_traits,
 )
@@ -133,6 +134,7 @@ _V_ACCESS = int(Vm.READ | Vm.WRITE | Vm.EXEC)
 _MAP_POPULATE = 0x8000
 _MAP_NONBLOCK = 0x10000
 _EINVAL = 22
+_DONTUNMAP = 4
 
 _C_DISAGREED = int(Count.CALLS_DISAGREED)
 _C_STALE = int(Count.STALE_PAGES)
@@ -598,6 +600,8 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
             if freed:
                 traits |= _T_FREES
         segments_.assign_core(s, space, new, new + new_pages, maker)
+        if rows[i].advice >= 0 and rows[i].advice & _DONTUNMAP:
+            lose_anon_vma(m, w, find(m, space, old << 12))
     if m.info[_I_POPULATES] == 1:
         traits |= _T_POPULATE
         out.ops[o].pages, out.ops[o].tables = fill(

@@ -172,8 +172,6 @@ def anon_slot_of(m, w, slot):
     """
     identity = m.vma[slot, V_ANON]
     mine = w.slots[slot].bit if w.slots[slot].uid == m.vma[slot, V_UID] else np.int32(-1)
-    if mine >= 0 and identity == 0 and w.bits[mine].set:
-        mine = np.int32(-1)  # MREMAP_DONTUNMAP took it away: mm/mremap.c:dontunmap_complete
     if mine >= 0 and (identity == 0 or w.bits[mine].set):
         return mine
     if identity != 0:
@@ -189,6 +187,14 @@ def anon_slot_of(m, w, slot):
     w.slots[slot].uid = m.vma[slot, V_UID]
     w.slots[slot].bit = mine
     return mine
+
+
+@borrowing_helper
+def lose_anon_vma(m, w, slot):
+    """What MREMAP_DONTUNMAP leaves has none (mm/mremap.c:dontunmap_complete@6.18)."""
+    if slot >= 0 and m.vma[slot, V_ANON] == 0:
+        w.slots[slot].uid = m.vma[slot, V_UID]
+        w.slots[slot].bit = new_anon_slot(w, 0)
 
 
 @borrowing_helper
