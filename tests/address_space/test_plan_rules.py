@@ -259,6 +259,57 @@ def test_failed_calls_run_their_program_only_after_the_lock() -> None:
     assert traits(bundle, under) & Trait.FAILED
 
 
+@pytest.mark.parametrize(
+    ("advice", "address", "op"),
+    [
+        (9, A, PlanOp.MADVISE_REMOVE),  # known since ever and aligned: the VMA forbids it
+        (20, A, PlanOp.MADVISE_READ),
+        (9, A + 1, PlanOp.NONE),
+        (12, A, PlanOp.NONE),  # may be configured out
+        (999, A, PlanOp.NONE),
+    ],
+)
+def test_an_advice_that_the_vma_refuses_has_held_the_lock(
+    advice: int, address: int, op: PlanOp
+) -> None:
+    tape = Tape()
+    tape.mmap(A, 4)
+    row = tape.op(OpKind.MADVISE, address=address, length=PAGE, flags=advice, result=-22, errno=22)
+    bundle = tape.plan()
+    assert bundle.plan.op[at(bundle, row)] == op
+
+
+def test_what_dontunmap_leaves_has_no_anon_vma() -> None:
+    tape = Tape()
+    tape.mmap(A, 2)
+    before = tape.fault(A, WRITE)
+    to = A + 64 * PAGE
+    tape.op(OpKind.MREMAP, address=A, length=2 * PAGE, length2=2 * PAGE, flags=5, result=to)
+    moved, left = tape.fault(to + PAGE, WRITE), tape.fault(A, WRITE)
+    bundle = tape.plan()
+    slot = {row: int(bundle.plan.anon_slot[at(bundle, row)]) for row in (before, moved, left)}
+    assert slot[before] == slot[moved] != slot[left]
+
+
+def test_segments_of_system_v_have_no_map_pages() -> None:
+    tape = Tape()
+    tape.op(OpKind.SHMAT, address=A, length=4 * PAGE, flags=0, result=A)
+    row = tape.fault(A, WRITE)
+    bundle = tape.plan()
+    assert traits(bundle, row) & Trait.NO_MAP_PAGES
+    assert traits(bundle, row) & Trait.SHMEM
+
+
+@pytest.mark.parametrize("flags", [0, 0x10000])
+def test_remap_file_pages_fills_the_range_unless_told_not_to(flags: int) -> None:
+    tape = Tape()
+    tape.mmap(A, 4, flags=0x21)
+    row = tape.op(OpKind.REMAP_FILE_PAGES, address=A, length=PAGE, flags=flags, result=0)
+    bundle = tape.plan()
+    assert bundle.plan.op[at(bundle, row)] == PlanOp.REMAP_FILE_PAGES
+    assert bool(traits(bundle, row) & Trait.POPULATE) == (flags == 0)
+
+
 def test_unknown_addresses_are_counted_and_holes_are_not_mapped() -> None:
     tape = Tape()
     guess = tape.fault(A, WRITE)
