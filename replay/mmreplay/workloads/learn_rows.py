@@ -180,27 +180,32 @@ def _roles(trace: Trace, mine: pl.DataFrame) -> tuple[I64, I64, list[tuple[str, 
             taken[key] = len(names)
             names.append(_word(group + ("-idle" if key[1] else ""), names))
         role[k] = taken[key]
-    lives = _alive(trace)
+    lives = _lives(trace)
     sizes = []
     for number in range(len(names)):
-        mine_too = tids[role == number].tolist()
-        alive = sum(lives.get(tid, 1.0) for tid in mine_too)
-        sizes.append(min(len(mine_too), max(1, round(alive))))
+        members = [life for tid in tids[role == number].tolist() for life in lives.get(tid, [])]
+        sizes.append(max(1, _most_at_once(members)))
     return tids, role, list(zip(names, sizes, strict=True))
 
 
-def _alive(trace: Trace) -> dict[int, float]:
-    """For each tid the share of the recorded time in which it was there.
-
-    Of threads that come and go a role has as many as there are at a time.
-    """
+def _lives(trace: Trace) -> dict[int, list[tuple[int, int]]]:
+    """For each tid when it was there, in ns: from, to."""
     import polars as pl
 
-    span = max(trace.header.span_ns, 1)
+    end = max(trace.header.span_ns, 1)
     rows = trace.threads.select(
-        "tid", alive=(pl.col("end_ns").fill_null(span) - pl.col("start_ns").fill_null(0)) / span
+        "tid", pl.col("start_ns").fill_null(0), pl.col("end_ns").fill_null(end)
     ).collect()
-    return {int(tid): float(share) for tid, share in rows.iter_rows()}
+    lives: dict[int, list[tuple[int, int]]] = {}
+    for tid, first, last in rows.iter_rows():
+        lives.setdefault(int(tid), []).append((int(first), int(last)))
+    return lives
+
+
+def _most_at_once(lives: list[tuple[int, int]]) -> int:
+    """How many threads there were at most at a time: a role has as many."""
+    changes = sorted([(first, 1) for first, _ in lives] + [(last, -1) for _, last in lives])
+    return int(np.cumsum([change for _, change in changes]).max()) if changes else 0
 
 
 def _word(text: str, taken: list[str]) -> str:
