@@ -21,7 +21,7 @@ from mmreplay.machine.profile import Topology
 from mmreplay.machine.topology import cpu_arrays
 from mmreplay.resources import models_dir
 
-SHIPPED = ("epyc-guest-2cpu", "generic-server")
+SHIPPED = ("epyc-guest-2cpu", "epyc-zen4-guest-2cpu", "generic-server")
 
 
 def profile_text() -> str:
