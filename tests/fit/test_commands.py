@@ -223,3 +223,22 @@ def test_an_unknown_guest_begins_with_a_measured_guest() -> None:
     bare, _ = api.prior_for(Runs([], FACTS | {"hypervisor": "none"}), None)
     assert bare.name == "generic-server"
     assert load_machine("generic-server").n_cpus != bare.n_cpus == 2
+
+
+def test_what_ships_is_judged_by_profiles_that_did_not_see_it(run: Json) -> None:
+    found = run("accuracy")
+    assert found["points"]
+    assert not any(point["trained"] for point in found["points"])
+    machines = {point["machine"] for point in found["points"]}
+    assert machines == {name for name, _ in api.shipped_runs()}
+    for name in machines:
+        halves = api.held_out(name)
+        assert len(halves) == 2
+        assert not set(halves[0].fitted_on) & set(halves[1].fitted_on)
+    near = [g for g in found["groups"] if g["load_group"] == "n_le_c" and g["regime"] == "all"]
+    assert {g["path"] for g in near} == {"vma", "mmap_lock"}
+    assert sum(g["n"] for g in near) > 60
+    # a change detector, far above what docs/accuracy.md says
+    assert all(g["median_abs_error"] < 0.3 for g in near)
+    assert found["gains"]
+    assert any(g["regime"] == "past" for g in found["groups"] if g["load_group"] == "n_gt_c")

@@ -47,11 +47,12 @@ def regimes(points: Sequence[Compared]) -> dict[Compared, Regime]:
     """Where each point stands in its own measured curve over thread counts.
 
     ``below``: at least 0.8 of linear scaling from the smallest thread count; ``past``:
-    no more than 5 % above a smaller thread count; else ``near``.
+    no more than 5 % above a smaller thread count; else ``near``.  Placements are one curve:
+    more threads than CPUs cannot be pinned.
     """
     curves: dict[tuple[str, ...], list[Compared]] = {}
     for point in points:
-        curves.setdefault(_curve(point), []).append(point)
+        curves.setdefault((point.machine, point.workload, point.path), []).append(point)
     out: dict[Compared, Regime] = {}
     for curve in curves.values():
         curve.sort(key=lambda p: p.threads)
@@ -67,10 +68,6 @@ def regimes(points: Sequence[Compared]) -> dict[Compared, Regime]:
                 out[point] = "past"
             best = max(best, point.measured)
     return out
-
-
-def _curve(point: Compared) -> tuple[str, ...]:
-    return (point.machine, point.workload, point.path, point.placement)
 
 
 def groups(points: Sequence[Compared]) -> list[dict[str, Any]]:
@@ -106,7 +103,7 @@ def gains(points: Sequence[Compared]) -> list[dict[str, Any]]:
     ``noise``: relative spread of the measured ratio; ``right_sign``: null where the measured
     gain does not exceed it.
     """
-    by_key = {(*_curve(p)[:2], p.placement, p.threads, p.path): p for p in points}
+    by_key = {(p.machine, p.workload, p.placement, p.threads, p.path): p for p in points}
     rows = []
     for key, fast in sorted(by_key.items()):
         slow = by_key.get((*key[:4], "mmap_lock"))
