@@ -187,3 +187,17 @@ def test_a_reader_that_queues_wakes_the_reader_at_the_head() -> None:
         (0, hold(W, SHORT)), (100, hold(R, LONG)), (110, hold(R, LONG)), (20_000, hold(R, SHORT)),
     )  # fmt: skip
     assert ends(run(*threads, batch=1)) == [2070, 57_120, 77_120, 83_170]
+
+
+def test_a_reader_takes_those_along_that_a_batch_left_over() -> None:
+    # Batches of two: the writer's release wakes T1 and T2, T3 stays.  T4 comes while they read:
+    # two readers own the lock, so it cannot steal; it queues behind T3, and its look at the
+    # queue grants both.
+    readers = [(100, hold(R, LONG)), (150, hold(R, LONG)), (200, hold(R, LONG))]
+    late = (40_000, hold(R, SHORT))
+    result = run((0, hold(W, MIDDLE)), *readers, late, batch=2, osq=0)
+    end = ends(result)
+    assert end[4] < 43_000  # it waited for nobody
+    assert end[3] < end[1] + 55_000  # T3 began at 40,000, not when T1 and T2 were through
+    assert end[3] < 40_000 + 50_000 + 15_000
+    assert rwsem(result).sleeps == 3

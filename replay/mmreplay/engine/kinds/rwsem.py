@@ -198,6 +198,7 @@ class Rwsem(Lock):
         """Append, wake whom the lock's state allows, try (writers), fall asleep."""
         thread.wake_pending = False
         thread.queued_ns = self.sim.now
+        thread.wait_lock = self  # it may grant itself the lock: readers left over by a batch
         first = not self.queue
         self.queue.append(thread)
         at_ns = self.line.rmw(thread.cpu, at_ns)

@@ -180,6 +180,7 @@ def queue(m, r, line, t, at_ns):  # type: ignore[no-untyped-def]
     b = th + t * TF
     m[b + T_PENDING] = 0
     m[b + T_QUEUED] = m[H_NOW]
+    m[b + T_WAIT_INST] = r
     first = m[r + I_Q_HEAD] < 0
     m[b + T_Q_NEXT] = -1
     if first:
