@@ -273,8 +273,6 @@ class Faults:
     def _bit(self, number: int, area: Area) -> Bit:
         """Shared by what a split cuts once an anon_vma is there."""
         mine = self.bits.get(area.uid)
-        if mine is not None and mine.set and not area.anon:
-            mine = None  # MREMAP_DONTUNMAP took the anon_vma away
         if mine is not None and (not area.anon or mine.set):
             return mine
         if area.anon:
