@@ -45,6 +45,8 @@ PROGRAM = Path(other_operations.__file__)
 #: Calls that mmreplay record leaves out, because few programs make them often.
 LEFT_OUT = ("mincore", "msync", "get_mempolicy", "process_vm_readv", "pkey_alloc", "pkey_free")
 Counts = tuple[int, int, int]
+_NAMES = list(other_operations.PHASES)
+AFTER_THREADS = _NAMES[_NAMES.index("threads") + 1]
 
 
 @dataclass
@@ -193,4 +195,8 @@ def replayed(recorded: Recorded, phase: str) -> Counts:
 
 @pytest.mark.parametrize("phase", other_operations.PHASES)
 def test_replayed_locks_equal_recorded_ones(recorded: Recorded, phase: str) -> None:
-    assert replayed(recorded, phase) == recorded.counts[phase]
+    reads, writes, downgrades = replayed(recorded, phase)
+    # The last thread is joined before it is through with exit_mm: its read comes when it comes.
+    late = phase in ("threads", AFTER_THREADS)
+    assert abs(reads - recorded.counts[phase][0]) <= late
+    assert (writes, downgrades) == recorded.counts[phase][1:]
