@@ -16,7 +16,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -163,9 +165,23 @@ def _counted(locks: Path, pid: int) -> dict[str, Counts]:
     return {name: tuple(found[name]) for name in names}  # type: ignore[misc]
 
 
+#: Others read-lock the program's map now and then (khugepaged, readers of /proc): a phase that
+#: they met is recorded once more, and once more.
+ATTEMPTS = 3
+
+
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    folder = tmp_path_factory.mktemp("recorded")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Recorded]:
+    """The first, second and third recording, made when it is asked for."""
+
+    @cache
+    def nth(_: int) -> Recorded:
+        return _recorded(tmp_path_factory.mktemp("recorded"))
+
+    return nth
+
+
+def _recorded(folder: Path) -> Recorded:
     locks, calls, pid = _record(folder)
     import_trace(calls, folder / "calls.mmt")
     trace = Trace.open(folder / "calls.mmt")
@@ -193,10 +209,21 @@ def replayed(recorded: Recorded, phase: str) -> Counts:
     return lock.read, lock.write - forks * _child_locks(model), lock.downgrade
 
 
-@pytest.mark.parametrize("phase", other_operations.PHASES)
-def test_replayed_locks_equal_recorded_ones(recorded: Recorded, phase: str) -> None:
-    reads, writes, downgrades = replayed(recorded, phase)
-    # The last thread is joined before it is through with exit_mm: its read comes when it comes.
+def equal(found: Counts, counted: Counts, phase: str) -> bool:
+    """Exactly; but the last thread is joined before it is through with exit_mm, so that its
+    read may come in the next phase."""
     late = phase in ("threads", AFTER_THREADS)
-    assert abs(reads - recorded.counts[phase][0]) <= late
-    assert (writes, downgrades) == recorded.counts[phase][1:]
+    return abs(found[0] - counted[0]) <= late and found[1:] == counted[1:]
+
+
+@pytest.mark.parametrize("phase", other_operations.PHASES)
+def test_replayed_locks_equal_recorded_ones(
+    recordings: Callable[[int], Recorded], phase: str
+) -> None:
+    seen = []
+    for attempt in range(ATTEMPTS):
+        recorded = recordings(attempt)
+        seen.append((replayed(recorded, phase), recorded.counts[phase]))
+        if equal(*seen[-1], phase):
+            return
+    pytest.fail(f"replayed and recorded: {seen}")
