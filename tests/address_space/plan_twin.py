@@ -7,6 +7,7 @@ groups, userfaultfd, hugetlb, System V memory, mlockall and /proc readers (direc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,7 +121,7 @@ class Space:
         self.made = {p: op for p, op in self.made.items() if not first <= p < end}
 
 
-class Faults:
+class Faults(ABC):
     """Threads, waits and faults; :mod:`plan_twin_calls` adds the calls.
 
     Plans ``rows`` (as of the operations table) of ``threads`` (the table's rows).
@@ -341,11 +342,13 @@ class Faults:
                 traits |= trait
         return traits
 
+    @abstractmethod
     def _process(self, row: dict[str, Any], space: Space, op: Op, here: int) -> None:
-        raise NotImplementedError
+        """An operation on a whole process; see ``plan_twin_calls.py``."""
 
+    @abstractmethod
     def _call(self, row: dict[str, Any], space: Space, op: Op, here: int) -> None:
-        raise NotImplementedError
+        """An operation that is no fault; see ``plan_twin_calls.py``."""
 
     # -- faults --------------------------------------------------------------------------------
     def _fault(self, row: dict[str, Any], space: Space, op: Op, inside: bool, here: int) -> None:

@@ -213,6 +213,13 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
         TraceWriter(tmp_path / "a.mmt")
 
 
+def test_a_place_that_is_no_directory_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        TraceWriter(tmp_path / "file" / "a.mmt")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_writing_wrong_columns_is_refused(tmp_path: Path) -> None:
     good = frame("threads", [{"tid": 1}])
     with pytest.raises(UserError, match="tid"), TraceWriter(tmp_path / "a.mmt") as writer:

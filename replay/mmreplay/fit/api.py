@@ -29,6 +29,7 @@ SEEDS: Final = (1, 2)
 #: A directly measured number is known at least this badly.
 _LEAST_SPREAD: Final = 0.05
 #: What a futex wake-up tells of an rwsem's: the same path in the scheduler, another caller.
+_WAKE_UPS: Final = frozenset({"wake.waker_ns", "wake.woken_ns"})
 _WAKE_SPREAD: Final = 0.3
 HALVES: Final = ("first", "second")
 
@@ -169,7 +170,7 @@ def measured_numbers(runs: Runs, machine: Machine) -> dict[str, tuple[float, flo
     for probe in runs.machine.get("probes") or []:
         name, value, spread = probe["name"], float(probe["value"]), float(probe["spread"])
         if name in known and value > 0:
-            least = _WAKE_SPREAD if name.startswith("wake.wa") or "woken" in name else _LEAST_SPREAD
+            least = _WAKE_SPREAD if name in _WAKE_UPS else _LEAST_SPREAD
             found[name] = (value, max(spread, least))
     return found
 
@@ -303,5 +304,4 @@ def shipped_accuracy(progress: Progress | None = None) -> tuple[list[Compared], 
         for machine in machines:
             fresh = {p.workload for p in prepared.points} - set(machine.fitted_on)
             rows += compare(prepared, machine, name, only=fresh)
-    # with two halves each workload is judged by one; were it judged by both, both count
     return rows, notes

@@ -22,6 +22,6 @@ def progress_line() -> Iterator[Callable[[str], None]]:
     try:
         yield say
     finally:
-        say("")
-        if shown == 0 and sys.stderr.isatty():
-            sys.stderr.write("\r")
+        if shown:
+            sys.stderr.write("\r" + " " * shown + "\r")
+            sys.stderr.flush()

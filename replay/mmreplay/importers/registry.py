@@ -136,7 +136,10 @@ FORMATS: Final[tuple[Format, ...]] = (
     Format(
         "text",
         lambda path, head: _is_text(head),
-        _refuse("text cannot be imported yet", "give the perf.data file that perf record wrote"),
+        _refuse(
+            "not text of perf script, ftrace, trace-cmd report or strace",
+            "give one of these, or the perf.data file that perf record wrote",
+        ),
     ),
 )
 
