@@ -15,6 +15,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
+from mmreplay.hardware.primitives import load, load32, store
 from mmreplay.jit import c_callback, njit
 
 binding.initialize_native_asmparser()  # the accesses below are written in assembler
@@ -85,42 +86,6 @@ _clone = types.ExternalFunction("clone", types.int64(*[types.int64] * 7))
 _errno = types.ExternalFunction("__errno_location", types.int64())
 
 _I64: Final = ir.IntType(64)
-_I32: Final = ir.IntType(32)
-
-
-def _pointer(builder: Any, address: Any, kind: Any = _I64) -> Any:
-    return builder.inttoptr(address, kind.as_pointer())
-
-
-@intrinsic
-def load(typingctx: Any, address: Any) -> Any:
-    """The int64 at ``address``, acquired."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(_pointer(builder, args[0]), "acquire", 8)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def load32(typingctx: Any, address: Any) -> Any:
-    """The int32 at ``address``."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sext(builder.load(_pointer(builder, args[0], _I32)), _I64)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def store(typingctx: Any, address: Any, value: Any) -> Any:
-    """Store an int64, released."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], _pointer(builder, args[0]), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
 
 
 def _access(instruction: str) -> Any:
