@@ -29,6 +29,7 @@ from mmreplay.address_space.rules import load_rules
 from mmreplay.engine import Options, simulate
 from mmreplay.engine.summary import bucket_floor_ns
 from mmreplay.locking import load_model
+from mmreplay.locking.model import LockingModel
 from mmreplay.machine import Machine, load_machine
 from mmreplay.schema import OpKind, ProcFile
 from mmreplay.workloads.tape import (
@@ -214,8 +215,14 @@ def replayed(name: str, holder: str, paused: bool, machine: Machine, model: str)
     """Median latency of a row, ns; of a pair, the sum of two medians."""
     loaded = load_model(model)
     made = plan(name, holder, paused, loaded.vma_rules)
+    return _probe_median_ns(name, made, loaded, machine, wrap=True)
+
+
+def _probe_median_ns(
+    name: str, made: Plan, model: LockingModel, machine: Machine, wrap: bool
+) -> float:
     probe = made.n_threads - 1
-    result = simulate(made, loaded, machine, Options(cores=2, wrap=True, group=probe))
+    result = simulate(made, model, machine, Options(cores=2, wrap=wrap, group=probe))
     row = ROWS[name]
     first, end = made.thread_first[probe], made.thread_first[probe + 1]
     total = 0.0
@@ -267,21 +274,58 @@ def compare(name: str, model: str = "linux-6.18") -> dict[tuple[str, str], tuple
 PUBLISHED_HOLD_NS = 5_000_000
 #: Rows there whose p50 is near idle and whose p90 lies above a hold: taken back to back.
 BACK_TO_BACK = ("dontneed_two_vmas", "populate_write")
+#: The cost that sets an operation of the publication apart from the others.
+OWN_COST = {
+    "dontneed_two_vmas": "madvise_common",
+    "populate_write": "gup",
+    "process_vm_readv": "remote_copy",
+    "proc_maps": "proc_line",
+}
+
+
+def alone(name: str, machine: Machine, model: str) -> float:
+    """Median latency of a row with an idle holder, ns."""
+    loaded = load_model(model)
+    made = plan(name, "mprotect", False, loaded.vma_rules)
+    think = made.think_cpu_ns.copy()
+    think[: made.thread_first[1]] = 0
+    blocked = made.think_blocked_ns.copy()
+    blocked[: made.thread_first[1]] = 10**15
+    made = made._replace(think_cpu_ns=think, think_blocked_ns=blocked)
+    return _probe_median_ns(name, made, loaded, machine, wrap=False)
+
+
+def published_machine(published: pl.DataFrame, base: str, model: str) -> Machine:
+    """The publication's machine, from its idle column and its hold; no contended row is used.
+
+    All costs of the machine of the same kind times the median ratio of the idle rows, then the
+    cost of OWN_COST so that the idle row is met, and that of a page in mprotect from the hold.
+    """
+    machine = load_machine(base)
+    idle = {
+        row["operation"]: 1000 * row["idle_p50_us"]
+        for row in published.iter_rows(named=True)
+        if row["operation"] in ROWS
+    }
+    times = float(np.median([ns / alone(row, machine, model) for row, ns in idle.items()]))
+    costs = {k: replace(c, value=c.value * times) for k, c in machine.costs.items()}
+    costs["rewrite"] = replace(costs["rewrite"], value=PUBLISHED_HOLD_NS * PG / HELD)
+    machine = replace(machine, costs=costs)
+    for row, cost in OWN_COST.items():
+        units = 83 if row == "proc_maps" else 1  # lines of a read
+        more = (idle[row] - alone(row, machine, model)) / units
+        own = replace(costs[cost], value=max(1.0, costs[cost].value + more))
+        costs = {**costs, cost: own}
+    return replace(machine, costs=costs)
 
 
 def compare_published(
     name: str = "epyc-guest-2cpu", model: str = "linux-6.18"
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """(holder, row) → (published, replayed), ns.
-
-    The profile is the one of the machine's kind; the time of a page in mprotect is set so that
-    a hold takes what the publication says.
-    """
-    machine = load_machine(name)
-    page = replace(machine.costs["rewrite"], value=PUBLISHED_HOLD_NS * PG / HELD)
-    machine = replace(machine, costs={**machine.costs, "rewrite": page})
-    out = {}
+    """(holder, row) → (published, replayed), ns, with ``published_machine``."""
     rows = pl.read_csv(ROOT / "datasets" / "published" / "contention-6.18.csv")
+    machine = published_machine(rows, name, model)
+    out = {}
     for row in rows.iter_rows(named=True):
         what, holder = row["operation"], row["holder"]
         if what in ROWS:
