@@ -188,6 +188,26 @@ def test_preemption_inside_is_neither_service_nor_wait() -> None:
     assert _parts(row) == (1200, 2200, 0, 0)
 
 
+def test_what_went_by_before_the_last_sleep_was_over_is_waiting() -> None:
+    """Spinning before a sleep and between two: the other was there for 1,000 ns only."""
+    slow = _op(0, 20_000, blocked_inside_ns=6000)
+    spans = [
+        {"tid": 1, "off_ns": 5000, "on_ns": 8000, "reason": int(SpanEnd.BLOCKED)},
+        {"tid": 1, "off_ns": 11_000, "on_ns": 14_000, "reason": int(SpanEnd.BLOCKED)},
+        {"tid": 1, "off_ns": 30_000, "on_ns": 31_000, "reason": int(SpanEnd.BLOCKED)},
+        {"tid": 2, "off_ns": 15_000, "on_ns": 19_000, "reason": int(SpanEnd.BLOCKED)},
+    ]
+    rows = [*_quiet(*NINE), slow, _op(0, 1000, tid=2)]
+    assert _parts(_split(rows)[0]) == (14_000, 6000, 0, 0)  # without the spans: the sleeps alone
+    assert _parts(_split(rows, spans)[0]) == (6000, 14_000, 0, 0)
+
+
+def test_sleeps_that_io_explains_expose_nothing() -> None:
+    slow = _op(0, 20_000, FAULT, blocked_inside_ns=3000, fault_class=int(FaultClass.MAJOR))
+    span = {"tid": 1, "off_ns": 9000, "on_ns": 12_000, "reason": int(SpanEnd.BLOCKED)}
+    assert _parts(_split([slow], [span])[0]) == (17_000, 0, 3000, 0)
+
+
 def test_nested_operations_are_counted_once() -> None:
     """A fault inside a call: the call's room is what the fault leaves."""
     nested = _op(1000, 1500, FAULT, quality=int(Quality.NESTED_IN_SYSCALL))

@@ -39,6 +39,7 @@ from mmreplay.jit import borrowing_helper, borrowing_njit
     S_CALL_ROW,
     S_CALL_NS,
     S_CALL_BLOCKED,
+    S_CALL_SLEPT,  # from its begin to the end of its last blocked span
     S_CALL_PREEMPTED,
     S_CALL_EVENTS,
     S_CALL_CONTENTION,
@@ -56,6 +57,7 @@ from mmreplay.jit import borrowing_helper, borrowing_njit
     S_FAULT_NS,
     S_FAULT_ADDRESS,
     S_FAULT_BLOCKED,
+    S_FAULT_SLEPT,
     S_FAULT_PREEMPTED,
     S_FAULT_EVENTS,
     S_FAULT_CONTENTION,
@@ -73,7 +75,7 @@ from mmreplay.jit import borrowing_helper, borrowing_njit
     S_COMM0,
     S_COMM1,
     S_SIZE,
-) = range(52)
+) = range(54)
 STACK: Final = 4
 # Columns of one open wait (contention span): address, begin, flags.
 WAIT_SIZE: Final = 3
@@ -116,6 +118,7 @@ START_KINDS: Final = ("first_seen", "fork", "thread", "attach", "exec")
     O_PRE_EVENTS,
     O_CONTENTION,
     O_BLOCKED,
+    O_SLEPT,
     O_PREEMPTED,
     O_EVENTS,
     O_NESTED,
@@ -142,13 +145,14 @@ START_KINDS: Final = ("first_seen", "fork", "thread", "attach", "exec")
     O_CHILD,
     O_STACK,
     O_SIZE,
-) = range(36)
+) = range(37)
 #: Columns that closing an operation sets; O_QUALITY and O_KNOWN are or-ed.
 CLOSING: Final = (
     O_DURATION,
     O_DURATION_KIND,
     O_CONTENTION,
     O_BLOCKED,
+    O_SLEPT,
     O_PREEMPTED,
     O_EVENTS,
     O_NESTED,

@@ -193,8 +193,12 @@ def account(a: Any, t: Any, now: Any) -> None:
     if run == ps.BLOCKED:
         if a[t + S_FAULT]:
             a[t + S_FAULT_BLOCKED] += spent
+            if spent > 0:
+                a[t + ps.S_FAULT_SLEPT] = now - a[t + S_FAULT_NS]
         if a[t + S_CALL]:
             a[t + S_CALL_BLOCKED] += spent
+            if spent > 0:
+                a[t + ps.S_CALL_SLEPT] = now - a[t + S_CALL_NS]
     elif run == ps.PREEMPTED:
         if a[t + S_FAULT]:
             a[t + S_FAULT_PREEMPTED] += spent
@@ -276,6 +280,7 @@ def close_call(a: Any, ops: Any, t: Any, now: Any, how: Any, cpu: Any) -> Any:
     ops[out + ps.O_LENGTH] = a[t + ps.S_CALL_LENGTH]
     ops[out + O_CONTENTION] = a[t + S_CALL_CONTENTION]
     ops[out + O_BLOCKED] = a[t + S_CALL_BLOCKED]
+    ops[out + ps.O_SLEPT] = a[t + ps.S_CALL_SLEPT]
     ops[out + O_PREEMPTED] = a[t + S_CALL_PREEMPTED]
     ops[out + O_EVENTS] = a[t + S_CALL_EVENTS]
     ops[out + ps.O_NESTED] = a[t + ps.S_CALL_NESTED]
@@ -306,6 +311,7 @@ def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu:
     ops[out + ps.O_CLASS] = outcome
     ops[out + O_CONTENTION] = a[t + S_FAULT_CONTENTION]
     ops[out + O_BLOCKED] = a[t + S_FAULT_BLOCKED]
+    ops[out + ps.O_SLEPT] = a[t + ps.S_FAULT_SLEPT]
     ops[out + O_PREEMPTED] = a[t + S_FAULT_PREEMPTED]
     ops[out + O_EVENTS] = a[t + S_FAULT_EVENTS]
     ops[out + O_DURATION_KIND] = how
@@ -333,6 +339,7 @@ def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu:
             a[t + S_PRE_EVENTS] = a[t + S_FAULT_EVENTS]
             spent -= a[t + S_FAULT_BLOCKED] + a[t + S_FAULT_PREEMPTED]
             ops[out + O_BLOCKED] = 0
+            ops[out + ps.O_SLEPT] = 0
             ops[out + O_PREEMPTED] = 0
             ops[out + O_EVENTS] = 0
         if how == _END_UNSEEN:
@@ -359,6 +366,7 @@ def begin_row(
     ops[out + ps.O_PRE_PREEMPTED] = 0
     ops[out + O_CONTENTION] = 0
     ops[out + O_BLOCKED] = 0
+    ops[out + ps.O_SLEPT] = 0
     ops[out + O_PREEMPTED] = 0
     ops[out + O_EVENTS] = 0
     ops[out + ps.O_NESTED] = 0

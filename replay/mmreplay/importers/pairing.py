@@ -106,6 +106,7 @@ def _begin_fault(
     a[t + ps.S_FAULT_NS] = now
     a[t + ps.S_FAULT_ADDRESS] = np.int64(address)
     a[t + ps.S_FAULT_BLOCKED] = 0
+    a[t + ps.S_FAULT_SLEPT] = 0
     a[t + ps.S_FAULT_PREEMPTED] = 0
     a[t + ps.S_FAULT_EVENTS] = 0
     a[t + ps.S_FAULT_CONTENTION] = 0
@@ -209,6 +210,7 @@ def _on_enter(
     a[t + ps.S_CALL_ROW] = row
     a[t + ps.S_CALL_NS] = now
     a[t + ps.S_CALL_BLOCKED] = 0
+    a[t + ps.S_CALL_SLEPT] = 0
     a[t + ps.S_CALL_PREEMPTED] = 0
     a[t + ps.S_CALL_EVENTS] = 0
     a[t + ps.S_CALL_CONTENTION] = 0

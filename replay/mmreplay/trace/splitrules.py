@@ -18,6 +18,8 @@ UNTIMED: Final = 0
 TIMED: Final = 1
 BOUNDED: Final = 2
 _ZERO: Final = np.int64(0)
+#: Exposures are kept in 32 bits.
+MOST_NS: Final = (1 << 32) - 1
 
 # include/uapi/asm-generic/mman-common.h and mman.h @6.18
 _MAP_ANONYMOUS: Final = 0x20
@@ -242,6 +244,18 @@ def look_at(
         ):
             still = 1
     return key, room, io, state, still
+
+
+@helper
+def slept_of(state: Any, slept_ns: Any, io_ns: Any) -> Any:
+    """How much of an operation surely went by before it had its lock, in ns, as uint32.
+
+    ``slept_ns``: from its begin to the end of its last blocked span.  0 where I/O explains
+    a span, or the duration was not measured.
+    """
+    if state != TIMED or io_ns > 0 or slept_ns <= 0:
+        return np.uint32(0)
+    return np.uint32(min(slept_ns, MOST_NS))
 
 
 @njit

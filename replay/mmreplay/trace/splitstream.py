@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from mmreplay.jit import njit
 from mmreplay.trace.exposure import add_exposure, new_open_set
 from mmreplay.trace.services import Classes, SplitReport, Tally, usual_services
-from mmreplay.trace.splitrules import BOUNDED, TIMED, UNTIMED, divide_one
+from mmreplay.trace.splitrules import BOUNDED, MOST_NS, TIMED, UNTIMED, divide_one
 
-_MOST_EXPOSURE_NS: Final = (1 << 32) - 1
 #: Groups that may wait in memory for the groups before them; further ones wait in the file.
 _MOST_PENDING: Final = 6
 
@@ -40,6 +39,7 @@ class SplitRows(NamedTuple):
     before_ns: NDArray[np.int64]  # unattributed before the operation
     # from here on: not needed any more when exposures and quartiles have been counted
     still: NDArray[np.uint8]
+    slept_ns: NDArray[np.uint32]  # see slept_of
     role: NDArray[np.uint8]
     begin_ns: NDArray[np.int64]
     end_ns: NDArray[np.int64]  # begin, where the duration is unknown or only bounded
@@ -49,7 +49,7 @@ class SplitRows(NamedTuple):
 
 
 _DTYPES: Final[tuple[Any, ...]] = (
-    *(np.int64, np.int64, np.uint32, np.int32, np.uint8, np.int64, np.uint8, np.uint8),
+    *(np.int64, np.int64, np.uint32, np.int32, np.uint8, np.int64, np.uint8, np.uint32, np.uint8),
     *(np.int64, np.int64, np.uint64, np.int32, np.uint32),
 )
 #: How many of the columns the second pass needs (one less, where no duration is only
@@ -237,10 +237,11 @@ class SplitStream:
         group, at = divmod(row, self._group_rows)
         if group in self._exposed:
             exposure_ns = self._exposed[group].exposure_ns
-            exposure_ns[at] = min(int(exposure_ns[at]) + extra_ns, _MOST_EXPOSURE_NS)
+            exposure_ns[at] = min(int(exposure_ns[at]) + extra_ns, MOST_NS)
             return
         owed = self._owed.pop(row)
-        owed.exposure_ns[0] = min(int(owed.exposure_ns[0]) + extra_ns, _MOST_EXPOSURE_NS)
+        owed.exposure_ns[0] = min(int(owed.exposure_ns[0]) + extra_ns, MOST_NS)
+        np.maximum(owed.exposure_ns, owed.slept_ns, out=owed.exposure_ns)
         self._tally_rows(owed)
         place = group * self._places[-1] + self._places[_EXPOSURE] + 4 * at
         os.pwrite(self._file.fileno(), owed.exposure_ns.tobytes(), place)
@@ -255,6 +256,7 @@ class SplitStream:
             every: Any = own
             self._owed[row] = SplitRows(*(column[at : at + 1].copy() for column in every))
             own.still[at] = _OWED
+        np.maximum(own.exposure_ns, own.slept_ns, out=own.exposure_ns)
         self._tally_rows(own)
         self._store(group, columns, 0, self._lasting)
         self._free.append(columns)

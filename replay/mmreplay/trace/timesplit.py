@@ -31,6 +31,7 @@ from mmreplay.trace.services import (
 )
 from mmreplay.trace.splitrules import (
     BOUNDED,
+    MOST_NS,
     TIMED,
     UNTIMED,
     divide,
@@ -121,9 +122,8 @@ def split(
             yield rows.slice(first, _BATCH_ROWS)
 
     report = SplitReport()
-    done = list(
-        _split(batches, list(operations.columns), _preempted_spans(parts), report, KEPT_ROWS)
-    )
+    off = _OffCpu(parts)
+    done = list(_split(batches, list(operations.columns), off, report, KEPT_ROWS))
     return (pl.concat(done) if done else operations), report
 
 
@@ -138,7 +138,7 @@ def _rewrite(file: Path, schedule: Iterable[pl.DataFrame]) -> SplitReport:
     report = SplitReport()
     try:
         columns = list(polars_schema("operations"))
-        for batch in _split(batches, columns, _preempted_spans(schedule), report):
+        for batch in _split(batches, columns, _OffCpu(schedule), report):
             if out is None:
                 out = parquet_writer(beside, "operations")
             out.write_table(to_arrow("operations", batch))
@@ -161,16 +161,17 @@ def _schedule_batches(writer: TraceWriter) -> Iterable[pl.DataFrame]:
 
 
 def _split(
-    batches: Batches, columns: list[str], preempted: _Spans, report: SplitReport, most_kept: int = 0
+    batches: Batches, columns: list[str], off: _OffCpu, report: SplitReport, most_kept: int = 0
 ) -> Iterator[pl.DataFrame]:
     exposure_ns, nested = _exposure(batches)
+    preempted = off.preempted
     report.operations = len(exposure_ns)
-    report.exposed = int((exposure_ns > 0).sum())
     classes = Classes()
     kept: list[tuple[_Inside, NDArray[np.int32]]] = []
     quiet_ns, default_ns = _usual_services(
-        batches, exposure_ns, nested, preempted, classes, kept, most_kept
+        batches, exposure_ns, nested, off, classes, kept, most_kept
     )
+    report.exposed = int((exposure_ns > 0).sum())
     report.classes = len(quiet_ns)
     usual_ns = np.where(quiet_ns >= 0, quiet_ns, default_ns)
     nested.rewind()
@@ -239,11 +240,34 @@ class _Spans:
         return covered
 
 
-def _preempted_spans(parts: Iterable[pl.DataFrame]) -> _Spans:
-    wanted = (pl.col("reason") == int(SpanEnd.PREEMPTED)) & (pl.col("on_ns") > pl.col("off_ns"))
-    return _Spans(
-        [part.filter(wanted).select("tid", begin="off_ns", end="on_ns") for part in parts]
-    )
+class _OffCpu:
+    """When threads were off their CPUs: preempted spans, and ends of blocked ones."""
+
+    def __init__(self, parts: Iterable[pl.DataFrame]) -> None:
+        whole = pl.col("on_ns") > pl.col("off_ns")
+        preempted, blocked = [], []
+        for part in parts:
+            spans = part.filter(whole).select("tid", "reason", begin="off_ns", end="on_ns")
+            preempted.append(spans.filter(pl.col("reason") == int(SpanEnd.PREEMPTED)))
+            blocked.append(spans.filter(pl.col("reason") == int(SpanEnd.BLOCKED)))
+        self.preempted = _Spans([part.drop("reason") for part in preempted])
+        ends = pl.DataFrame(schema={"tid": pl.Int32, "end": pl.Int64})
+        self._ends = pl.concat([ends, *(part.select("tid", "end") for part in blocked)]).sort("end")
+
+    def slept(self, batch: pl.DataFrame, duration_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N,) ns from each operation's begin to the end of its last blocked span, or 0."""
+        rows = batch.select("tid", "begin_ns", until=pl.col("begin_ns") + pl.Series(duration_ns))
+        rows = rows.with_row_index("row").sort("until")
+        found = rows.join_asof(
+            self._ends,
+            left_on="until",
+            right_on="end",
+            by="tid",
+            coalesce=False,
+            check_sortedness=False,
+        )
+        slept = (pl.col("end") - pl.col("begin_ns")).fill_null(0).clip(lower_bound=0)
+        return found.sort("row").select(slept=slept)["slept"].to_numpy()
 
 
 def _numbers(batch: pl.DataFrame, name: str, null: int = 0) -> NDArray[np.int64]:
@@ -331,21 +355,26 @@ def _usual_services(
     batches: Batches,
     exposure_ns: NDArray[np.uint32],
     nested: _Spans,
-    preempted: _Spans,
+    off: _OffCpu,
     classes: Classes,
     kept: list[tuple[_Inside, NDArray[np.int32]]],
     most_kept: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Per class: the low quartile of its quiet operations (-1: too few), and the default.
 
-    Fills ``kept`` with each batch's findings, unless they are more than ``most_kept`` rows.
+    Fills ``kept`` with each batch's findings, unless they are more than ``most_kept`` rows;
+    raises exposures to what went by before an operation's last sleep was over.
     """
     counts = Tally()
     first = 0
     for batch in batches(_INSIDE_COLUMNS):
-        inside = _inside(batch, nested, preempted)
-        quiet = inside.still & (exposure_ns[first : first + batch.height] == 0)
+        inside = _inside(batch, nested, off.preempted)
+        exposed = exposure_ns[first : first + batch.height]
         first += batch.height
+        slept_ns = off.slept(batch, np.maximum(_numbers(batch, "duration_ns"), 0))
+        slept_ns = np.where((inside.state == TIMED) & (inside.io_ns == 0), slept_ns, 0)
+        np.maximum(exposed, np.minimum(slept_ns, MOST_NS).astype(np.uint32), out=exposed)
+        quiet = inside.still & (exposed == 0)
         number = classes.numbers(inside.key)
         kept.append((inside, number))
         if first > most_kept:
