@@ -163,6 +163,17 @@ def test_shootdown_waits_and_steals_from_its_targets() -> None:
     assert int(result.op_busy_ns[PlanOp.FAULT]) == 2 * 50_400
 
 
+def test_who_waits_for_acknowledgements_serves_other_shootdowns_meanwhile() -> None:
+    body = [(Op.FLUSH, FlushScope.MM), (Op.DONE,)]
+    programs = {PlanOp.MUNMAP: body, PlanOp.FAULT: [(Op.COST, LONG), (Op.DONE,)]}
+    threads = [[op(), op(PlanOp.MUNMAP)]] * 2
+    # T0 waits from 50000 to 51100.  T1 pays its handler of 400 first and flushes at 50900: 200
+    # of T0's handler fit into its wait, 200 come after it.
+    assert ends(run(programs, threads, [0, 500])) == [51_300, 52_000]
+    # Flushing at 50400, it interrupts T0 for what fits into T0's wait whole.
+    assert ends(run(programs, threads, [0, 0])) == [51_100, 51_500]
+
+
 def test_more_threads_than_cpus_take_turns_by_slices() -> None:
     body = [(Op.COST, SHORT)] * 2 + [(Op.DONE,)]
     # One CPU, slice 4000: T0 runs two operations, then T1 after a switch of 500, and so on.

@@ -110,7 +110,7 @@ def touch(m, words, b, cpu):
 
 
 @borrowing_helper
-def flush_touched(m, words, b):
+def flush_touched(m, words, b, clock):
     """Processors.flush of what was touched."""
     row, width = m[b + T_ROW], (m[H_CORES] + 63) >> 6
     mm = np.int64(words[(row << 4) + W_MM])
@@ -125,8 +125,7 @@ def flush_touched(m, words, b):
         for cpu in range(64 * w, min(64 * w + 64, m[H_CORES])):
             if (concerned >> (cpu & 63)) & 1 and cpu != m[b + T_CPU]:
                 targets += 1
-                if m[m[H_CORE] + cpu * CF + C_RUNNING] >= 0:
-                    m[m[H_CORE] + cpu * CF + C_OWED] += m[H_HANDLER]
-    if targets == 0:
-        return m[H_FLUSH_BASE]
-    return m[H_FLUSH_BASE] + m[H_FLUSH_FIRST] + m[H_FLUSH_NEXT] * (targets - 1)
+                c = m[H_CORE] + cpu * CF
+                if m[c + C_RUNNING] >= 0:
+                    interrupt(m, c, clock)
+    return await_acks(m, m[b + T_CPU], targets, clock)

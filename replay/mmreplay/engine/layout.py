@@ -62,8 +62,10 @@ EF: Final = 8
 L_OWNER, L_LAST_READER, L_FREE, L_READERS = range(4)
 
 # -- CPU ---------------------------------------------------------------------------------
-C_RUNNING, C_MM, C_OWED, C_IDLE_SINCE, C_CORE, C_LLC, C_SOCKET = range(7)
-CF: Final = 8
+(
+    C_RUNNING, C_MM, C_OWED, C_IDLE_SINCE, C_CORE, C_LLC, C_SOCKET, C_ACKS_FROM, C_ACKS_UNTIL,
+) = range(9)  # fmt: skip
+CF: Final = 9
 
 # -- lock of the model -----------------------------------------------------------------------
 (

@@ -92,3 +92,24 @@ def locked(m, words, code, mark_vma, t, b, pc, done):
         done = bump(m, words, mark_vma, b, d, operand, done, False)
     m[m[H_HELD] + t * 2 * m[H_LOCKS] + code[pc + X_HELD]] = done
     return done
+
+
+@borrowing_helper
+def interrupt(m, c, clock):
+    """Its handler runs on CPU ``c``, in that one's own wait for acknowledgements if it fits."""
+    begin = max(clock, m[c + C_ACKS_FROM])
+    waiting = max(0, min(m[H_HANDLER], m[c + C_ACKS_UNTIL] - begin))
+    m[c + C_ACKS_FROM] = begin + waiting
+    m[c + C_OWED] += m[H_HANDLER] - waiting
+
+
+@borrowing_helper
+def await_acks(m, cpu, targets, clock):
+    """How long a shootdown of so many targets takes."""
+    if targets == 0:
+        return m[H_FLUSH_BASE]
+    span = m[H_FLUSH_BASE] + m[H_FLUSH_FIRST] + m[H_FLUSH_NEXT] * (targets - 1)
+    c = m[H_CORE] + cpu * CF
+    m[c + C_ACKS_FROM] = clock
+    m[c + C_ACKS_UNTIL] = clock + span
+    return span

@@ -27,6 +27,8 @@ class Processors(World):
         self.running: list[Thread | None] = [None] * cores
         self.cpu_mm = [-1] * cores
         self.owed_ns = [0] * cores
+        self.acks_from_ns = [0] * cores  # waits for acknowledgements, not yet interrupted itself
+        self.acks_until_ns = [0] * cores
         self.idle_since: list[int] = [0] * cores
         self.run_queue: deque[Thread] = deque()
         self.threads = [Thread(i) for i in range(plan.n_threads)]
@@ -125,7 +127,9 @@ class Processors(World):
         lazy and is left out (should_flush_tlb, arch/x86/mm/tlb.c@6.18; that freeing page tables
         interrupts it once, and that takes it out of the mask, is not modelled).  ``touched``:
         those that made translations of the range since it was last flushed, whatever they
-        run now.
+        run now.  Who waits for acknowledgements has interrupts on and serves those of others
+        meanwhile (csd_lock_wait in smp_call_function_many_cond, kernel/smp.c@6.18): a handler
+        costs it only what does not fit into its own wait.
         """
         setup = self.setup
         if scope == FlushScope.NONE:
@@ -145,10 +149,16 @@ class Processors(World):
         targets = len(concerned)
         for cpu in concerned:
             if self.running[cpu] is not None:
-                self.owed_ns[cpu] += setup.handler
+                begin = max(self.now, self.acks_from_ns[cpu])
+                waiting = max(0, min(setup.handler, self.acks_until_ns[cpu] - begin))
+                self.acks_from_ns[cpu] = begin + waiting
+                self.owed_ns[cpu] += setup.handler - waiting
         if targets == 0:
             return setup.flush_base
-        return setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)
+        span_ns = setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)
+        self.acks_from_ns[thread.cpu] = self.now
+        self.acks_until_ns[thread.cpu] = self.now + span_ns
+        return span_ns
 
     # -- accounts ----------------------------------------------------------------------
     def stat(self, lock: int, name: str, by: int) -> None:

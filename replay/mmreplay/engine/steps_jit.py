@@ -132,17 +132,15 @@ def wait_event(m, words, code, mark_vma, t, b):
 
 
 @borrowing_helper
-def flush_others(m, cpu, mm):
-    """Simulation._flush."""
+def flush_others(m, cpu, mm, clock):
+    """Processors.flush of an address space."""
     targets = 0
     for other in range(m[H_CORES]):
         c = m[H_CORE] + other * CF
         if other != cpu and m[c + C_MM] == mm and m[c + C_RUNNING] >= 0:
             targets += 1
-            m[c + C_OWED] += m[H_HANDLER]
-    if targets == 0:
-        return m[H_FLUSH_BASE]
-    return m[H_FLUSH_BASE] + m[H_FLUSH_FIRST] + m[H_FLUSH_NEXT] * (targets - 1)
+            interrupt(m, c, clock)
+    return await_acks(m, cpu, targets, clock)
 
 
 @borrowing_helper
@@ -373,7 +371,7 @@ def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t
     elif op == FLUSH:
         if a:
             mm = np.int64(words[(m[b + T_ROW] << 4) + W_MM])
-            return clock + flush_others(m, m[b + T_CPU], mm)
+            return clock + flush_others(m, m[b + T_CPU], mm, clock)
     elif op == BRANCH:
         if holds(m, words, mark_vma, bits, b, a):
             m[H_RET] = code[pc + X_TARGET]
@@ -414,7 +412,7 @@ def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t
         return done
     elif op >= X_DESIGN:
         if op == X_FLUSH_TOUCHED:
-            return clock + flush_touched(m, words, b)
+            return clock + flush_touched(m, words, b, clock)
         if op == X_DESIGN_UNLOCK:
             return design_unlock(m, words, code, mark_vma, t, b, pc, clock)
         return design_lock(m, words, code, mark_vma, t, b, pc, clock)
