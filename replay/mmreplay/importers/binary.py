@@ -12,37 +12,43 @@ import os
 from typing import Any, Final
 
 import numpy as np
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from mmreplay.jit import helper, njit
+from mmreplay.jit import Lazy, helper, native
 
 _CHECK: Final = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
 
 
-def _loader(ty: Any) -> Any:
-    def typed(typingctx: Any, buffer: Any, position: Any) -> Any:
-        if not isinstance(buffer, types.Array) or buffer.dtype != types.uint8:
-            return None
-        signature = ty(buffer, types.int64)
+def _loader(name: str) -> Any:
+    def make() -> Any:
+        from numba import types
+        from numba.core import cgutils
+        from numba.extending import intrinsic
 
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            array = context.make_array(sig.args[0])(context, builder, args[0])
-            address = cgutils.gep_inbounds(builder, array.data, args[1])
-            pointer = builder.bitcast(address, context.get_value_type(ty).as_pointer())
-            return builder.load(pointer, align=1)
+        ty = getattr(types, name)
 
-        return signature, codegen
+        def typed(typingctx: Any, buffer: Any, position: Any) -> Any:
+            if not isinstance(buffer, types.Array) or buffer.dtype != types.uint8:
+                return None
+            signature = ty(buffer, types.int64)
 
-    return intrinsic(typed)
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                array = context.make_array(sig.args[0])(context, builder, args[0])
+                address = cgutils.gep_inbounds(builder, array.data, args[1])
+                pointer = builder.bitcast(address, context.get_value_type(ty).as_pointer())
+                return builder.load(pointer, align=1)
+
+            return signature, codegen
+
+        return intrinsic(typed)
+
+    return Lazy(make)
 
 
-_u16 = _loader(types.uint16)
-_u32 = _loader(types.uint32)
-_i32 = _loader(types.int32)
-_u64 = _loader(types.uint64)
-_i64 = _loader(types.int64)
+_u16 = _loader("uint16")
+_u32 = _loader("uint32")
+_i32 = _loader("int32")
+_u64 = _loader("uint64")
+_i64 = _loader("int64")
 
 if _CHECK:
 
@@ -89,48 +95,57 @@ else:
     load_i64 = _i64
 
 
-@intrinsic
-def _pointer(typingctx: Any, array: Any) -> Any:
-    if not isinstance(array, types.Array) or array.layout != "C":
-        return None
+def _make_pointer() -> Any:
+    from numba import types
+    from numba.extending import intrinsic
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return context.make_array(sig.args[0])(context, builder, args[0]).data
+    def _pointer(typingctx: Any, array: Any) -> Any:
+        if not isinstance(array, types.Array) or array.layout != "C":
+            return None
 
-    return types.CPointer(array.dtype)(array), codegen
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return context.make_array(sig.args[0])(context, builder, args[0]).data
+
+        return types.CPointer(array.dtype)(array), codegen
+
+    return intrinsic(_pointer)
 
 
-@intrinsic
-def _flat(typingctx: Any, array: Any) -> Any:
-    if not isinstance(array, types.Array) or array.layout != "C":
-        return None
-    flat = types.Array(array.dtype, 1, "C")
+def _make_flat() -> Any:
+    from numba import types
+    from numba.extending import intrinsic
+    from numba.np.arrayobj import populate_array
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source = context.make_array(sig.args[0])(context, builder, args[0])
-        from numba.np.arrayobj import populate_array
+    def _flat(typingctx: Any, array: Any) -> Any:
+        if not isinstance(array, types.Array) or array.layout != "C":
+            return None
+        flat = types.Array(array.dtype, 1, "C")
 
-        result = context.make_array(flat)(context, builder)
-        populate_array(
-            result,
-            data=source.data,
-            shape=[source.nitems],
-            strides=[source.itemsize],
-            itemsize=source.itemsize,
-            meminfo=source.meminfo,
-        )
-        return result._getvalue()
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            source = context.make_array(sig.args[0])(context, builder, args[0])
+            result = context.make_array(flat)(context, builder)
+            populate_array(
+                result,
+                data=source.data,
+                shape=[source.nitems],
+                strides=[source.itemsize],
+                itemsize=source.itemsize,
+                meminfo=source.meminfo,
+            )
+            return result._getvalue()
 
-    return flat(array), codegen
+        return flat(array), codegen
+
+    return intrinsic(_flat)
 
 
 if _CHECK:
-    bare = _flat  # under bounds checks nothing is indexed without
+    bare = Lazy(_make_flat)  # under bounds checks nothing is indexed without
 else:
     #: A contiguous array as a bare pointer to its first value: ``bare(a)[i]`` has no bounds,
     #: and ``i`` may not be negative, which numba else asks at every access.  The caller
     #: keeps the array.
-    bare = _pointer
+    bare = Lazy(_make_pointer)
 
 
 @helper
@@ -158,7 +173,7 @@ def table_find(keys: Any, values: Any, key: np.uint64) -> int:
     return -1
 
 
-@njit
+@native
 def table_put(keys: Any, values: Any, key: np.uint64, value: int) -> None:
     """Set ``key`` to ``value`` (>= 0); the caller keeps the table at most half full."""
     mask = np.uint64(keys.shape[0] - 1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare
-from mmreplay.jit import borrowing_njit
+from mmreplay.jit import native
 from mmreplay.schema import OpKind, Quality
 from mmreplay.trace.splitrules import TIMED, UNTIMED, look_at, role_of, roles_by_kind, slept_of
 from mmreplay.trace.splitstream import Divided, SplitRows
@@ -115,7 +115,7 @@ def new_block(rows: int) -> Block:
     )
 
 
-@borrowing_njit
+@native
 def _fill(
     flat: Any,
     rows: Any,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.importers.binary import bare, mix
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 
 # Columns of a thread.
 (
@@ -460,7 +460,7 @@ def pid_put(a: Any, pid: int, slot: int) -> None:
     a[at + 1] = slot
 
 
-@borrowing_njit
+@native
 def _refill(old: Any, arena: Any, base: int) -> None:
     a = bare(arena)
     for row in range(old.shape[0]):

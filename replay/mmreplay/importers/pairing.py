@@ -36,7 +36,7 @@ from mmreplay.importers.pair_thread import (
     new_thread,
     process_of,
 )
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
 _NONE = np.int64(int(DurationKind.NONE))
@@ -321,7 +321,7 @@ def _arrives(a: Any, ops: Any, now: Any, following: Any, cpu: Any) -> None:
             a[other + ps.S_LAST_CPU] = cpu
 
 
-@borrowing_njit
+@native
 def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
     """Pair the events ``first`` to ``last`` of a batch; returns the first one not taken.
 
@@ -484,7 +484,7 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
     return last
 
 
-@borrowing_njit
+@native
 def finish(arena: Any, ring: Any, first: Any) -> Any:
     """Close what is open and give out the threads from ``first`` on; returns how far it got."""
     a = bare(arena)

@@ -59,7 +59,7 @@ from mmreplay.importers.perf_walk import (
     RECORD,
     SYNTHETIC,
 )
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 
 # Entries of the decoder's state.
 (D_T0, D_MALFORMED, D_NAMES, D_SIZE) = range(4)
@@ -176,7 +176,7 @@ def _field(buffer: Any, at: Any, size: Any, signed: Any) -> Any:
     return np.uint64(buffer[at])
 
 
-@borrowing_njit
+@native
 def decode(
     buffer: Any,
     layout: Any,
@@ -399,7 +399,7 @@ def decode(
         out_position[n] = at
 
 
-@borrowing_njit
+@native
 def rehash(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
     """Put all of one table into a larger, empty one."""
     for place in range(keys.shape[0]):

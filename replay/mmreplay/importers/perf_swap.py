@@ -39,7 +39,7 @@ from mmreplay.importers.perf_walk import (
     R_TRACING_DATA,
     R_UNTHROTTLE,
 )
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 
 # Bodies of the records that are read, behind the head: how many words of 4, 8, 4, 8, 4 bytes.
 _WORDS: NDArray[np.int64] = np.zeros((64, 5), np.int64)
@@ -83,7 +83,7 @@ _TRAILER: NDArray[np.int64] = np.array(
 _READ, _CALLCHAIN, _RAW = ph.SAMPLE_READ, ph.SAMPLE_CALLCHAIN, ph.SAMPLE_RAW
 
 
-@borrowing_njit
+@native
 def whole_records(buffer: Any, big_endian: bool) -> Any:
     """Where the last whole record of the buffer ends; -1 where one is shorter than its head."""
     at = np.int64(0)
@@ -171,7 +171,7 @@ def _sample(buffer: Any, at: Any, end: Any, layout: Any) -> None:
             _flip(buffer, where + program[step + P_OFFSET], program[step + P_SIZE], end)
 
 
-@borrowing_njit
+@native
 def swap(buffer: Any, at: Any, end: Any, layout: Any, skip: Any) -> Any:
     """Turn the whole records between ``at`` and ``end`` to little-endian; where they end.
 

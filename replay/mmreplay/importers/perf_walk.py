@@ -22,7 +22,7 @@ from mmreplay.importers.perf_layout import (
     T_SIZE,
     T_TIME,
 )
-from mmreplay.jit import borrowing_njit
+from mmreplay.jit import native
 
 # perf_event_type: include/uapi/linux/perf_event.h@6.18.
 R_MMAP, R_LOST, R_COMM, R_EXIT, R_THROTTLE, R_UNTHROTTLE, R_FORK = 1, 2, 3, 4, 5, 6, 7
@@ -99,7 +99,7 @@ def new_state(start: int) -> NDArray[np.int64]:
     return state
 
 
-@borrowing_njit
+@native
 def walk(
     buffer: Any,
     end: int,

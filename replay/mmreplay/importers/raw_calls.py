@@ -17,7 +17,7 @@ import numpy as np
 from mmreplay.importers import events as ev
 from mmreplay.importers.pair_state import MAX_TID
 from mmreplay.importers.syscalls import CALLS, COMPAT, NARROW, NATIVE, PAGES, number_tables
-from mmreplay.jit import borrowing_njit
+from mmreplay.jit import native
 
 if TYPE_CHECKING:
     from mmreplay.importers.perf_layout import EventInfo
@@ -55,7 +55,7 @@ class RawCalls:
         _name(batch, rows, self._tables, self._abi, self._told)
 
 
-@borrowing_njit
+@native
 def _name(batch: Any, rows: Any, tables: Any, abi: Any, told: Any) -> None:
     for i in range(rows):
         role = np.int64(batch.role[i])

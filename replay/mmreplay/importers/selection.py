@@ -12,7 +12,7 @@ from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers.options import Options
 from mmreplay.importers.pair_state import MAX_TID
-from mmreplay.jit import borrowing_njit
+from mmreplay.jit import native
 
 Batches = Iterator[tuple[Any, int]]
 #: Of a process: nothing, all, or how it began and ended (children of one that is wanted).
@@ -118,7 +118,7 @@ class Selection:
         return sorted(found)
 
 
-@borrowing_njit
+@native
 def _keep(batch: Any, rows: Any, wanted: Any) -> None:
     """Turn the events of processes that are not wanted into nobody's.
 

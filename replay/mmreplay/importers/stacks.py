@@ -15,7 +15,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers.binary import load_u64, new_table, table_find, table_put
 from mmreplay.importers.perf_decode import CONTEXT, STREAM_SHIFT, rehash
 from mmreplay.importers.streams import Ready, Stream
-from mmreplay.jit import borrowing_njit
+from mmreplay.jit import native
 
 #: Distinct chains that are told apart; later ones are dropped, and their operations counted.
 MOST_STACKS: Final = 1 << 20
@@ -74,7 +74,7 @@ class Stacks:
         return frames
 
 
-@borrowing_njit
+@native
 def _number(batch: Any, rows: Any, keys: Any, values: Any, count: Any, new: Any) -> Any:
     found = 0
     dropped = 0
@@ -95,7 +95,7 @@ def _number(batch: Any, rows: Any, keys: Any, values: Any, count: Any, new: Any)
     return found, dropped
 
 
-@borrowing_njit
+@native
 def _count(buffer: Any, stream: Any, at: Any, chains: Any, counts: Any) -> None:
     for k in range(chains.shape[0]):
         if at[k] == stream:
@@ -104,7 +104,7 @@ def _count(buffer: Any, stream: Any, at: Any, chains: Any, counts: Any) -> None:
                     counts[k] += 1
 
 
-@borrowing_njit
+@native
 def _copy(buffer: Any, stream: Any, at: Any, chains: Any, starts: Any, ips: Any) -> None:
     for k in range(chains.shape[0]):
         if at[k] == stream:

@@ -29,7 +29,7 @@ from mmreplay.importers.text_bytes import (
     word_end,
 )
 from mmreplay.importers.text_fields import put_arguments
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 
 _HUGE_SHIFT: Final = fnv("MAP_HUGE_SHIFT")
 _FLAGS: Final = fnv("flags")
@@ -207,7 +207,7 @@ def _result(b: Any, at: Any, end: Any, raw: Any, keys: Any, values: Any, numbers
     return True, took
 
 
-@borrowing_njit
+@native
 def scan(
     buffer: Any,
     end: Any,

@@ -14,7 +14,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare, mix
 from mmreplay.importers.events import SYNTHETIC
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 
 # Columns of a row.
 (
@@ -292,7 +292,7 @@ def move_down(rows: Any, n: Any) -> None:
         rows[(n + 1) * WIDTH + k] = rows[n * WIDTH + k]
 
 
-@borrowing_njit
+@native
 def fill(batch: Any, rows: Any, order: Any, first: Any, last: Any, t0: Any, floor: Any) -> Any:
     """Rows ``order[first:last]`` into the batch; a time below ``floor`` is raised and marked.
 
@@ -330,7 +330,7 @@ def fill(batch: Any, rows: Any, order: Any, first: Any, last: Any, t0: Any, floo
     return late
 
 
-@borrowing_njit
+@native
 def rehash_threads(old: Any, new: Any) -> None:
     """Put all threads of one table into a larger, empty one (both (rows, K_SIZE))."""
     source, target = bare(old), bare(new)
@@ -343,7 +343,7 @@ def rehash_threads(old: Any, new: Any) -> None:
                 target[at + k] = source[row * K_SIZE + k]
 
 
-@borrowing_njit
+@native
 def inversions(rows: Any, count: Any) -> Any:
     """How many rows are older than the row before."""
     source = bare(rows)

@@ -39,7 +39,7 @@ from mmreplay.importers.text_fields import (
     parse_switch,
 )
 from mmreplay.importers.text_records import parse_record
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 
 #: How a name stood in the text: plain; ``sys_NAME(`` or ``sys_NAME ->`` as ftrace prints calls.
 PLAIN, CALL_ENTER, CALL_EXIT = 0, 1, 2
@@ -98,7 +98,7 @@ def _fault_end(
     return True
 
 
-@borrowing_njit
+@native
 def scan(
     buffer: Any,
     end: Any,

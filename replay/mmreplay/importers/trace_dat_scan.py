@@ -18,7 +18,7 @@ from mmreplay.importers import text_rows as tr
 from mmreplay.importers.binary import bare, load_i32, load_u16, load_u32, load_u64, table_find
 from mmreplay.importers.text_fields import put_arguments
 from mmreplay.importers.text_scan import SCHED_EXIT
-from mmreplay.jit import borrowing_helper, borrowing_njit
+from mmreplay.jit import borrowing_helper, native
 
 # Columns of a CPU's sequence of pages.
 (
@@ -118,7 +118,7 @@ def advance(buffer: Any, y: Any, q: Any, o: Any) -> None:
         return
 
 
-@borrowing_njit
+@native
 def start(buffer: Any, y: Any, cpus: Any) -> None:
     """Make the first event of each CPU ready."""
     q = bare(cpus)
@@ -126,7 +126,7 @@ def start(buffer: Any, y: Any, cpus: Any) -> None:
         advance(buffer, y, q, k * Q_SIZE)
 
 
-@borrowing_njit
+@native
 def count(buffer: Any, y: Any, cpus: Any, index: Any, counts: Any) -> Any:
     """Count the events of each format, in no order; returns those of unknown ones."""
     q, of_type, found = bare(cpus), bare(index), bare(counts)
@@ -176,7 +176,7 @@ def _name(
     return 1
 
 
-@borrowing_njit
+@native
 def scan(
     buffer: Any,
     y: Any,

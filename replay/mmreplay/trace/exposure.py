@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import njit
+from mmreplay.jit import native
 
 ROLE_NONE: Final = 0  # takes no lock of the memory map
 ROLE_READER: Final = 1
@@ -32,7 +32,6 @@ def new_open_set() -> OpenSet:
     return np.zeros((64, _COLUMNS), dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 
-@njit
 def add_exposure(
     exposure_ns: NDArray[np.uint32],
     window: int,
@@ -72,10 +71,52 @@ def add_exposure(
     -------
     The open operations for the next batch (``open_ops``, or a larger copy of it).
     """
+    done = np.zeros(2, np.int64)
+    while True:
+        _add(
+            exposure_ns,
+            window,
+            first,
+            begin_ns,
+            end_ns,
+            tid,
+            address_space,
+            role,
+            open_ops,
+            open_count,
+            far,
+            done,
+        )
+        if done[0] == len(begin_ns):
+            return open_ops
+        open_ops = np.concatenate([open_ops, np.zeros_like(open_ops)])
+
+
+@native
+def _add(
+    exposure_ns: NDArray[np.uint32],
+    window: int,
+    first: int,
+    begin_ns: NDArray[np.int64],
+    end_ns: NDArray[np.int64],
+    tid: NDArray[np.int32],
+    address_space: NDArray[np.uint32],
+    role: NDArray[np.uint8],
+    open_ops: NDArray[np.int64],
+    open_count: NDArray[np.int64],
+    far: NDArray[np.int64],
+    done: NDArray[np.int64],
+) -> None:
+    """As :func:`add_exposure`, until an operation is met that may find no room in ``open_ops``.
+
+    ``done``: how many operations of the batch, and rows of ``far``, are done; changed in place.
+    """
     count = open_count[0]
-    ended = 0
-    for row in range(len(begin_ns)):
+    ended = done[1]
+    row = done[0]
+    while row < len(begin_ns) and count < len(open_ops):
         if role[row] == 0:
+            row += 1
             continue
         kept = 0
         counted = begin_ns[row]
@@ -111,12 +152,6 @@ def add_exposure(
         count = kept
         exposure_ns[first - window + row] = min(counted - begin_ns[row], _MOST_NS)
         if end_ns[row] > begin_ns[row]:
-            if count == len(open_ops):
-                larger = np.zeros((2 * count, 7), dtype=np.int64)
-                for other in range(count):
-                    for column in range(7):
-                        larger[other, column] = open_ops[other, column]
-                open_ops = larger
             open_ops[count, 0] = end_ns[row]
             open_ops[count, 1] = np.int64(tid[row])
             open_ops[count, 2] = np.int64(address_space[row])
@@ -125,5 +160,7 @@ def add_exposure(
             open_ops[count, 5] = counted
             open_ops[count, 6] = 0
             count += 1
+        row += 1
     open_count[0] = count
-    return open_ops
+    done[0] = row
+    done[1] = ended

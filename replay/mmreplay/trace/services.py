@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import njit
+from mmreplay.jit import native
 from mmreplay.schema import OpKind
 from mmreplay.trace.splitrules import number_classes
 
@@ -46,7 +46,7 @@ MOST_ENTRIES: Final = 1 << 20
 _CLASS_SHIFT: Final = 22  # of a key: class, exponent (6 bits), digits (16 bits)
 
 
-@njit
+@native
 def tally(
     number: NDArray[np.int32],
     room_ns: NDArray[np.int64],
@@ -86,7 +86,7 @@ def tally(
     return used, len(number)
 
 
-@njit
+@native
 def _move(old: NDArray[np.int64], bits: int, table: NDArray[np.int64]) -> int:
     """Move all entries to an empty table, kept to ``bits`` digits; entries then in use."""
     mask = np.uint64(len(table) - 1)
@@ -187,11 +187,11 @@ class Classes:
         self.count = 0
 
     def numbers(self, key: NDArray[np.uint64]) -> NDArray[np.int32]:
+        number = np.empty(len(key), dtype=np.int32)
         while True:
-            number, self.count, done = number_classes(key, self._table, self._numbers, self.count)
+            self.count, done = number_classes(key, self._table, self._numbers, self.count, number)
             if done == len(key):
-                result: NDArray[np.int32] = number
-                return result
+                return number
             self._grow()
 
     def keys(self) -> NDArray[np.uint64]:
@@ -206,7 +206,8 @@ class Classes:
         size = 4 * len(self._table)
         self._table = np.zeros(size, dtype=np.uint64)
         self._numbers = np.zeros(size, dtype=np.int32)
-        _, self.count, _ = number_classes(keys, self._table, self._numbers, 0)
+        number = np.empty(len(keys), dtype=np.int32)
+        self.count, _ = number_classes(keys, self._table, self._numbers, 0, number)
 
 
 def usual_services(

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import helper, njit
+from mmreplay.jit import helper, native, njit
 from mmreplay.schema import DurationKind, FaultClass, OpKind, ProcFile, Quality, UffdOp
 from mmreplay.trace.exposure import ROLE_NONE, ROLE_READER, ROLE_WRITER
 
@@ -302,16 +302,19 @@ def look_inside(
     return key, room, io, state, still
 
 
-@njit
+@native
 def number_classes(
-    key: NDArray[np.uint64], table: NDArray[np.uint64], numbers: NDArray[np.int32], count: int
+    key: NDArray[np.uint64],
+    table: NDArray[np.uint64],
+    numbers: NDArray[np.int32],
+    count: int,
+    number: NDArray[np.int32],
 ) -> Any:
-    """Dense class numbers by an open-addressing table of ``key + 1`` (0: free).
+    """Dense class numbers, (N,) into ``number``, by an open-addressing table of ``key + 1``.
 
-    ``table`` and ``numbers`` have a power of two of slots.  Returns the (N,) numbers, the
-    new count, and how many rows were done: fewer than N when the table is half full.
+    ``table`` (0: free) and ``numbers`` have a power of two of slots.  Returns the new count,
+    and how many rows were done: fewer than N when the table is half full.
     """
-    number = np.empty(len(key), dtype=np.int32)
     mask = np.uint64(len(table) - 1)
     for row in range(len(key)):
         wanted = key[row] + np.uint64(1)
@@ -320,12 +323,12 @@ def number_classes(
             slot = (slot + np.uint64(1)) & mask
         if table[slot] == 0:
             if 2 * count >= len(table):
-                return number, count, row
+                return count, row
             table[slot] = wanted
             numbers[slot] = count
             count += 1
         number[row] = numbers[slot]
-    return number, count, len(key)
+    return count, len(key)
 
 
 @helper

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import njit
+from mmreplay.jit import native
 from mmreplay.trace.exposure import add_exposure, new_open_set
 from mmreplay.trace.services import Classes, SplitReport, Tally, usual_services
 from mmreplay.trace.splitrules import BOUNDED, MOST_NS, TIMED, UNTIMED, divide_one
@@ -86,34 +86,31 @@ class Divided(NamedTuple):
     known: NDArray[np.bool_]
 
 
-@njit
-def _divide(own: Any, usual_ns: Any, quiet_ns: Any) -> Any:
+@native
+def _divide(own: Any, usual_ns: Any, quiet_ns: Any, out: Any, facts: Any) -> None:
     """The columns of :class:`Divided`, and (3,) rows exposed, untimed, and resting on a default.
 
     ``usual_ns`` and ``quiet_ns`` (classes,): what a class usually takes; -1 in the second
     where that is a default.
     """
-    rows = len(own.state)
-    service, wait = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    unattributed, known = np.empty(rows, np.int64), np.empty(rows, np.bool_)
-    facts = np.zeros(3, np.int64)
-    for row in range(rows):
+    for row in range(len(own.state)):
         state = own.state[row]
         exposure_ns = np.int64(own.exposure_ns[row])
         number = own.number[row]
         # Of a timed operation ``shown_ns`` is what off-CPU time and contention show, of a
         # bounded one contention alone.
         shown_ns = own.shown_ns[row]
-        service[row], wait[row], left_ns = divide_one(
+        service, wait, left_ns = divide_one(
             state, exposure_ns, own.room_ns[row], shown_ns, shown_ns, usual_ns[number]
         )
-        unattributed[row] = own.before_ns[row] + left_ns
-        known[row] = state != UNTIMED
+        out.service_ns[row] = service
+        out.wait_ns[row] = wait
+        out.unattributed_ns[row] = own.before_ns[row] + left_ns
+        out.known[row] = state != UNTIMED
         facts[0] += exposure_ns > 0
         facts[1] += state == UNTIMED
         if state == BOUNDED or (state == TIMED and exposure_ns > 0):
             facts[2] += quiet_ns[number] < 0
-    return service, wait, unattributed, known, facts
 
 
 class SplitStream:
@@ -284,11 +281,14 @@ class SplitStream:
         columns = self.take()
         self._load(group, columns, self._lasting)
         own = self._used(group, columns)
-        service, wait, unattributed, known, facts = _divide(own, self._usual_ns, self._quiet_ns)
+        rows = len(own.state)
+        out = Divided(*(np.empty(rows, np.int64) for _ in range(3)), np.empty(rows, np.bool_))
+        facts = np.zeros(3, np.int64)
+        _divide(own, self._usual_ns, self._quiet_ns, out, facts)
         with self._lock:
-            self.report.operations += len(own.state)
+            self.report.operations += rows
             self.report.exposed += int(facts[0])
             self.report.without_duration += int(facts[1])
             self.report.default_service += int(facts[2])
         self._free.append(columns)
-        return Divided(service, wait, unattributed, known)
+        return out

@@ -1,10 +1,4 @@
-"""Compilation: one decorator, and a cache that cannot go stale.
-
-numba's ``cache=True`` does not notice a changed callee, or a changed constant, in
-another file.  So each room compiles into a cache directory of its own, keyed by a
-hash over the sources of the room, of the rooms it takes code or constants from, and
-the versions that matter.  ``NUMBA_BOUNDSCHECK=1`` compiles with bounds checks into
-caches of their own.
+"""What needs numba: compiling, and loading what only numba can load.
 
 numba optimises and assembles every function together with all that it calls, so a
 helper at the bottom of five levels is optimised five times over.  Here helpers are
@@ -16,85 +10,23 @@ use: an array takes seven.  (The planner's pass: 45 to 28 s of CPU to compile, a
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
+import llvmlite.binding as llvm
 import numba
 import numba.extending
+import numpy as np
 from llvmlite import ir
+from numba import types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, Flags
+from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
-from mmreplay.resources import cache_base
+from mmreplay.jit.loading import ENTRY, MOST_RESULTS
 
-_PACKAGE: Final = Path(__file__).resolve().parent
-_KEEP: Final = 3
 _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
-#: Which rooms' sources a room's compiled functions use, besides its own and the
-#: modules at the top of the package.  A room that is not named uses all of them.
-_USES: Final[dict[str, tuple[str, ...]]] = {
-    "trace": (),
-    "importers": ("trace",),
-    "recorder": ("importers",),
-    "report": (),
-    "address_space": ("trace",),
-    "engine": ("locking", "address_space"),
-    "workloads": ("trace",),
-    "hardware": ("workloads",),
-}
-
-
-def _sources(room: str) -> list[Path]:
-    if room not in _USES:
-        return sorted(_PACKAGE.rglob("*.py"))
-    found = list(_PACKAGE.glob("*.py"))
-    for name in (room, *_USES[room]):
-        found += (_PACKAGE / name).rglob("*.py")
-    return sorted(found)
-
-
-def _key(room: str) -> str:
-    digest = hashlib.sha256()
-    for part in (
-        numba.__version__,
-        sys.version,
-        platform.machine(),
-        os.environ.get("NUMBA_BOUNDSCHECK", ""),
-        str(_PACKAGE),
-    ):
-        digest.update(part.encode())
-    for source in _sources(room):
-        digest.update(str(source.relative_to(_PACKAGE)).encode())
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:20]
-
-
-def _prune(base: Path, room: str, keep: Path) -> None:
-    others = [p for p in base.glob(f"jit-{room}-*") if p != keep]
-    for old in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[_KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-@functools.cache
-def _cache_dir(room: str) -> str:
-    """The room's cache directory, made; empty (numba's own choice) where it cannot be."""
-    base = cache_base()
-    cache = base / f"jit-{room}-{_key(room)}"
-    try:
-        if not cache.is_dir():
-            cache.mkdir(parents=True, exist_ok=True)
-            _prune(base, room, cache)
-    except OSError:
-        return ""
-    return str(cache)
 
 
 class _PartCodegen:
@@ -174,20 +106,54 @@ def _into(kind: type[JITCodeLibrary]) -> type[Compiler]:
     return Into
 
 
+class _Native(_Whole):
+    """Code that is called through one entry, which takes its arguments from a row of words."""
+
+    def finalize(self) -> None:
+        (own,) = (one for one in self.get_defined_functions() if not one.is_declaration)
+        self._own = own.name
+        self._final_module.link_in(llvm.parse_assembly(self._entry(own)))
+        super().finalize()
+
+    def _optimize_final_module(self) -> None:
+        for function in self.get_defined_functions():
+            if function.name == self._own:
+                function.linkage = "internal"
+        super()._optimize_final_module()
+
+    def _entry(self, own: Any) -> str:
+        kinds = [str(one.type) for one in own.arguments]
+        given = []
+        lines = []
+        for at, kind in enumerate(kinds[2:]):  # behind where the result and the error go
+            lines.append(f"%p{at} = getelementptr i64, ptr %words, i64 {at}")
+            lines.append(f"%w{at} = load i64, ptr %p{at}")
+            how = {"ptr": "inttoptr", "i64": "bitcast"}.get(kind, "trunc")
+            lines.append(f"%a{at} = {how} i64 %w{at} to {kind}")
+            given.append(f"{kind} %a{at}")
+        return f"""
+target triple = "{self._final_module.triple}"
+target datalayout = "{self._final_module.data_layout}"
+declare i32 @"{own.name}"({", ".join(kinds)})
+define i32 @{ENTRY}(ptr %words, ptr %result) {{
+  %error = alloca ptr
+  {chr(10).join(lines)}
+  %status = call i32 @"{own.name}"({", ".join(["ptr %result", "ptr %error", *given])})
+  ret i32 %status
+}}
+"""
+
+
 _INTO_PART: Final = _into(_Part)
 _INTO_WHOLE: Final = _into(_Whole)
+_INTO_NATIVE: Final = _into(_Native)
 
 
-def njit(function: Callable[..., Any]) -> Any:
-    """Compile ``function`` on first use: no GIL, cached on disk, C integer semantics."""
-    words = function.__module__.split(".")
-    room = words[1] if len(words) > 2 and words[0] == "mmreplay" else "other"
-    numba.config.CACHE_DIR = _cache_dir(room)
-    return _loading_alone(
-        numba.njit(cache=True, nogil=True, error_model="numpy", pipeline_class=_INTO_WHOLE)(
-            function
-        )
-    )
+def type_of(made: Any) -> Any:
+    """numba's type of what a :class:`mmreplay.jit.Lazy` stands for."""
+    context = cpu_target.typing_context
+    context.refresh()  # an intrinsic is known to it from then on
+    return context.resolve_value_type(made)
 
 
 def _loading_alone(dispatcher: Any) -> Any:
@@ -209,34 +175,57 @@ def _loading_alone(dispatcher: Any) -> Any:
     return dispatcher
 
 
-def c_callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function that C code calls, by its C signature; its ``address`` is the pointer."""
-
-    def compiled(function: Callable[..., Any]) -> Any:
-        numba.config.CACHE_DIR = _cache_dir(function.__module__.split(".")[1])
-        return numba.cfunc(signature, cache=True)(function)
-
-    return compiled
-
-
-def borrowing_njit(function: Callable[..., Any]) -> Any:
-    """As ``njit``, for a function that makes, keeps and returns no arrays (see below)."""
-    words = function.__module__.split(".")
-    numba.config.CACHE_DIR = _cache_dir(words[1])
+def whole(function: Callable[..., Any], cache: str, counts_references: bool) -> Any:
+    """The dispatcher of :func:`mmreplay.jit.njit`, with its code kept in a directory."""
+    numba.config.CACHE_DIR = cache
     return _loading_alone(
         numba.njit(
-            cache=True, nogil=True, error_model="numpy", _nrt=False, pipeline_class=_INTO_WHOLE
+            cache=True,
+            nogil=True,
+            error_model="numpy",
+            pipeline_class=_INTO_WHOLE,
+            **({} if counts_references else {"_nrt": False}),
         )(function)
     )
 
 
-def borrowing_helper(function: Callable[..., Any]) -> Any:
-    """A ``helper`` that makes, keeps and returns no arrays: compiled without reference counts.
+def callback(function: Callable[..., Any], cache: str, signature: Any) -> Any:
+    """See :func:`mmreplay.jit.c_callback`."""
+    numba.config.CACHE_DIR = cache
+    return numba.cfunc(signature, cache=True)(function)
 
-    numba counts a reference to every array of a tuple at every call, atomically: with nine arrays
-    and a dozen calls an operation that took ten times as long as the work itself.
-    """
-    return helper(function, counts_references=False)
+
+def native_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, bytes]:
+    """How many integers it returns, and object code with :data:`~mmreplay.jit.loading.ENTRY`."""
+    dispatcher = numba.njit(
+        nogil=True,
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        pipeline_class=_INTO_NATIVE,
+        _nrt=False,
+    )(function)
+    dispatcher.compile(tuple(_kind(argument) for argument in arguments))
+    (compiled,) = dispatcher.overloads.values()
+    returned = types.unliteral(compiled.signature.return_type)
+    results = [] if returned == types.none else [returned]
+    if isinstance(returned, types.BaseTuple):
+        results = list(returned)
+    if (
+        any(types.unliteral(result) != types.int64 for result in results)
+        or len(results) > MOST_RESULTS
+    ):
+        raise TypeError(f"{function.__qualname__} returns {returned}")
+    return len(results), compiled.library._get_compiled_object()
+
+
+def _kind(argument: Any) -> Any:
+    if isinstance(argument, np.ndarray):
+        kind = numba.from_dtype(argument.dtype)
+        return types.Array(kind, argument.ndim, "C", readonly=not argument.flags.writeable)
+    if isinstance(argument, tuple):
+        return types.BaseTuple.from_types([_kind(one) for one in argument], type(argument))
+    return types.uint64 if isinstance(argument, np.uint64) else types.int64
 
 
 @numba.extending.intrinsic
@@ -280,19 +269,8 @@ def prefetch(_context: Any, array: Any, index: Any) -> Any:
     return numba.types.void(array, index), codegen
 
 
-def inlined_helper(function: Callable[..., Any]) -> Any:
-    """A ``borrowing_helper`` that is put into every caller: for few and hot places."""
-    return helper(function, counts_references=False, forceinline=True)
-
-
-def helper(
-    function: Callable[..., Any], *, counts_references: bool = True, forceinline: bool = False
-) -> Any:
-    """Compile a callee of compiled functions only: no Python wrapper, no cache of its own.
-
-    It is stored inside its callers' cache entries.  Constants and narrow integers
-    arrive as plain integers: numba would compile it anew for each constant.
-    """
+def part(function: Callable[..., Any], counts_references: bool, forceinline: bool) -> Any:
+    """The dispatcher of :func:`mmreplay.jit.helper`."""
     dispatcher = numba.njit(
         nogil=True,
         error_model="numpy",

@@ -1,0 +1,141 @@
+"""Compiled functions that are loaded and called without numba.
+
+Of such a function the cache keeps object code, for each list of argument types that it was
+called with.  LLVM links it into this process, and ctypes calls it without the GIL.  Its one
+entry takes a row of words: what numba's own calling convention has as arguments, an array
+as (no owner, no parent, size, itemsize, data, shape, strides).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from mmreplay.jit import Lazy
+
+#: The symbol that object code is called by: int32 failed(words, results), both int64.
+ENTRY: Final = "mmreplay_entry"
+MOST_RESULTS: Final = 8
+_DIGEST_BYTES: Final = 32
+_LOCK: Final = threading.Lock()
+_ENGINES: list[Any] = []  # they own the code
+_Entry = tuple[int, Callable[[Any, Any], int]]  # how many results, the code
+
+
+class Native(Lazy):
+    """See :func:`mmreplay.jit.loading`; to compiled code it is a helper."""
+
+    def __init__(
+        self, function: Callable[..., Any], make: Callable[[], Any], folder: Callable[[], str]
+    ) -> None:
+        super().__init__(make)
+        self._function = function
+        self._folder = folder
+        self._entries: dict[tuple[Any, ...], _Entry] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        words: list[int] = []
+        kinds: list[Any] = []
+        for argument in args:
+            _spread(argument, words, kinds)
+        key = tuple(kinds)
+        entry = self._entries.get(key)
+        if entry is None:
+            with _LOCK:
+                entry = self._entries.setdefault(key, self._load(key, args))
+        count, code = entry
+        results = (ctypes.c_int64 * MOST_RESULTS)()
+        if code((ctypes.c_int64 * len(words))(*words), results):
+            raise RuntimeError(f"{self._function.__qualname__} failed")
+        if count == 1:
+            return results[0]
+        return tuple(results[:count]) if count else None
+
+    def _load(self, key: tuple[Any, ...], args: tuple[Any, ...]) -> _Entry:
+        folder = self._folder()
+        name = f"{self._function.__module__}.{self._function.__qualname__}"
+        digest = hashlib.sha256(repr((name, _machine(), [str(kind) for kind in key])).encode())
+        file = Path(folder) / f"{name}-{digest.hexdigest()[:20]}.o"
+        found = _read(file) if folder else None
+        if found is None:
+            from mmreplay.jit.compiler import native_code
+
+            found = native_code(self._function, args)
+            if folder:
+                _write(file, *found)
+        return found[0], _link(found[1])
+
+
+def _spread(argument: Any, words: list[int], kinds: list[Any]) -> None:
+    """Append the words of an argument, and what its type is."""
+    if isinstance(argument, np.ndarray):
+        flags = argument.flags
+        if not flags.c_contiguous:
+            raise TypeError("compiled code takes C-contiguous arrays")
+        data = argument.__array_interface__["data"][0]
+        words += (0, 0, argument.size, argument.itemsize, data)
+        words += argument.shape
+        words += argument.strides
+        kinds += (argument.dtype, argument.ndim, flags.writeable)
+    elif isinstance(argument, tuple):
+        kinds += (type(argument), len(argument))
+        for one in argument:
+            _spread(one, words, kinds)
+    elif isinstance(argument, (int, np.integer, np.bool_)):
+        words.append(int(argument))
+        kinds.append(isinstance(argument, np.uint64))
+    else:
+        raise TypeError(f"compiled code takes no {type(argument).__name__}")
+
+
+def _read(file: Path) -> tuple[int, bytes] | None:
+    """How many results, and object code that is whole; None where there is none."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    kept = content[_DIGEST_BYTES:]
+    if hashlib.sha256(kept).digest() != content[:_DIGEST_BYTES]:
+        return None
+    return kept[0], kept[1:]
+
+
+def _write(file: Path, count: int, code: bytes) -> None:
+    with contextlib.suppress(OSError):
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "wb") as out:
+            kept = bytes([count]) + code
+            out.write(hashlib.sha256(kept).digest() + kept)
+        os.replace(name, file)
+
+
+def _machine() -> tuple[str, ...]:
+    """What code is compiled for."""
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features().flatten()
+    return llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), features
+
+
+def _link(code: bytes) -> Callable[[Any, Any], int]:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+    return kind(engine.get_function_address(ENTRY))
