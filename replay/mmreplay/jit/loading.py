@@ -115,7 +115,7 @@ def _write(file: Path, count: int, code: bytes) -> None:
         with os.fdopen(handle, "wb") as out:
             kept = bytes([count]) + code
             out.write(hashlib.sha256(kept).digest() + kept)
-        os.replace(name, file)
+        Path(name).replace(file)
 
 
 def _machine() -> tuple[str, ...]:

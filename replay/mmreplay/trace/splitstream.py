@@ -282,7 +282,8 @@ class SplitStream:
         self._load(group, columns, self._lasting)
         own = self._used(group, columns)
         rows = len(own.state)
-        out = Divided(*(np.empty(rows, np.int64) for _ in range(3)), np.empty(rows, np.bool_))
+        service, wait, unattributed = (np.empty(rows, np.int64) for _ in range(3))
+        out = Divided(service, wait, unattributed, np.empty(rows, np.bool_))
         facts = np.zeros(3, np.int64)
         _divide(own, self._usual_ns, self._quiet_ns, out, facts)
         with self._lock:

@@ -1,0 +1,110 @@
+"""Compiled code that is loaded without numba: its results, and its cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROGRAM = '''
+"""Written by a test."""
+import sys
+from typing import NamedTuple
+
+import numpy as np
+
+from mmreplay.jit import borrowing_helper, native
+
+
+class Pair(NamedTuple):
+    left: np.ndarray
+    right: np.ndarray
+
+
+@borrowing_helper
+def twice(value):
+    return 2 * value
+
+
+@native
+def add(pair, table, scale, mask):
+    for i in range(pair.left.shape[0]):
+        pair.left[i] += twice(np.int64(pair.right[i])) * scale + table[i, 1]
+    if mask >> np.uint64(63):
+        return -1, pair.left.shape[0]
+    return table.shape[0], table.shape[1]
+
+
+@native
+def nothing(values):
+    values[0] = 7
+
+
+pair = Pair(np.arange(4), np.arange(4, dtype=np.uint8))
+table = np.arange(8, dtype=np.int32).reshape(4, 2)
+table.flags.writeable = False
+print(add(pair, table, 10, np.uint64(1)), add(pair, table, True, np.uint64(1 << 63)))
+print(pair.left.tolist(), nothing(pair.left), pair.left.tolist())
+for wrong in (table[::2], table.T, 1.5, [1]):
+    try:
+        nothing(wrong)
+    except TypeError as error:
+        print(error)
+print("numba" in sys.modules)
+'''
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that calls compiled code; the room ``importers`` has its cache."""
+    file = tmp_path / "program.py"
+    text = _PROGRAM.replace("\nclass", '\n__name__ = "mmreplay.importers.program"\n\n\nclass', 1)
+    file.write_text(text)
+    return file
+
+
+def _run(program: Path) -> list[str]:
+    source = Path(__file__).parents[1] / "replay"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")},
+        "MMREPLAY_CACHE": str(program.parent / "cache"),
+        "PYTHONPATH": str(source),
+    }
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_code_from_the_cache_does_the_same_without_numba(program: Path) -> None:
+    first, second = _run(program), _run(program)
+    left = [i + 20 * i + 2 * i + 1 + 2 * i + 2 * i + 1 for i in range(4)]
+    assert first[0] == "(4, 2) (-1, 4)"
+    assert first[1] == f"{left} None {[7, *left[1:]]}"
+    assert first[2:-1] == ["compiled code takes C-contiguous arrays"] * 2 + [
+        "compiled code takes no float",
+        "compiled code takes no list",
+    ]
+    assert first[-1] == "True"
+    assert second == [*first[:-1], "False"]
+
+
+def test_damaged_code_is_compiled_again(program: Path) -> None:
+    first = _run(program)
+    files = list((program.parent / "cache").rglob("*.o"))
+    assert len(files) == 2  # one of each function: True and 10 are both integers
+    for file, damage in zip(files, (b"", file_damaged(files[1])), strict=True):
+        file.write_bytes(damage)
+    assert _run(program) == first
+    assert _run(program)[-1] == "False"
+
+
+def file_damaged(file: Path) -> bytes:
+    """The file's content with one bit turned."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    return bytes(content)
