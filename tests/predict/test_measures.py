@@ -22,6 +22,7 @@ from mmreplay.predict.calibration import alone, calibrate, class_keys
 from mmreplay.predict.delays import quantile_ns
 from mmreplay.predict.drift import DRIFT_HIGH, baseline_drift
 from mmreplay.predict.gains import Cell
+from mmreplay.predict.pace import work_of
 from mmreplay.predict.prediction import Row
 from mmreplay.predict.recorded import Recorded
 from mmreplay.predict.steady import Part
@@ -222,7 +223,7 @@ class TestCalibration:
 def whole(plan: Plan) -> Part:
     """``plan`` measured by all of its threads."""
     unused: Any = None
-    return Part(unused, plan, plan, -1, 1.0, 1.0, plan.n_threads, idle=False)
+    return Part(unused, plan, plan, -1, 1.0, 1.0, plan.n_threads, work_of(plan, -1), idle=False)
 
 
 def cell(threads: int, cores: int, seeds: int = 2, wrap: bool = True) -> Cell:
@@ -290,6 +291,36 @@ class TestGains:
         back_low, back_high = gains.speedup_range(new, old)
         assert back_low == pytest.approx(1 / high, rel=0.1)
         assert back_high == pytest.approx(1 / low, rel=0.1)
+
+    def test_kernels_are_compared_over_the_same_operations(self) -> None:
+        # Thread 0 faults 90 times, 1.5 µs each.  Thread 1 maps 60 times, 2.3 µs or 1.3 µs, and
+        # then computes 10 µs before each fault: when thread 0 ends the replay, the fast kernel
+        # has brought thread 1 to its computing, the slow one has not.
+        fault = [small.op(PlanOp.FAULT, vma=0, think_cpu_ns=500) for _ in range(90)]
+        maps = [small.op(PlanOp.MMAP, mm=1, vma=1, think_cpu_ns=1) for _ in range(60)]
+        late = [small.op(PlanOp.FAULT, mm=1, vma=1, think_cpu_ns=10_000) for _ in range(30)]
+        plan = small.plan([fault, maps + late])
+        cells = []
+        for tree in (2_000.0, 1_000.0):
+            machine = small.machine(8, {**COSTS, "tree": tree})
+            result = simulate(plan, MODEL, machine, Options(cores=2, wrap=True))
+            cells.append(Cell({0: whole(plan)}, "recorded", {(0, 1): result}))
+        gains.together(*cells)
+        old, new = (cell.results[0, 1] for cell in cells)
+        assert new.window_user_ns > 2 * old.window_user_ns  # what time windows would compare
+        # Both threads run alone: the same parts of their way, at the costs above.
+        upto = cells[0].upto[0, 1]
+        assert upto[1] < 64
+        done = int(cells[0].parts[0].work.ops[1, upto[1]] - cells[0].parts[0].work.ops[1, 6])
+        alone_ns = [
+            int(r.thread_progress_ns[0, upto[0]] - r.thread_progress_ns[0, 6]) for r in (old, new)
+        ]
+        assert alone_ns[0] == alone_ns[1]
+        expected = (alone_ns[0] + done * 2_301) / (alone_ns[0] + done * 1_301)
+        assert gains.speedup(*cells) == pytest.approx(expected, rel=0.02)
+        assert gains.useful_work_rate(cells[1]) / gains.useful_work_rate(cells[0]) == pytest.approx(
+            expected, rel=0.02
+        )
 
     def test_without_recorded_computing_a_speedup_counts_operations(self) -> None:
         plan = loop(2, 90, think_ns=0)

@@ -27,7 +27,7 @@ from mmreplay.engine.setup import (
     stream_of,
 )
 from mmreplay.engine.specialise import BIT_SCOPE, COLUMN
-from mmreplay.engine.summary import Totals, summarise
+from mmreplay.engine.summary import Totals, progress_ns, summarise
 from mmreplay.locking.isa import Kind
 from mmreplay.machine.profile import Machine
 
@@ -110,6 +110,7 @@ class Memory:
             H_VISIBLE: int(model.lock_params[:, P["bravo_slots"]].max(initial=0)),
             H_TOUCH_KEYS: len(prepared.pages.touch_keys),
             H_TOUCHED: len(prepared.pages.touch_keys) * cpu_mask_words(setup.cores),
+            H_ENDS: plan.n_ops,
             H_INST: prepared.n_instances * self.isize, H_LINE: prepared.n_lines * self.lsize,
             **{H_LEVEL_0 + i: size for i, size in enumerate(levels)},
         }  # fmt: skip
@@ -333,6 +334,7 @@ class Memory:
             thread_begun=self.part(HEADER, n_threads, TF)[:, T_NTH].copy(),
             thread_end_ns=ends,
             thread_wait_ns=self.part(H_TWAIT, n_threads, n_locks).copy(),
+            thread_progress_ns=progress_ns(prepared.plan, self.part(H_ENDS, prepared.plan.n_ops)),
             idle_ns=idle,
             sleep_ns=int(m[H_SLEEP_NS]),
             dep_wait_ns=int(m[H_DEP_WAIT_NS]),

@@ -39,6 +39,7 @@ def record(m, longs, b):
         return
     m[H_GRP_RECORDED] += 1
     end = m[b + T_FIN_END]
+    m[m[H_ENDS] + row] = end + 1
     if m[H_WIN_END] < 0 or end <= m[H_WIN_END]:
         user = longs[(row << 3) + O_THINK]
         m[H_GRP_OPS] += 1

@@ -31,7 +31,7 @@ from mmreplay.engine.setup import (
     stream_of,
 )
 from mmreplay.engine.states import State
-from mmreplay.engine.summary import Totals, delay_bucket, summarise
+from mmreplay.engine.summary import Totals, delay_bucket, progress_ns, summarise
 from mmreplay.engine.world import PC_BEGIN, PC_BLOCK, PC_END, PC_THINK, Finished, Thread
 from mmreplay.locking.isa import Kind, Mode, Op, Operand
 from mmreplay.locking.model import LockingModel
@@ -53,6 +53,7 @@ class Simulation(Processors):
         self.op_wait_ns = np.zeros(kinds, np.int64)
         self.op_delay = np.zeros((kinds, DELAY_BUCKETS), np.int64)
         self.thread_end_ns = np.full(plan.n_threads, -1, np.int64)
+        self.op_end_ns = np.zeros(plan.n_ops, np.int64)  # plus one; 0: not yet
         self.thread_wait_ns = np.zeros((plan.n_threads, n_locks), np.int64)
         self.sleep_ns = self.dep_wait_ns = 0
         self.group_recorded = 0
@@ -257,6 +258,7 @@ class Simulation(Processors):
         if self.setup.in_group[thread.index]:
             self.group_recorded += 1
             self.records.append((done.end_ns, int(self.plan.think_cpu_ns[done.row])))
+            self.op_end_ns[done.row] = done.end_ns + 1
             if (
                 self.window_begin_ns < 0
                 and self.window_end_ns < 0
@@ -532,6 +534,7 @@ class Simulation(Processors):
                 thread_begun=np.array([t.nth for t in self.threads], np.int64),
                 thread_end_ns=self.thread_end_ns,
                 thread_wait_ns=self.thread_wait_ns,
+                thread_progress_ns=progress_ns(self.plan, self.op_end_ns),
                 idle_ns=self.idle_ns,
                 sleep_ns=self.sleep_ns,
                 dep_wait_ns=self.dep_wait_ns,

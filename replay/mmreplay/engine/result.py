@@ -13,6 +13,8 @@ I64 = NDArray[np.int64]
 #: Histogram of operation delays: log-linear, 16 buckets per power of two, 0..2^40 ns.
 DELAY_BUCKETS_PER_OCTAVE = 16
 DELAY_BUCKETS = 40 * DELAY_BUCKETS_PER_OCTAVE
+#: How finely a thread's progress is kept.
+PROGRESS_PARTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,9 @@ class Result:
     thread_begun: I64  # (T,) operations begun, over all laps
     thread_end_ns: I64  # (T,)
     thread_wait_ns: I64  # (T, locks)
+    #: (T, PROGRESS_PARTS + 1) when a thread of the scaled group had completed j 64ths of its
+    #: operations (rounded up), once; column 0: when its first think began.  -1: not reached.
+    thread_progress_ns: I64
     idle_ns: int  # core time without a runnable thread
     sleep_ns: int  # thread time asleep for I/O
     wall_s: float = field(default=0.0, compare=False)

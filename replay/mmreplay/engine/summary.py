@@ -8,7 +8,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.engine.result import DELAY_BUCKETS, DELAY_BUCKETS_PER_OCTAVE, LockStats, Result
+from mmreplay.address_space.plan import Plan
+from mmreplay.engine.result import (
+    DELAY_BUCKETS,
+    DELAY_BUCKETS_PER_OCTAVE,
+    PROGRESS_PARTS,
+    LockStats,
+    Result,
+)
 from mmreplay.locking.isa import Kind
 from mmreplay.locking.model import LockingModel
 
@@ -60,6 +67,7 @@ class Totals:
     thread_begun: I64
     thread_end_ns: I64
     thread_wait_ns: I64
+    thread_progress_ns: I64
     idle_ns: int
     sleep_ns: int
     dep_wait_ns: int
@@ -70,6 +78,27 @@ class Totals:
     window_user_ns: int
     group_ops: int  # recorded until the window's end, whether or not it opened
     group_user_ns: int
+
+
+def progress_ns(plan: Plan, op_end_ns: I64) -> I64:
+    """``Result.thread_progress_ns``.
+
+    ``op_end_ns`` (N,): when each operation was over, plus one; 0 where it was not.
+    """
+    out = np.full((plan.n_threads, PROGRESS_PARTS + 1), -1, np.int64)
+    first, count = plan.thread_first[:-1], np.diff(plan.thread_first)
+    some = count > 0
+    out[some, 0] = plan.thread_offset_ns[some]
+    rows = first[some, None] + checkpoints(count[some])[:, 1:] - 1
+    out[some, 1:] = op_end_ns[rows] - 1
+    return out
+
+
+def checkpoints(count: I64) -> I64:
+    """(T, PROGRESS_PARTS + 1) how many of ``count`` (T,) operations make each part of the way."""
+    parts = np.arange(PROGRESS_PARTS + 1, dtype=np.int64)
+    ups: I64 = -(-count[:, None] * parts // PROGRESS_PARTS)
+    return ups
 
 
 def summarise(model: LockingModel, totals: Totals) -> Result:
@@ -103,6 +132,7 @@ def summarise(model: LockingModel, totals: Totals) -> Result:
         thread_begun=totals.thread_begun,
         thread_end_ns=totals.thread_end_ns,
         thread_wait_ns=totals.thread_wait_ns,
+        thread_progress_ns=totals.thread_progress_ns,
         idle_ns=totals.idle_ns,
         sleep_ns=totals.sleep_ns,
         detail=detail,

@@ -22,6 +22,7 @@ from mmreplay.predict.detail import blame_table, lock_table, op_table
 from mmreplay.predict.effort import GROWN_OPS, WINDOWS, check_growth, effort, growth_of
 from mmreplay.predict.explain import headline, headline_row, plural, series
 from mmreplay.predict.gains import Cell
+from mmreplay.predict.pace import pace
 from mmreplay.predict.planning import Planner, Wanted
 from mmreplay.predict.prediction import Prediction, ProcessShare, Replay, Row, Saturation
 from mmreplay.predict.processes import People, foreign_holders, people, process_shares, processes
@@ -240,6 +241,7 @@ def replay(
     wall_s = time.perf_counter() - begin
     once = [done[i, False] for i in parts]
     steady = {i: done[i, True] for i in parts}
+    paces = [(part, pace(part.work, steady[i])) for i, part in parts.items()]
     who = people(source)
     state = quality(source)
     sound = state.lost_share <= LOSS_LIMIT
@@ -264,8 +266,10 @@ def replay(
         ops=sum(result.ops for result in once),
         window_ns=sum(result.window_ns for result in steady.values()),
         makespan_ns=sum(result.makespan_ns for result in once),
-        throughput_ops_per_s=gains.pooled(parts, steady, gains.ops_ns) if sound else None,
-        useful_work_rate=gains.pooled(parts, steady, gains.user_ns) if sound else None,
+        throughput_ops_per_s=1e9 * gains.pooled(gains.ops(p, q) for p, q in paces)
+        if sound
+        else None,
+        useful_work_rate=gains.pooled(gains.user(p, q) for p, q in paces) if sound else None,
         baseline_drift_ratio=found_base.drift.ratio,
         baseline_drift_note=found_base.drift.note,
         locks=lock_table(model, once),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.engine.result import Result
 from mmreplay.predict.delays import quantile_ns
+from mmreplay.predict.pace import Pace, pace, reached
 from mmreplay.predict.prediction import Blame, Row, Saturation
 from mmreplay.predict.steady import Part
 
@@ -25,6 +26,8 @@ LIMIT_SHARE = 0.1
 #: Saturated: this share of the list's best throughput is reached.
 SATURATION_SHARE = 0.95
 HAND_OVER = "hand-over"
+
+I64 = NDArray[np.int64]
 
 #: (window, seed): simulations with equal keys use the same draws and are paired.
 Pair = tuple[int, int]
@@ -42,101 +45,124 @@ class Cell:
     dearer: dict[Pair, Result] = field(default_factory=dict)
     #: This kernel's locks with the other kernel's costs; empty where the costs are equal.
     locking_only: dict[Pair, Result] = field(default_factory=dict)
+    #: How far each measured thread's work counts, in parts of its way (:func:`together`).
+    upto: dict[Pair, I64] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Work that the group completes in some time."""
+
+    done: float
+    ns: float
 
     @property
-    def seeds(self) -> list[int]:
-        return sorted({seed for _, seed in self.results})
-
-    @property
-    def windows(self) -> list[int]:
-        return sorted({window for window, _ in self.results})
+    def per_ns(self) -> float:
+        return self.done / self.ns if self.ns > 0 else 0.0
 
 
-def ops_ns(part: Part, result: Result) -> float:
-    """Operations of the group in the window, times 1e9: over ns that is a rate per second."""
-    return result.window_ops * 1e9 * part.ops_factor
+Value = Callable[[Part, Pace], Amount]
 
 
-def user_ns(part: Part, result: Result) -> float:
-    """User CPU time of the group in the window."""
-    return result.window_user_ns * part.user_factor
+def ops(part: Part, pace: Pace) -> Amount:
+    """Operations of the group."""
+    return Amount(pace.ops * part.ops_factor, pace.ns)
 
 
-Value = Callable[[Part, Result], float]
+def user(part: Part, pace: Pace) -> Amount:
+    """User CPU time of the group, ns."""
+    return Amount(pace.user_ns * part.user_factor, pace.ns)
 
 
-def pooled(parts: Mapping[int, Part], results: Mapping[int, Result], value: Value) -> float:
-    """``value`` per nanosecond over several windows."""
-    total = ns = 0.0
-    for window, result in results.items():
-        total += value(parts[window], result)
-        ns += result.window_ns
-    return total / ns if ns > 0 else 0.0
+def pooled(amounts: Iterable[Amount]) -> float:
+    """Work per ns over several windows."""
+    some = list(amounts)
+    return Amount(math.fsum(a.done for a in some), math.fsum(a.ns for a in some)).per_ns
 
 
-def _mean_over_seeds(cell: Cell, value: Value) -> float:
+def together(*cells: Cell) -> None:
+    """Let the cells be compared: each pair's rates over the work that all its replays completed."""
+    ways: dict[Pair, list[I64]] = {}
+    for cell in cells:
+        for results in (cell.results, cell.cheaper, cell.dearer, cell.locking_only):
+            for pair, result in results.items():
+                ways.setdefault(pair, []).append(reached(cell.parts[pair[0]].work, result))
+    for cell in cells:
+        cell.upto = {pair: np.minimum.reduce(far) for pair, far in ways.items()}
+
+
+def amount(cell: Cell, pair: Pair, result: Result, value: Value) -> Amount:
+    """One replay's work of one pair."""
+    part = cell.parts[pair[0]]
+    return value(part, pace(part.work, result, cell.upto.get(pair)))
+
+
+def _mean_over_seeds(cell: Cell, value: Value, results: Mapping[Pair, Result]) -> float:
     per_seed = [
-        pooled(cell.parts, {w: cell.results[w, seed] for w in cell.windows}, value)
-        for seed in cell.seeds
+        pooled(
+            amount(cell, pair, result, value) for pair, result in results.items() if pair[1] == s
+        )
+        for s in sorted({seed for _, seed in results})
     ]
-    return math.fsum(per_seed) / len(per_seed)
+    return math.fsum(per_seed) / len(per_seed) if per_seed else 0.0
 
 
 def throughput(cell: Cell) -> float:
     """Operations of the group per second: mean over seeds, pooled over windows."""
-    return _mean_over_seeds(cell, ops_ns)
+    return 1e9 * _mean_over_seeds(cell, ops, cell.results)
 
 
 def useful_work_rate(cell: Cell) -> float:
     """User CPU seconds of the group per second: mean over seeds, pooled over windows."""
-    return _mean_over_seeds(cell, user_ns)
+    return _mean_over_seeds(cell, user, cell.results)
 
 
 def throughput_range(cell: Cell) -> tuple[float | None, float | None]:
     """Lowest and highest throughput; ``(None, None)`` where there is a single simulation."""
-    values = [
-        result.throughput_ops_per_s * cell.parts[window].ops_factor
-        for (window, _), result in cell.results.items()
-    ]
-    low, high = _factor_effect(cell, lambda r: r.throughput_ops_per_s)
+    values = [1e9 * amount(cell, p, r, ops).per_ns for p, r in cell.results.items()]
+    low, high = _factor_effect(cell, ops)
     if len(values) < 2 and (low, high) == (1.0, 1.0):
         return None, None
     centre = throughput(cell)
     return min([*values, centre]) * low, max([*values, centre]) * high
 
 
-def rate(result: Result) -> float:
-    """What a speed-up is the ratio of: useful work, or operations where none was recorded."""
-    return result.useful_work_rate if result.window_user_ns > 0 else result.throughput_ops_per_s
+def measure(*cells: Cell) -> Value:
+    """What a speed-up is the ratio of: useful work, or operations where some did none."""
+    works = all(
+        amount(cell, pair, result, user).per_ns > 0
+        for cell in cells
+        for pair, result in cell.results.items()
+    )
+    return user if works else ops
 
 
 def speedup(old: Cell, new: Cell, results: Mapping[Pair, Result] | None = None) -> float | None:
-    """Ratio of the rates, paired by seed: pooled over windows, then the mean over seeds."""
-    over = results if results is not None else new.results
-    ratios = []
-    for seed in sorted({seed for _, seed in over} & set(old.seeds)):
-        windows = [w for w in new.windows if (w, seed) in over]
-        before = {w: old.results[w, seed] for w in windows}
-        after = {w: over[w, seed] for w in windows}
-        work = all(r.window_user_ns > 0 for r in (*before.values(), *after.values()))
-        value = user_ns if work else ops_ns
-        base = pooled(old.parts, before, value)
-        if base > 0:
-            ratios.append(pooled(new.parts, after, value) / base)
-    return math.fsum(ratios) / len(ratios) if ratios else None
+    """Ratio of the rates (means over seeds, pooled over windows); of ``new``'s base results
+    or of other ``results`` of its plans, against the same windows and seeds of ``old``.
+    """
+    over = new.results if results is None else results
+    value = measure(old, new)
+    pairs = over.keys() & old.results.keys()
+    base = _mean_over_seeds(old, value, {pair: old.results[pair] for pair in pairs})
+    if base <= 0:
+        return None
+    return _mean_over_seeds(new, value, {pair: over[pair] for pair in pairs}) / base
 
 
 def speedup_range(old: Cell, new: Cell) -> tuple[float | None, float | None]:
     """Lowest and highest paired ratio over seeds and windows, times the kernel factor's effect."""
-    ratios = [
-        rate(new.results[pair]) / rate(old.results[pair])
-        for pair in new.results
-        if pair in old.results and rate(old.results[pair]) > 0
-    ]
+    value = measure(old, new)
+    ratios = []
+    for pair, result in new.results.items():
+        if pair in old.results:
+            before = amount(old, pair, old.results[pair], value).per_ns
+            if before > 0:
+                ratios.append(amount(new, pair, result, value).per_ns / before)
     centre = speedup(old, new)
     # Only the two kernels' relation counts: the factor is on the one that was not recorded.
-    new_low, new_high = _factor_effect(new, rate)
-    old_low, old_high = _factor_effect(old, rate)
+    new_low, new_high = _factor_effect(new, value)
+    old_low, old_high = _factor_effect(old, value)
     if new.cheaper:
         low, high = new_low, new_high
     else:
@@ -146,15 +172,14 @@ def speedup_range(old: Cell, new: Cell) -> tuple[float | None, float | None]:
     return min([*ratios, centre]) * low, max([*ratios, centre]) * high
 
 
-def _factor_effect(cell: Cell, value: object) -> tuple[float, float]:
+def _factor_effect(cell: Cell, value: Value) -> tuple[float, float]:
     """How much the kernel factor can lower and raise a rate: (at most 1, at least 1)."""
-    assert callable(value)
     effects = [1.0]
     for varied in (cell.cheaper, cell.dearer):
         for pair, result in varied.items():
-            base = value(cell.results[pair])
+            base = amount(cell, pair, cell.results[pair], value).per_ns
             if base > 0:
-                effects.append(value(result) / base)
+                effects.append(amount(cell, pair, result, value).per_ns / base)
     return min(effects), max(effects)
 
 

@@ -1,9 +1,9 @@
 """Whose progress a throughput is measured by, and what the others do meanwhile.
 
-A replay's window ends when the first thread of the measured group is through.  A scaled
+A replay stops when the first thread of the measured group is through.  A scaled
 group often holds threads that are no workers: a main thread that starts the pool and
 sleeps, threads that the recorded machine hardly ran inside the window.  If one of them
-ended the window, it would end anywhere.  So the group is measured by its *steady* threads,
+ended it, it would end anywhere.  So the group is measured by its *steady* threads,
 and their rates are scaled up to all of the group's work.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.predict.pace import Work, work_of
 from mmreplay.predict.recorded import Recorded, by_class
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Part:
     ops_factor: float
     user_factor: float
     steady: int  # how many they are
+    work: Work  # theirs
     idle: bool  # they sleep between operations
 
     def plan(self, load: str) -> Plan:
@@ -96,6 +98,7 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
         ops_factor=_ratio(ops[mine].sum(), ops[steady].sum()),
         user_factor=_ratio(user[mine].sum(), user[steady].sum()),
         steady=int(steady.sum()),
+        work=work_of(plan, group),
         idle=bool(blocked[steady].sum() > 0),
     )
 

@@ -123,6 +123,7 @@ def simulate_grid(
                 (name, threads, cores, load),
                 cells[_stand_in("old" if same else name, threads, cores, load, cells)],
             )
+        gains.together(cells["old", threads, cores, load], cells["new", threads, cores, load])
     return cells, work.simulations, work.ops
 
 
