@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, inlined_helper, njit
+from mmreplay.jit import borrowing_helper, inlined_helper, lean, njit, tables
 
 PAGES: Final = 512  # pages per region, x86-64 and arm64 with 4 KiB pages
 REGION_SHIFT: Final = 9
@@ -62,6 +62,9 @@ class PageState(NamedTuple):
     slot: NDArray[np.void]  # (S,) SLOT
     spaces: NDArray[np.void]  # (M,) SPACE
     meta: NDArray[np.int64]  # (META,)
+
+
+tables(PageState, state=PAGES, last_use=PAGES)
 
 
 def make_pages(spaces: int, slots: int = 256) -> PageState:
@@ -114,7 +117,8 @@ def _bucket_of(p, key):
 
 
 @njit
-def _rehash(p):
+def _rehash(arrays):
+    p = lean(arrays)
     for space in range(len(p.spaces)):
         slot = p.spaces[space].head
         while slot >= 0:

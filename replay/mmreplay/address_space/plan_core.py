@@ -40,7 +40,7 @@ from mmreplay.address_space.vma_state import (
     Num,
     Vm,
 )
-from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper
+from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, lean
 from mmreplay.schema import OpKind
 
 _FAULT_USER = int(OpKind.FAULT_USER)
@@ -381,8 +381,12 @@ def _blank(out, o):
 
 
 @borrowing_njit
-def advance(rows, order, start, m, rules, p, s, w, out, c, row_first, row_end, huge):
+def advance(
+    chunk, order, start, map_, rules, pages, makers, work, made, clones, row_first, row_end, huge
+):
     """Plan ``rows`` in their order from position ``start`` on; returns (next position, Status)."""
+    rows, m, p, s = lean(chunk), lean(map_), lean(pages), lean(makers)
+    w, out, c = lean(work), lean(made), lean(clones)
     waste = len(out.ops) - 1
     for at in range(start, len(order)):
         i = order[at]

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, inlined_helper, njit
+from mmreplay.jit import borrowing_helper, inlined_helper, lean, njit, tables
 
 LEAF: Final = 64
 #: Entries of the table of ranges looked up lately, by the low bits of 2 MiB of address space.
@@ -28,6 +28,7 @@ _SLACK: Final = 4
 # meta columns
 _FREE: Final = 0
 _USED: Final = 1
+_WIDTH: Final = 2
 
 
 class Segments(NamedTuple):
@@ -41,7 +42,10 @@ class Segments(NamedTuple):
     directory: NDArray[np.int32]  # (M, D) blocks in address order
     directory_n: NDArray[np.int32]  # (M,)
     seen: NDArray[np.int64]  # (SEEN, 4) space, start, end, value: ranges looked up lately
-    meta: NDArray[np.int64]  # (2,) free list head, blocks in use
+    meta: NDArray[np.int64]  # (3,) free list head, blocks in use, D
+
+
+tables(Segments, start=LEAF, end=LEAF, value=LEAF, seen=4)
 
 
 def make_segments(spaces: int, blocks: int = 64, directory: int = 16) -> Segments:
@@ -57,7 +61,7 @@ def make_segments(spaces: int, blocks: int = 64, directory: int = 16) -> Segment
         directory=np.full((spaces, directory), -1, np.int32),
         directory_n=np.zeros(spaces, np.int32),
         seen=np.full((SEEN, 4), -1, np.int64),
-        meta=np.array([0, 0], np.int64),
+        meta=np.array([0, 0, directory], np.int64),
     )
 
 
@@ -75,7 +79,7 @@ def grow_segments(old: Segments) -> Segments:
     new.next_free[:blocks] = old.next_free
     new.directory[:, :width] = old.directory
     new.directory_n[:] = old.directory_n
-    new.meta[:] = old.meta
+    new.meta[:2] = old.meta[:2]
     if more_blocks > blocks:  # the new blocks go in front of the free list
         new.next_free[more_blocks - 1] = int(old.meta[_FREE])
         new.meta[_FREE] = blocks
@@ -93,10 +97,7 @@ def any_full(s: Segments) -> bool:
 @borrowing_helper
 def segments_full_core(s, space):
     """Whether the next ``assign`` in ``space`` might not fit."""
-    return (
-        len(s.count) - s.meta[_USED] < _SLACK
-        or s.directory_n[space] + _SLACK > s.directory.shape[1]
-    )
+    return len(s.count) - s.meta[_USED] < _SLACK or s.directory_n[space] + _SLACK > s.meta[_WIDTH]
 
 
 @borrowing_helper
@@ -321,16 +322,16 @@ def next_range_core(s, space, page, end):
 @njit
 def get(s, space, page):
     """The value of the range that holds ``page``, or -1."""
-    return get_core(s, space, page)
+    return get_core(lean(s), space, page)
 
 
 @njit
 def assign(s, space, start, end, value):
     """Give pages ``start`` to ``end`` (exclusive) the value; check ``any_full`` first."""
-    assign_core(s, space, start, end, value)
+    assign_core(lean(s), space, start, end, value)
 
 
 @njit
 def clear(s, space, start, end):
     """Forget pages ``start`` to ``end`` (exclusive)."""
-    clear_core(s, space, start, end)
+    clear_core(lean(s), space, start, end)

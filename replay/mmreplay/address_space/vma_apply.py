@@ -136,7 +136,8 @@ _PARTIAL_ERRORS = (1, 12, 13, 22)
 
 @borrowing_helper
 def _begin(state: Core) -> None:
-    state.info[:] = 0
+    for k in range(len(state.info)):
+        state.info[k] = 0
     state.info[_FIRST_SLOT] = -1
     state.info[_FIRST_UID] = -1
     state.info[_TARGET_SLOT] = -1

@@ -19,7 +19,7 @@ from mmreplay.address_space.vma_apply import (
     lookup_core,
 )
 from mmreplay.address_space.vma_state import I64, MapState, Vm
-from mmreplay.jit import njit
+from mmreplay.jit import lean, njit
 
 
 @njit
@@ -64,7 +64,7 @@ def apply(
     """
     return int(
         apply_core(
-            state.core,
+            lean(state.core),
             rules,
             space,
             kind,
@@ -90,13 +90,13 @@ def fault(state: MapState, rules: I64, space: int, address: int, write: int, exe
     (mm/vma.c:expand_downwards); a first write to a private VMA gives it an anon_vma: a mergeable
     neighbour's if there is one (mm/vma.c:find_mergeable_anon_vma), else a new one.
     """
-    return int(fault_core(state.core, rules, space, address, write, execute))
+    return int(fault_core(lean(state.core), rules, space, address, write, execute))
 
 
 @njit
 def lookup(state: MapState, space: int, address: int) -> int:
     """Slot of the VMA that holds ``address``, or -1; its id is ``state.uid[slot]``."""
-    return int(lookup_core(state.core, space, address))
+    return int(lookup_core(lean(state.core), space, address))
 
 
 @njit
@@ -104,7 +104,7 @@ def search(
     state: MapState, rules: I64, space: int, length: int, flags: int, file_id: int, file_offset: int
 ) -> int:
     """Address that the kernel gives a mapping without a hint (``flags``: MAP_*); -1: no room."""
-    return int(search_core(state.core, rules, space, length, flags, file_id, file_offset))
+    return int(search_core(lean(state.core), rules, space, length, flags, file_id, file_offset))
 
 
 @njit
@@ -113,7 +113,7 @@ def cover(state: MapState, rules: I64, space: int, start: int, end: int) -> int:
 
     They extend an UNKNOWN VMA that ends where the hole begins.  Counted in ``numbers``.
     """
-    return int(cover_core(state.core, rules, space, start, end))
+    return int(cover_core(lean(state.core), rules, space, start, end))
 
 
 @njit
@@ -132,7 +132,9 @@ def insert(
 
     ``anon``: 1 gives it an anon_vma, 0 none.  ``info[TARGET_SLOT]`` and ``TARGET_UID`` name it.
     """
-    return int(insert_core(state.core, rules, space, start, end, vm_flags, pgoff, file_id, anon))
+    return int(
+        insert_core(lean(state.core), rules, space, start, end, vm_flags, pgoff, file_id, anon)
+    )
 
 
 class Vma(NamedTuple):

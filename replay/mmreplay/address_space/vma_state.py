@@ -23,6 +23,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreplay.jit import tables
+
 I64 = NDArray[np.int64]
 
 #: Entries of one leaf of the ordered index.
@@ -205,6 +207,11 @@ class Core(NamedTuple):
     numbers: I64  # (Num.N,)
     info: I64  # (Info.N,)
     effects: I64  # (E, 4) columns E_*
+
+
+tables(
+    Core, vma=_V_N, leaf_key=FAN, leaf_slot=FAN, leaf=4, directory=2, spaces=_S_N, effects=4
+)  # fmt: skip
 
 
 class MapState(NamedTuple):
