@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import platform
@@ -207,13 +208,8 @@ def inlined_helper(function: Callable[..., Any]) -> Any:
     return helper(function, counts_references=False, forceinline=True)
 
 
-def _of_compiler(name: str) -> Any:
-    def make() -> Any:
-        from mmreplay.jit import compiler
-
-        return getattr(compiler, name)
-
-    return Lazy(make)
+def _of_compiler(name: str, module: str = "compiler") -> Any:
+    return Lazy(lambda: getattr(importlib.import_module(f"mmreplay.jit.{module}"), name))
 
 
 #: In compiled code, ``pointer(array)``: the elements of a contiguous array, as something to index.
@@ -226,3 +222,21 @@ pointer = _of_compiler("pointer")
 #: In compiled code, ``prefetch(array, index)``: ask for the cache line of ``array[index]``, to
 #: be read later.
 prefetch = _of_compiler("prefetch")
+
+#: In compiled code, ``lean(arrays)``: a contiguous array, or a named tuple of them, as its
+#: address, length and columns, to be indexed.
+#:
+#: As with ``pointer``, but elements may be records, and there may be two dimensions: a lean
+#: array is three words.  (The planner: 32 to 25 s of CPU to compile.)
+lean = _of_compiler("lean", "lean_arrays")
+
+#: Columns of the two-dimensional arrays of named tuples, where :func:`tables` says them.
+COLUMNS: Final[dict[type, dict[str, int]]] = {}
+
+
+def tables(kind: type, **columns: int) -> None:
+    """Say how many columns each two-dimensional array of a class of named tuples has.
+
+    Compiled code then indexes the lean ones by shifts instead of products.
+    """
+    COLUMNS[kind] = columns

@@ -10,6 +10,8 @@ use: an array takes seven.  (The planner's pass: 45 to 28 s of CPU to compile, a
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ from numba.core.compiler import Compiler, Flags
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
-from mmreplay.jit.loading import ENTRY, MOST_RESULTS
+from mmreplay.jit.loading import ENTRY, MOST_RESULTS, alone
 
 _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
 
@@ -156,29 +158,44 @@ def type_of(made: Any) -> Any:
     return context.resolve_value_type(made)
 
 
-def _loading_alone(dispatcher: Any) -> Any:
-    """Let code be loaded from the cache without all that numba needs to compile.
+_TURN: Final = threading.local()  # .of: the ExitStack of the compilation that a thread is in
+
+
+def _cached(dispatcher: Any) -> Any:
+    """A function that Python calls: loaded from the cache, else compiled by one process.
 
     numba lists all it can compile before it looks into its cache: half of the time of
     loading a command's functions (0.15 s).  Where there is nothing in the cache, compiling
     does that itself.  The runtime that counts references is all that loaded code needs.
     """
-    if not numba.config.DISABLE_JIT:
-        cache = dispatcher._cache
+    if numba.config.DISABLE_JIT:
+        return dispatcher
+    cache, compile_now, folder = dispatcher._cache, dispatcher.compile, numba.config.CACHE_DIR
 
-        def load_overload(signature: Any, context: Any) -> Any:
-            rtsys.initialize(context)
-            with cache._guard_against_spurious_io_errors():
-                return cache._load_overload(signature, context)
+    def load_overload(signature: Any, context: Any) -> Any:
+        rtsys.initialize(context)
+        with cache._guard_against_spurious_io_errors():
+            found = cache._load_overload(signature, context)
+            if found is None and folder:
+                _TURN.of.enter_context(alone(folder))
+                found = cache._load_overload(signature, context)  # as another process left it
+            return found
 
-        cache.load_overload = load_overload
+    def compile_in_turn(signature: Any) -> Any:
+        with contextlib.ExitStack() as turn:
+            turn.callback(setattr, _TURN, "of", getattr(_TURN, "of", None))
+            _TURN.of = turn
+            return compile_now(signature)
+
+    cache.load_overload = load_overload
+    dispatcher.compile = compile_in_turn
     return dispatcher
 
 
 def whole(function: Callable[..., Any], cache: str, counts_references: bool) -> Any:
     """The dispatcher of :func:`mmreplay.jit.njit`, with its code kept in a directory."""
     numba.config.CACHE_DIR = cache
-    return _loading_alone(
+    return _cached(
         numba.njit(
             cache=True,
             nogil=True,
