@@ -15,7 +15,14 @@ from click.testing import CliRunner
 from mmreplay.cli.main import cli
 from mmreplay.errors import UserError
 from mmreplay.hardware.child import Child
-from mmreplay.hardware.loop_tables import RU_MINFLT
+from mmreplay.hardware.loop_tables import (
+    RU_MINFLT,
+    RU_NVCSW,
+    RU_SYSTEM_S,
+    RU_SYSTEM_US,
+    RU_USER_S,
+    RU_USER_US,
+)
 from mmreplay.hardware.runs import read_runs
 from mmreplay.hardware.suite import has_populate
 from mmreplay.hardware.trace_build import build
@@ -232,10 +239,15 @@ def test_the_window_begins_at_a_tenth_and_ends_with_the_first_thread() -> None:
 def test_measure_a_trace(tmp_path: Path) -> None:
     synthesise("page_fault1", threads=2, ops=3000, output=tmp_path / "app.mmt")
     words = ["measure", "--trace", str(tmp_path / "app.mmt"), "--repetitions", "2"]
+    words += ["--simulate", "epyc-zen4-guest-2cpu", "--think-scale", "2"]
     words += ["--format", "json", "-o", str(tmp_path / "r.parquet")]
     result = CliRunner().invoke(cli, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
+    assert sorted(one["path"] for one in told["simulated"]) == ["mmap_lock", "vma"]
+    for one in told["simulated"]:
+        assert one["ratio"] == pytest.approx(one["simulated_makespan_s"] / one["makespan_s"])
+        assert 0 < one["simulated_memory_share"] <= 1
     assert [(r["workload"], r["path"], r["threads"]) for r in told["rows"]] == [
         ("app", "mmap_lock", 3),  # and the main thread, which starts them
         ("app", "vma", 3),
@@ -257,6 +269,9 @@ def test_measure_a_trace(tmp_path: Path) -> None:
         (["mmap1", "--trace", "no.mmt"], "a trace has its own threads and operations"),
         (["--trace", "app.mmt", "--memory", "0.0001"], "are allowed; free some, raise --memory"),
         (["mmap1", "--memory", "-1"], "--memory: -1.0 GiB"),
+        (["mmap1", "--think-scale", "2"], "--think-scale: only a recorded application"),
+        (["--trace", "app.mmt", "--think-scale", "-1"], "--think-scale: -1.0"),
+        (["--trace", "app.mmt", "--simulate", "none"], "none"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -268,3 +283,34 @@ def test_mistakes_are_one_line(
         CliRunner().invoke(cli, ["measure", *words], catch_exceptions=False, standalone_mode=False)
     assert line in caught.value.line()
     assert "\n" not in caught.value.line()
+
+
+def test_a_fault_comes_after_what_threw_its_page_away(worker: Child) -> None:
+    """Thread 1 drops two pages again and again, thread 2 touches them each time."""
+    rows = [mapped(1, BASE, 2)]
+    for _ in range(200):
+        rows += [touched(2, BASE), touched(2, BASE + 4096)]
+        rows += [{**unmapped(1, BASE, 2), "kind": OpKind.MADVISE, "flags": 4}]
+    answer = performed(worker, build(a_trace(rows)))
+    assert int(answer.usage[:, RU_MINFLT].sum()) >= 400
+
+
+def test_a_wait_for_a_thread_that_sleeps_costs_no_cpu_time(worker: Child) -> None:
+    rows = [
+        mapped(1, BASE, 1),
+        {**touched(1, BASE), "think_blocked_ns": 300_000_000},
+        unmapped(2, BASE, 1),
+    ]
+    answer = performed(worker, build(a_trace(rows)))
+    assert answer.blocked_ns >= 250_000_000
+    used_us = answer.usage[:, [RU_USER_S, RU_SYSTEM_S]].sum() * 1_000_000
+    used_us += answer.usage[:, [RU_USER_US, RU_SYSTEM_US]].sum()
+    assert used_us < 100_000
+    assert int(answer.usage[:, RU_NVCSW].sum()) < 60
+
+
+def test_think_time_is_scaled() -> None:
+    rows = [mapped(1, BASE, 1), touched(1, BASE)]
+    assert build(a_trace(rows)).think_ns == 200
+    assert build(a_trace(rows), think_scale=2.5).think_ns == 500
+    assert build(a_trace(rows), think_scale=0).think_ns == 0

@@ -12,6 +12,7 @@ import click
 from mmreplay.errors import UserError
 
 if TYPE_CHECKING:
+    from mmreplay.fit.performed import Beside
     from mmreplay.hardware.runs import Runs
     from mmreplay.hardware.suite import Options, Plan
     from mmreplay.hardware.trace_program import Load
@@ -65,6 +66,17 @@ _SHORTEST_S: Final = 0.01
     show_default=True,
     help="With --trace: sleep where its threads were blocked, or do not.",
 )
+@click.option(
+    "--think-scale",
+    type=float,
+    metavar="X",
+    help="With --trace: multiply the CPU time between its operations by X [1].",
+)
+@click.option(
+    "--simulate",
+    metavar="MACHINE",
+    help="With --trace: simulate what was performed on this machine profile, and compare.",
+)
 @click.option("--memory", type=float, metavar="GIB", help="Use no more than this [available].")
 @click.option("--quick", is_flag=True, help="A few workloads, short windows: under 2 minutes.")
 @click.option("--check/--no-check", default=True, help="Trace which locks each path takes.")
@@ -106,8 +118,17 @@ def command(
                 where="--trace",
                 fix="leave workloads and --threads out",
             )
-        runs = _trace(given["trace"], given["load"], options, memory_bytes)
+        scale = _think_scale(given["think_scale"])
+        runs, simulated = _trace(given, scale, options, memory_bytes)
     else:
+        for name in ("think_scale", "simulate"):
+            if given[name] is not None:
+                raise UserError(
+                    "only a recorded application is scaled or simulated here",
+                    where=f"--{name.replace('_', '-')}",
+                    fix="add --trace APP.mmt; mmreplay accuracy compares workloads",
+                )
+        simulated = []
         runs = _workloads(workloads, quick, given["threads"], options, memory_bytes)
     if not runs.rows:
         why = next(iter(runs.not_measured.items()), ("", "it was interrupted"))
@@ -116,9 +137,12 @@ def command(
         write_runs(runs, path)
     notes = warnings(runs)
     if form == "json":
-        click.echo(json.dumps(as_json(runs, notes), indent=2))
+        answer = as_json(runs, notes)
+        if simulated:
+            answer["simulated"] = [one.to_json() for one in simulated]
+        click.echo(json.dumps(answer, indent=2))
     else:
-        click.echo("\n".join(as_text(runs, notes)))
+        click.echo("\n".join([*as_text(runs, notes), *(one.line() for one in simulated)]))
     if path is not None:
         click.echo(f"{path}: {len(runs.rows)} runs", err=True)
     if not runs.complete:
@@ -147,11 +171,25 @@ def _workloads(
     return suite.measure(plan, _Progress())
 
 
-def _trace(trace: str, load: Load, options: Options, memory_bytes: int | None) -> Runs:
+def _think_scale(given: float | None) -> float:
+    if given is not None and not 0 <= given <= 1000:
+        raise UserError(f"{given}", where="--think-scale", fix="give 0 to 1000")
+    return 1.0 if given is None else given
+
+
+def _trace(
+    given: dict[str, Any], think_scale: float, options: Options, memory_bytes: int | None
+) -> tuple[Runs, list[Beside]]:
     from mmreplay.hardware import trace_suite
 
-    opened = trace_suite.open_trace(trace)
-    program = trace_suite.program_of(opened, load, options, memory_bytes)
+    load: Load = given["load"]
+    opened = trace_suite.open_trace(given["trace"])
+    program = trace_suite.program_of(opened, load, options, memory_bytes, think_scale)
+    simulation = None
+    if given["simulate"] is not None:  # what is wrong with it shall be told before minutes pass
+        from mmreplay.fit.performed import simulation_of
+
+        simulation = simulation_of(given["simulate"])
     click.echo(
         f"{program.operations:,} operations of {len(program.threads)} threads,"
         f" recorded in {program.recorded_span_ns / 1e9:.3g} s, at most"
@@ -160,7 +198,8 @@ def _trace(trace: str, load: Load, options: Options, memory_bytes: int | None) -
     )
     for why, count in program.left_out.items():
         click.echo(f"left out: {count:,} operations {why}", err=True)
-    return trace_suite.measure_trace(program, options, _Progress())
+    runs = trace_suite.measure_trace(program, options, _Progress())
+    return runs, [] if simulation is None else simulation(program, opened.header, runs)
 
 
 def _options(quick: bool, given: dict[str, Any]) -> Options:

@@ -40,6 +40,8 @@ _SHARED, _FIXED, _ANONYMOUS, _POPULATE = 0x1, 0x10, 0x20, 0x8000
 _KEPT_FLAGS: Final = 0x1 | 0x2 | 0x20 | 0x4000 | _POPULATE | 0x20000
 #: Advice that concerns nothing but the range: NORMAL to DONTNEED, FREE to COLLAPSE, guards.
 _ADVICE: Final = (*range(5), *range(8, 26), 102, 103)
+#: Advice that takes pages away: DONTNEED, FREE, REMOVE, DONTNEED_LOCKED.
+_DROPPING: Final = (4, 8, 9, 24)
 _MAYMOVE_FIXED: Final = 3
 _MSYNC_ASYNC: Final = 1
 #: A recorded stack may grow so far; and so much around the break.
@@ -72,13 +74,15 @@ _USED: Final = (
 _Made = tuple[list[int], int, int, int]
 
 
-def build(trace: Trace, load: Load = "recorded") -> TraceProgram:
+def build(trace: Trace, load: Load = "recorded", think_scale: float = 1.0) -> TraceProgram:
     """The busiest address space of ``trace`` as a program.
 
     Parameters
     ----------
     load:
         ``recorded`` sleeps where the threads were blocked; ``saturated`` does not.
+    think_scale:
+        CPU time between operations is multiplied by it, at least 0.
 
     Raises
     ------
@@ -104,7 +108,9 @@ def build(trace: Trace, load: Load = "recorded") -> TraceProgram:
         name: frame[name].cast(pl.Int64, strict=False).fill_null(-1 if name == "fd" else 0)
         for name in _USED
     }
-    builder = _Builder({name: column.to_numpy() for name, column in columns.items()}, load)
+    arrays = {name: column.to_numpy() for name, column in columns.items()}
+    arrays["think_cpu_ns"] = np.rint(arrays["think_cpu_ns"] * think_scale).astype(np.int64)
+    builder = _Builder(arrays, load)
     others = int(counted["len"].sum()) - frame.height
     if others:
         builder.left_out["of other address spaces"] += others
@@ -171,11 +177,12 @@ class _Builder:
         check_inside(table, span)
         ranges = self.low[kept], self.high[kept], self.shape[kept]
         edges = find_edges(owner, *ranges, len(tids))
-        ordered, threads = _by_thread(table, owner, edges, len(tids))
+        ordered, threads, order = _by_thread(table, owner, edges, len(tids))
         threads[:, 2] = [tid not in children for tid in tids.tolist()]
         return TraceProgram(
             name=name,
             rows=ordered,
+            order=order,
             threads=threads,
             tids=tids.tolist(),
             mappings=mappings,
@@ -302,6 +309,7 @@ class _Builder:
         page = self._at(o["address"][which]) // PAGE_SIZE * PAGE_SIZE
         self._take(which, page, page + PAGE_SIZE, 0)
         rows[which, Word.A] = page
+        rows[which, Word.C] = o["fault_bits"][which]  # no argument: what a simulation is told
         write = (o["fault_bits"] & int(FaultBits.WRITE)) != 0
         user = o["kind"] == OpKind.FAULT_USER
         rows[which & user & write, Word.DO] = Do.WRITE
@@ -314,7 +322,9 @@ class _Builder:
     def _ranged(self, which: NDArray[np.bool_]) -> None:
         rows, o = self.rows, self.o
         where, size = self._at(o["address"][which]), _pages(o["length"][which])
-        shape = np.isin(o["kind"][which], (OpKind.MUNMAP, OpKind.MPROTECT))
+        # what is thrown away is faulted in anew: a fault after that comes after it here too
+        dropped = (o["kind"] == OpKind.MADVISE) & np.isin(o["flags"], _DROPPING)
+        shape = (np.isin(o["kind"], (OpKind.MUNMAP, OpKind.MPROTECT)) | dropped)[which]
         self._take(which, where // PAGE_SIZE * PAGE_SIZE, _pages(where + size), shape)
         rows[which, Word.DO], rows[which, Word.A], rows[which, Word.B] = Do.CALL, where, size
         for kind, name in _RANGED.items():
@@ -480,15 +490,17 @@ def check_inside(rows: I64, span: tuple[int, int]) -> None:
         raise RuntimeError("an operation reaches outside the arena")
 
 
-def _by_thread(table: I64, owner: I64, edges: I64, threads: int) -> tuple[I64, I64]:
+def _by_thread(table: I64, owner: I64, edges: I64, threads: int) -> tuple[I64, I64, I64]:
     """Rows of each thread together, with an AWAIT before each one that depends on another.
 
-    ``edges`` is (m, 2): row → the row of another thread that it comes after.
+    Returns the rows, first and end of each thread, and the place of each row in ``table``
+    (-1: an AWAIT).  ``edges`` is (m, 2): row → the row of another thread that it comes after.
     """
     order = np.argsort(owner, kind="stable")
     begins = np.searchsorted(owner[order], np.arange(threads))
     own = np.empty(len(table), np.int64)  # how many rows of its thread are done with it
     own[order] = np.arange(1, len(table) + 1) - begins[owner[order]]
+    table[edges[:, 1], Word.AWAITED] = 1
     waits = np.zeros((len(edges), WORDS), np.int64)
     waits[:, Word.DO] = Do.AWAIT
     waits[:, Word.A], waits[:, Word.B] = owner[edges[:, 1]], own[edges[:, 1]]
@@ -499,4 +511,4 @@ def _by_thread(table: I64, owner: I64, edges: I64, threads: int) -> tuple[I64, I
     bounds = np.searchsorted(who[order], np.arange(threads + 1))
     found = np.zeros((threads, 3), np.int64)
     found[:, 0], found[:, 1] = bounds[:-1], bounds[1:]
-    return both[order], found
+    return both[order], found, np.where(order < len(waits), -1, order - len(waits))

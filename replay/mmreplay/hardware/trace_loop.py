@@ -11,7 +11,9 @@ from mmreplay.hardware.loop_tables import Phase
 from mmreplay.hardware.primitives import (
     call,
     clone,
+    fetch_add,
     load,
+    load32,
     now_ns,
     read_byte,
     spin,
@@ -59,6 +61,8 @@ class Seat(IntEnum):
     THOUGHT_NS = 20  # think time done
     ENDED_NS = 21
     SCRATCH = 24
+    EPOCH = 26  # grows with each operation that others wait for: they sleep on it
+    WAITERS = 27
     USAGE = 32
     WORDS = 64
 
@@ -70,8 +74,10 @@ _STOP: Final = int(Phase.STOP)
 _COLUMNS: Final = len(Word)
 _SEAT: Final = int(Seat.WORDS) * 8
 _NAP_NS: Final = 20_000_000
-#: Looks at a thread that is waited for before sleeping a little; and how long.
-_LOOKS, _WAIT_NS = 200, 20_000
+_LOOK_NS: Final = 2_000_000
+#: Looks at a thread that is waited for before sleeping.
+_LOOKS = 200
+_FUTEX, _WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 202, 128, 129, 1 << 30
 
 
 @borrowing_helper
@@ -106,14 +112,31 @@ def _wait_for(header: Any, seat: Any, thread: Any, done: Any) -> None:
     other = load(header + Top.SEATS * 8) + thread * _SEAT
     looks = 0
     began = now_ns(seat + Seat.SCRATCH * 8)
-    while load(other + Seat.DONE * 8) < done:
+    while load(other + Seat.DONE * 8) < done and looks < _LOOKS:
         looks += 1
-        if looks > _LOOKS:
-            if load(header + Top.PHASE * 8) == _STOP:
-                return
-            _sleep(seat, _WAIT_NS)
+    if looks == _LOOKS:
+        epoch = other + Seat.EPOCH * 8
+        at = seat + Seat.SCRATCH * 8
+        fetch_add(other + Seat.WAITERS * 8, 1)
+        while load(header + Top.PHASE * 8) != _STOP:
+            seen = load32(epoch)  # before DONE: what is done later changes it
+            if load(other + Seat.DONE * 8) >= done:
+                break
+            store(at, 0)
+            store(at + 8, _NAP_NS)
+            call(_FUTEX, epoch, _WAIT_PRIVATE, seen, at, 0, 0)
+        fetch_add(other + Seat.WAITERS * 8, -1)
     at = seat + Seat.BLOCKED_NS * 8
     store(at, load(at) + now_ns(seat + Seat.SCRATCH * 8) - began)
+
+
+@borrowing_helper
+def _tell(seat: Any) -> None:
+    """Those that sleep until an operation is done look again."""
+    epoch = seat + Seat.EPOCH * 8
+    fetch_add(epoch, 1)  # a full barrier: DONE is out before WAITERS is read
+    if load(seat + Seat.WAITERS * 8) > 0:
+        call(_FUTEX, epoch, _WAKE_PRIVATE, _ALL, 0, 0, 0)
 
 
 @borrowing_helper
@@ -193,6 +216,8 @@ def run_thread(seat: int) -> None:
         rows[k, Word.DONE_NS] = now_ns(scratch)
         done += 1
         store(seat + Seat.DONE * 8, done)
+        if rows[k, Word.AWAITED] != 0:
+            _tell(seat)
     call(_GETRUSAGE, 1, seat + Seat.USAGE * 8, 0, 0, 0, 0)
     store(seat + Seat.ENDED_NS * 8, now_ns(scratch))
     store(seat + Seat.STATE * 8, 2)
@@ -224,7 +249,7 @@ def run_all(header: int, scratch: int) -> None:
         if left == 0 or (begun == 0 and load(header + Top.PHASE * 8) == _STOP):
             return
         store(scratch, 0)
-        store(scratch + 8, 500_000)
+        store(scratch + 8, _LOOK_NS)
         call(_NANOSLEEP, scratch, 0, 0, 0, 0, 0)
 
 

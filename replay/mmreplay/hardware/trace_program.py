@@ -49,6 +49,7 @@ class Word(IntEnum):
     BLOCKED = 9  # slept before it, ns
     OPERATION = 10  # 1: an operation of the trace; 0: an AWAIT
     DONE_NS = 11  # filled in: when it was done
+    AWAITED = 12  # 1: an AWAIT of another thread waits for it
 
 
 WORDS: Final = len(Word)
@@ -84,6 +85,8 @@ class Mapping:
 class TraceProgram:
     """What is performed.  ``rows`` is (n, :data:`WORDS`), those of a thread together.
 
+    ``order`` (n,): the place of each row in recorded order, -1 for an AWAIT.
+
     ``threads`` is (threads, 3): first row, one past its last, and whether it is there from
     the start.  ``files``: bytes of each.  ``span``: the arena.  ``touched_bytes``: an upper
     bound on memory.  ``left_out``: why → how many operations.
@@ -91,6 +94,7 @@ class TraceProgram:
 
     name: str
     rows: I64
+    order: I64
     threads: I64
     tids: list[int]
     mappings: list[Mapping]

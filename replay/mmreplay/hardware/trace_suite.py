@@ -59,7 +59,11 @@ _PER_S: Final = ("read", "mmap", "munmap", "mprotect", "madvise", "mremap")
 
 
 def program_of(
-    trace: Trace, load: Load, options: Options, memory_bytes: int | None
+    trace: Trace,
+    load: Load,
+    options: Options,
+    memory_bytes: int | None,
+    think_scale: float = 1.0,
 ) -> TraceProgram:
     """What is to be performed; refused where it does not fit.
 
@@ -69,7 +73,7 @@ def program_of(
         The machine or the trace does not allow it.
     """
     check_machine(options)
-    program = build(trace, load)
+    program = build(trace, load, think_scale)
     check_threads(len(program.threads))
     room = room_bytes(memory_bytes)
     if program.touched_bytes > room:
