@@ -80,7 +80,10 @@ def test_counts_are_bounded_and_do_not_depend_on_the_cut(
 
 
 _OPERATIONS = st.lists(
-    st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(1, 4), st.integers(0, 2)),
+    st.tuples(
+        *(st.integers(0, 9), st.integers(0, 60), st.integers(1, 4), st.integers(0, 2)),
+        st.integers(-20, 40).map(lambda ns: max(ns, 0)),
+    ),
     min_size=1,
     max_size=60,
 )
@@ -89,7 +92,7 @@ _OPERATIONS = st.lists(
 @given(rows=_OPERATIONS, window=st.integers(1, 20))
 @settings(max_examples=100, deadline=None)
 def test_exposures_in_windows_are_those_of_the_whole(
-    rows: list[tuple[int, int, int, int]], window: int
+    rows: list[tuple[int, int, int, int, int]], window: int
 ) -> None:
     begin = np.cumsum([row[0] for row in rows]).astype(np.int64)
     end = begin + np.array([row[1] for row in rows])
@@ -99,7 +102,8 @@ def test_exposures_in_windows_are_those_of_the_whole(
     whole = np.zeros(len(rows), np.uint32)
     open_ops, open_count = new_open_set()
     none = np.zeros((0, 2), np.int64)
-    add_exposure(whole, 0, 0, begin, end, tid, space, role, open_ops, open_count, none)
+    slept = np.array([min(row[4], row[1]) for row in rows], np.uint32)
+    add_exposure(whole, 0, 0, begin, end, tid, space, role, slept, open_ops, open_count, none)
 
     got = np.zeros(len(rows), np.uint32)
     open_ops, open_count = new_open_set()
@@ -108,7 +112,7 @@ def test_exposures_in_windows_are_those_of_the_whole(
         far = np.full((int(open_count[0]), 2), -1, np.int64)
         open_ops = add_exposure(
             got[part], first, first, begin[part], end[part], tid[part], space[part], role[part],
-            open_ops, open_count, far,
+            slept[part], open_ops, open_count, far,
         )  # fmt: skip
         for row, extra in far[far[:, 0] >= 0]:
             got[row] += extra

@@ -13,7 +13,15 @@ from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare
 from mmreplay.jit import native
 from mmreplay.schema import OpKind, Quality
-from mmreplay.trace.splitrules import TIMED, UNTIMED, look_at, role_of, roles_by_kind, slept_of
+from mmreplay.trace.splitrules import (
+    TIMED,
+    UNTIMED,
+    io_explains,
+    look_at,
+    role_of,
+    roles_by_kind,
+    slept_of,
+)
 from mmreplay.trace.splitstream import Divided, SplitRows
 from mmreplay.trace.writer import arrow_schema
 
@@ -267,7 +275,11 @@ def _fill(
                 shown_ns[i] = max(source[row + ps.O_BLOCKED] - io, source[row + ps.O_CONTENTION])
             elif state != UNTIMED:
                 shown_ns[i] = source[row + ps.O_CONTENTION]
-            split.slept_ns[i] = slept_of(state, source[row + ps.O_SLEPT], io)
+            split.slept_ns[i] = slept_of(
+                source[row + ps.O_SLEPT],
+                state == TIMED,
+                io_explains(kind, flags, source[row + ps.O_CLASS]),
+            )
             before_ns[i] = before
             split.key[i] = key
             split.tid[i] = source[row + ps.O_TID]

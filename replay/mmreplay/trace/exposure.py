@@ -2,7 +2,8 @@
 
 Two operations of different threads of one address space conflict while their
 recorded intervals overlap, if at least one of them writes.  Readers do not expose
-each other.  The exposure of an operation is how much of it conflicting ones cover.
+each other.  The exposure of an operation is how much of it conflicting ones cover, or went
+by before its last sleep for a lock was over.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def add_exposure(
     tid: NDArray[np.int32],
     address_space: NDArray[np.uint32],
     role: NDArray[np.uint8],
+    slept_ns: NDArray[np.uint32],
     open_ops: NDArray[np.int64],
     open_count: NDArray[np.int64],
     far: NDArray[np.int64],
@@ -61,6 +63,8 @@ def add_exposure(
     begin_ns, end_ns, tid, address_space, role:
         (batch,) columns in the order of ``begin_ns``; an operation without a known
         end has ``end_ns == begin_ns``.
+    slept_ns:
+        (batch,) what of each went by before its last sleep for a lock was over.
     open_ops, open_count:
         What the batch before left open; ``open_count`` is changed in place.
     far:
@@ -119,7 +123,7 @@ def _add(
             row += 1
             continue
         kept = 0
-        counted = begin_ns[row]
+        counted = begin_ns[row] + np.int64(slept_ns[row])
         for other in range(count):
             if open_ops[other, 0] <= begin_ns[row]:  # it has ended
                 if open_ops[other, 4] < window:

@@ -158,6 +158,19 @@ def find_covered(
 
 
 @helper
+def io_explains(what: Any, flags: Any, fault_class: Any) -> Any:
+    """Rule 2: whether off-CPU time of an operation is I/O, or a wait for a child."""
+    advice = what == _MADVISE or what == _PROCESS_MADVISE
+    return (
+        fault_class == _MAJOR
+        or what == _EXEC
+        or what == _MSYNC
+        or what == _VFORK
+        or (advice and (flags == np.uint64(_MADV_WILLNEED) or flags == np.uint64(_MADV_PAGEOUT)))
+    )
+
+
+@helper
 def look_at(
     what: Any,
     flags: np.uint64,
@@ -223,15 +236,7 @@ def look_at(
         nested = nested_ns if not quality & _NESTED else 0
         own = max(own - nested - preempted_ns, _ZERO)
         # Rule 2: off-CPU time that I/O explains.
-        explained = (
-            fault_class == _MAJOR
-            or what == _EXEC
-            or what == _MSYNC
-            or what == _VFORK
-            or (
-                advice and (flags == np.uint64(_MADV_WILLNEED) or flags == np.uint64(_MADV_PAGEOUT))
-            )
-        )
+        explained = io_explains(what, flags, fault_class)
         if explained and state == TIMED:
             io = min(max(off_ns - contended_ns, _ZERO), own)
         room = own - io
@@ -247,15 +252,30 @@ def look_at(
 
 
 @helper
-def slept_of(state: Any, slept_ns: Any, io_ns: Any) -> Any:
+def slept_of(slept_ns: Any, timed: Any, explained: Any) -> Any:
     """How much of an operation surely went by before it had its lock, in ns, as uint32.
 
-    ``slept_ns``: from its begin to the end of its last blocked span.  0 where I/O explains
-    a span, or the duration was not measured.
+    ``slept_ns``: from its begin to the end of its last blocked span.
     """
-    if state != TIMED or io_ns > 0 or slept_ns <= 0:
+    if not timed or explained or slept_ns <= 0:
         return np.uint32(0)
     return np.uint32(min(slept_ns, MOST_NS))
+
+
+@njit
+def find_slept(
+    slept_ns: NDArray[np.int64],
+    timed: NDArray[np.bool_],
+    kind: NDArray[np.uint8],
+    flags: NDArray[np.uint64],
+    fault_class: NDArray[np.uint8],
+) -> NDArray[np.uint32]:
+    """(N,) :func:`slept_of` each operation."""
+    slept = np.empty(len(kind), np.uint32)
+    for row in range(len(kind)):
+        explained = io_explains(np.int64(kind[row]), flags[row], np.int64(fault_class[row]))
+        slept[row] = slept_of(slept_ns[row], timed[row], explained)
+    return slept
 
 
 @njit

@@ -209,6 +209,7 @@ class SplitStream:
             own.tid,
             own.address_space,
             own.role,
+            own.slept_ns,
             self._open_ops,
             self._open_count,
             far,
@@ -238,7 +239,6 @@ class SplitStream:
             return
         owed = self._owed.pop(row)
         owed.exposure_ns[0] = min(int(owed.exposure_ns[0]) + extra_ns, MOST_NS)
-        np.maximum(owed.exposure_ns, owed.slept_ns, out=owed.exposure_ns)
         self._tally_rows(owed)
         place = group * self._places[-1] + self._places[_EXPOSURE] + 4 * at
         os.pwrite(self._file.fileno(), owed.exposure_ns.tobytes(), place)
@@ -253,7 +253,6 @@ class SplitStream:
             every: Any = own
             self._owed[row] = SplitRows(*(column[at : at + 1].copy() for column in every))
             own.still[at] = _OWED
-        np.maximum(own.exposure_ns, own.slept_ns, out=own.exposure_ns)
         self._tally_rows(own)
         self._store(group, columns, 0, self._lasting)
         self._free.append(columns)

@@ -31,12 +31,12 @@ from mmreplay.trace.services import (
 )
 from mmreplay.trace.splitrules import (
     BOUNDED,
-    MOST_NS,
     TIMED,
     UNTIMED,
     divide,
     find_covered,
     find_roles,
+    find_slept,
     look_inside,
     roles_by_kind,
 )
@@ -61,6 +61,7 @@ _EXPOSURE_COLUMNS: Final = (
     "address_space",
     "kind",
     "flags",
+    "fault_class",
     "quality",
 )
 _INSIDE_COLUMNS: Final = (
@@ -163,15 +164,15 @@ def _schedule_batches(writer: TraceWriter) -> Iterable[pl.DataFrame]:
 def _split(
     batches: Batches, columns: list[str], off: _OffCpu, report: SplitReport, most_kept: int = 0
 ) -> Iterator[pl.DataFrame]:
-    exposure_ns, nested = _exposure(batches)
+    exposure_ns, nested = _exposure(batches, off)
     preempted = off.preempted
     report.operations = len(exposure_ns)
+    report.exposed = int((exposure_ns > 0).sum())
     classes = Classes()
     kept: list[tuple[_Inside, NDArray[np.int32]]] = []
     quiet_ns, default_ns = _usual_services(
-        batches, exposure_ns, nested, off, classes, kept, most_kept
+        batches, exposure_ns, nested, preempted, classes, kept, most_kept
     )
-    report.exposed = int((exposure_ns > 0).sum())
     report.classes = len(quiet_ns)
     usual_ns = np.where(quiet_ns >= 0, quiet_ns, default_ns)
     nested.rewind()
@@ -254,10 +255,10 @@ class _OffCpu:
         ends = pl.DataFrame(schema={"tid": pl.Int32, "end": pl.Int64})
         self._ends = pl.concat([ends, *(part.select("tid", "end") for part in blocked)]).sort("end")
 
-    def slept(self, batch: pl.DataFrame, duration_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+    def slept(self, batch: pl.DataFrame) -> NDArray[np.int64]:
         """(N,) ns from each operation's begin to the end of its last blocked span, or 0."""
-        rows = batch.select("tid", "begin_ns", until=pl.col("begin_ns") + pl.Series(duration_ns))
-        rows = rows.with_row_index("row").sort("until")
+        end = pl.col("begin_ns") + pl.col("duration_ns").fill_null(0)
+        rows = batch.select("tid", "begin_ns", until=end).with_row_index("row").sort("until")
         found = rows.join_asof(
             self._ends,
             left_on="until",
@@ -275,7 +276,7 @@ def _numbers(batch: pl.DataFrame, name: str, null: int = 0) -> NDArray[np.int64]
     return batch[name].fill_null(null).to_numpy()
 
 
-def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
+def _exposure(batches: Batches, off: _OffCpu) -> tuple[NDArray[np.uint32], _Spans]:
     """The exposure of each operation, (N,), and the spans of nested operations."""
     rows = sum(batch.height for batch in batches(["kind"]))
     exposure_ns = np.zeros(rows, dtype=np.uint32)
@@ -296,6 +297,7 @@ def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
         # An upper bound reaches over the thread's think time: it proves no overlap.
         ends = batch.select(pl.when(timed).then(end).otherwise("begin_ns"))["begin_ns"]
         begins = batch["begin_ns"]
+        kind, flags = batch["kind"].to_numpy(), _numbers(batch, "flags")
         open_ops = add_exposure(
             exposure_ns,
             0,
@@ -304,7 +306,14 @@ def _exposure(batches: Batches) -> tuple[NDArray[np.uint32], _Spans]:
             ends.fill_null(0).to_numpy(),
             batch["tid"].to_numpy(),
             batch["address_space"].to_numpy(),
-            find_roles(batch["kind"].to_numpy(), _numbers(batch, "flags"), by_kind),
+            find_roles(kind, flags, by_kind),
+            find_slept(
+                off.slept(batch),
+                batch.select(timed)["duration_kind"].to_numpy(),
+                kind,
+                flags,
+                batch["fault_class"].to_numpy(),
+            ),
             open_ops,
             open_count,
             no_far,
@@ -355,26 +364,21 @@ def _usual_services(
     batches: Batches,
     exposure_ns: NDArray[np.uint32],
     nested: _Spans,
-    off: _OffCpu,
+    preempted: _Spans,
     classes: Classes,
     kept: list[tuple[_Inside, NDArray[np.int32]]],
     most_kept: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Per class: the low quartile of its quiet operations (-1: too few), and the default.
 
-    Fills ``kept`` with each batch's findings, unless they are more than ``most_kept`` rows;
-    raises exposures to what went by before an operation's last sleep was over.
+    Fills ``kept`` with each batch's findings, unless they are more than ``most_kept`` rows.
     """
     counts = Tally()
     first = 0
     for batch in batches(_INSIDE_COLUMNS):
-        inside = _inside(batch, nested, off.preempted)
-        exposed = exposure_ns[first : first + batch.height]
+        inside = _inside(batch, nested, preempted)
+        quiet = inside.still & (exposure_ns[first : first + batch.height] == 0)
         first += batch.height
-        slept_ns = off.slept(batch, np.maximum(_numbers(batch, "duration_ns"), 0))
-        slept_ns = np.where((inside.state == TIMED) & (inside.io_ns == 0), slept_ns, 0)
-        np.maximum(exposed, np.minimum(slept_ns, MOST_NS).astype(np.uint32), out=exposed)
-        quiet = inside.still & (exposed == 0)
         number = classes.numbers(inside.key)
         kept.append((inside, number))
         if first > most_kept:

@@ -1,0 +1,223 @@
+"""Gains predicted from recordings as a kernel before 5.19 makes them, against measured gains.
+
+    python benchmarks/old_kernel_traces.py [--rounds 3] [--machine PROFILE] [--keep FOLDER]
+
+A thread faults page by page beside one that maps and unmaps.  The faults take mmap_lock, as
+all did before per-VMA locks: populated one by one (MADV_POPULATE_WRITE), or in kernel mode
+(read(2) into the page).  That is recorded with the events of 5.15 (ends of faults, system calls,
+switches; no lock:contention_*).  The recording is then told as the old kernel would have made
+it: each such fault is one of user mode, on 6.1.  From it the gain of 6.18 is predicted, and
+measured beside it without recording: the same program whose faults are of user mode, on this
+kernel, which needs per-VMA locks.  The program that reads touches the page and still reads it,
+so that both do the same but for the lock.
+
+Rounds alternate between all of them.  Needs root, perf, two CPUs, and Linux 6.6 or later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mmreplay.predict.api import predict
+from mmreplay.recorder.here import tracepoints
+from mmreplay.schema import FaultBits, FaultClass, OpKind
+from mmreplay.trace.recording import Recording, choose_events, in_release
+from mmreplay.trace.store import Trace
+from mmreplay.trace.timesplit import split
+
+OLD, NEW = "linux-6.1", "linux-6.18"
+TEXT = """
+schema = 1
+title = "A faulter beside a mapper"
+stands_for = "threads that touch fresh memory beside threads that change the map"
+source = "benchmarks/old_kernel_traces.py"
+counts = "pages faulted in, and pairs of mmap and munmap"
+[regions.fresh]
+size = "64 MiB"
+[regions.piece]
+size = "64 KiB"
+prot = "r"
+[roles.mapper]
+threads = 0.5
+loop = [ {{ do = "mmap", on = "piece" }}, {{ do = "munmap", on = "piece", counts = 1 }} ]
+[roles.faulter]
+threads = "rest"
+once = [ {{ do = "mmap", on = "fresh" }} ]
+loop = [
+    {{ do = "repeat", times = 16384, counter = "page", steps = [ {steps} ] }},
+    {{ do = "madvise", on = "fresh", advice = "dontneed" }},
+]
+"""
+_TOUCH = '{ do = "touch", on = "fresh", access = "write", at = "page", counts = 1 }'
+_READ = '{ do = "read_into", on = "fresh", at = "page"%s }'
+#: What faults under mmap_lock (text, path), and the same by the VMA's own lock.
+CASES = {
+    "populate": ((_TOUCH, "mmap_lock"), (_TOUCH, "vma")),
+    "kernel mode": ((_READ % ", counts = 1", "vma"), (f"{_TOUCH}, {_READ % ''}", "vma")),
+}
+ROLES = ("faulter", "mapper")
+
+
+def measure(
+    text: Path, path: str, before: list[str], output: Path, seconds: float
+) -> dict[str, float]:
+    """Rates of both roles, pages and pairs a second."""
+    words = [sys.executable, "-m", "mmreplay", "measure", str(text), "--path", path]
+    words += ["--threads", "2", "--repetitions", "1", "--seconds", str(seconds)]
+    words += ["--no-check", "--no-probe", "-o", str(output)]
+    done = subprocess.run([*before, *words], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    row = pl.read_parquet(output).row(0, named=True)
+    faults = row["minor_faults"] / row["window_s"]
+    pairs = row["munmap_per_s"]
+    if path == "mmap_lock":
+        faults = row["madvise_per_s"]
+    return {"faulter": faults, "mapper": pairs}
+
+
+def as_recorded_before(trace: Trace) -> Trace:
+    """The trace as a kernel without per-VMA locks and contention events would have made it."""
+    rows = trace.operations.collect()
+    kind = pl.col("kind")
+    populated = (kind == int(OpKind.MADVISE)) & pl.col("flags").is_in([22, 23])
+    fault = populated | (kind == int(OpKind.FAULT_KERNEL))
+    bits = int(FaultBits.USER | FaultBits.WRITE)
+    nothing = [c for c in ("length", "flags", "result") if c in rows.columns]
+    unsplit = ("contention_ns", "service_ns", "wait_ns", "io_ns")
+    rows = rows.with_columns(
+        kind=pl.when(fault).then(int(OpKind.FAULT_USER)).otherwise(kind).cast(pl.UInt8),
+        fault_bits=pl.when(fault).then(bits).otherwise("fault_bits").cast(pl.UInt8),
+        fault_class=pl.when(populated)
+        .then(int(FaultClass.MINOR))
+        .otherwise("fault_class")
+        .cast(pl.UInt8),
+        **{name: pl.when(~populated).then(pl.col(name)) for name in nothing},
+        **{name: pl.lit(None, pl.Int64) for name in unsplit},
+    )
+    rows, _ = split(rows, trace.schedule.collect())
+    threads = trace.threads.collect().with_columns(group=pl.lit("other"))
+    maps = rows.filter(pl.col("kind") == int(OpKind.MUNMAP))
+    space = maps.group_by("address_space").len().sort("len")["address_space"][-1]
+    counts = rows.filter(pl.col("address_space") == space).group_by("tid")
+    sums = counts.agg(
+        faulter=(pl.col("kind") == int(OpKind.FAULT_USER)).sum(),
+        mapper=(pl.col("kind") == int(OpKind.MUNMAP)).sum(),
+    )
+    for role in ROLES:
+        tid = sums.sort(role)["tid"][-1]
+        group = pl.when(pl.col("tid") == tid).then(pl.lit(role)).otherwise("group")
+        threads = threads.with_columns(group=group)
+    header = trace.header.model_copy(update={"kernel_release": "6.1.0", "tables": {}})
+    tables = {name: trace.table(name).collect() for name in ("vmas", "schedule")}
+    return Trace.in_memory(header, {"operations": rows, "threads": threads, **tables})
+
+
+def predicted(trace: Trace, machine: str | None) -> tuple[dict[str, tuple[float, float]], Any]:
+    """(old, new) rates of both roles, and the drift."""
+    found = {}
+    for role in ROLES:
+        told = predict(
+            trace, to_kernel=NEW, cores=(2,), load="saturated", scale_group=role, exact=True,
+            machine=machine,
+        )  # fmt: skip
+        rates = {row.kernel: row.throughput_ops_per_s for row in told.rows}
+        each = 1 if role == "faulter" else 2  # a pair is two operations
+        found[role] = rates[OLD] / each, rates[NEW] / each
+    return found, told.drift
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=float, default=0.3)
+    options.add_argument("--machine", help="machine profile [matched to the CPU]")
+    options.add_argument("--keep", type=Path, help="keep recordings and runs there, or use those")
+    options.add_argument("--only", choices=("measure", "predict"), help="one half, with --keep")
+    given = options.parse_args()
+    if tracepoints() is None:
+        sys.exit("the tracepoints cannot be read; run as root")
+    events = choose_events(in_release("5.15"))
+    with contextlib.ExitStack() as stack:
+        folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        if given.only != "predict":
+            run(folder, events, given.rounds, given.seconds)
+        if given.only != "measure":
+            report(folder, given.machine)
+
+
+def run(folder: Path, events: Any, rounds: int, seconds: float) -> None:
+    """Measure and record in turns."""
+    table = []
+    for turn in range(rounds):
+        for case, sides in CASES.items():
+            for side, (steps, path) in zip(("lock", "vma"), sides, strict=True):
+                text = folder / "faulter-beside-mapper.toml"
+                text.write_text(TEXT.format(steps=steps))
+                rates = measure(text, path, [], folder / "runs.parquet", seconds)
+                table.append({"case": case, "side": side, "turn": turn, **rates})
+            text.write_text(TEXT.format(steps=sides[0][0]))
+            data = folder / f"{case.replace(' ', '-')}.{turn}.data"
+            words = Recording(events, ("--",), output=str(data)).argv()
+            rates = measure(text, sides[0][1], words, folder / "runs.parquet", seconds)
+            table.append({"case": case, "side": "recorded", "turn": turn, **rates})
+            print(f"{case}, turn {turn}", file=sys.stderr)
+    pl.DataFrame(table).write_parquet(folder / "rates.parquet")
+
+
+def report(folder: Path, machine: str | None) -> None:
+    """Predict from the recordings and print all beside each other."""
+    rates = pl.read_parquet(folder / "rates.parquet")
+    print(
+        "case         role      measured: lock      vma   gain | simulated: lock      vma   gain | off"
+    )
+    for case in CASES:
+        old: dict[str, list[float]] = {role: [] for role in ROLES}
+        new: dict[str, list[float]] = {role: [] for role in ROLES}
+        drifts = []
+        for data in sorted(folder.glob(f"{case.replace(' ', '-')}.*.data")):
+            trace = data.with_suffix(".mmt")
+            words = [sys.executable, "-m", "mmreplay", "import", str(data), "--force"]
+            subprocess.run([*words, "-o", str(trace)], check=True, capture_output=True)
+            found, drift = predicted(as_recorded_before(Trace.open(trace)), machine)
+            drifts.append(drift.ratio)
+            for role, (before, after) in found.items():
+                old[role].append(before)
+                new[role].append(after)
+        mine = rates.filter(pl.col("case") == case)
+        real = {side: mine.filter(pl.col("side") == side) for side in ("lock", "vma", "recorded")}
+        sums = [0.0, 0.0, 0.0, 0.0]
+        for role in ROLES:
+            own = [float(real[side][role].median() or 0) for side in ("lock", "vma")]
+            own += [statistics.median(old[role]), statistics.median(new[role])]
+            sums = [total + one for total, one in zip(sums, own, strict=True)]
+            line(case, role, own)
+        line(case, "both", sums)
+        slower = real["recorded"].select(pl.sum_horizontal(ROLES)).to_series().median()
+        print(
+            f"{case:12} recorded run: {float(slower or 0):9,.0f} /s; drift "
+            f"{', '.join(f'{ratio:.2f}' for ratio in drifts)}"
+        )
+
+
+def line(case: str, role: str, own: list[float]) -> None:
+    """Measured and simulated rates, and how far the simulated gain is from the measured one."""
+    gains = own[1] / own[0], own[3] / own[2]
+    print(
+        f"{case:12} {role:8} {own[0]:15,.0f} {own[1]:8,.0f} {gains[0]:6.2f} | {own[2]:15,.0f} "
+        f"{own[3]:8,.0f} {gains[1]:6.2f} | {gains[1] / gains[0] - 1:+.0%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
