@@ -178,9 +178,8 @@ def run(folder: Path, events: Any, rounds: int, seconds: float) -> None:
 def report(folder: Path, machine: str | None) -> None:
     """Predict from the recordings and print all beside each other."""
     rates = pl.read_parquet(folder / "rates.parquet")
-    print(
-        "case         role      measured: lock      vma   gain | simulated: lock      vma   gain | off"
-    )
+    print(f"{'':21} {'measured: lock':>15} {'vma':>8} {'gain':>6} | ", end="")
+    print(f"{'simulated: lock':>15} {'vma':>8} {'gain':>6} | off")
     for case in CASES:
         old: dict[str, list[float]] = {role: [] for role in ROLES}
         new: dict[str, list[float]] = {role: [] for role in ROLES}

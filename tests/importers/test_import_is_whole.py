@@ -72,6 +72,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
             Trace.open(left)
     (tmp_path / "data").write_bytes(data)
     import_trace(tmp_path / "data", out).validate()
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "t.mmt"}  # it cleans up
 
 
 def test_two_at_once(tmp_path: Path) -> None:

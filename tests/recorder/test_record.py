@@ -127,6 +127,13 @@ def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:
     assert check(file).events > 10
 
 
+def test_a_recording_does_not_take_a_traces_name(tmp_path: Path) -> None:
+    file = tmp_path / "app.mmt"
+    with pytest.raises(UserError, match=r"record to app\.data, then mmreplay import app\.data"):
+        record(Wanted(program=("true",)), file)
+    assert not file.exists()
+
+
 def test_the_programs_own_status_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     main(["record", "-o", str(tmp_path / "a.data"), "--", "sh", "-c", "exit 3"])
     assert "the program ended with status 3" in capfd.readouterr().err

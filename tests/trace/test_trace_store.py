@@ -185,6 +185,33 @@ def test_two_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mmt", "b.mmt"]
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    living = TraceWriter(tmp_path / "a.mmt")
+    dead = tmp_path / "a.mmt.partial-99-xyz"
+    dead.mkdir()
+    (dead / "operations.parquet").write_bytes(b"half")
+    others = tmp_path / "b.mmt.partial-99-xyz"  # of another trace: not ours to remove
+    others.mkdir()
+    with TraceWriter(tmp_path / "a.mmt") as writer:
+        assert not dead.exists()
+        assert living.directory.is_dir()  # held by somebody
+        writer.close(Header())
+    living.discard()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mmt", others.name}
+
+
+def test_a_trace_that_a_killed_writer_was_replacing_is_put_back(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "a.mmt") as writer:
+        writer.close(Header(t0_ns=7))
+    # Killed between the two renames: the old one aside, the new one not yet in its place.
+    (tmp_path / "a.mmt").rename(tmp_path / "a.mmt.replaced-99-xyz")
+    (tmp_path / "a.mmt.partial-99-xyz").mkdir()
+    with pytest.raises(UserError, match="the trace exists; add --force"):
+        TraceWriter(tmp_path / "a.mmt")
+    assert Trace.open(tmp_path / "a.mmt").header.t0_ns == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mmt"]
+
+
 def test_force_replaces_a_trace_and_nothing_else(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "a.mmt") as writer:
         writer.close(Header(t0_ns=1))

@@ -107,6 +107,23 @@ def _as_perf_writes(size: int) -> str:
     return f"{size // _UNITS[unit]}{unit or 'B'}"
 
 
+def check_name(output: Path) -> None:
+    """Refuse the name of a trace for a recording.
+
+    Raises
+    ------
+    UserError
+        It ends in ``.mmt``.
+    """
+    if output.suffix == ".mmt":
+        raise UserError(
+            "a recording is not a trace yet",
+            where=str(output),
+            fix=f"record to {output.stem}.data, then mmreplay import {output.stem}.data "
+            f"-o {output.name}",
+        )
+
+
 def describe(wanted: Wanted, has: Has, output: Path | None = None, *, here_: bool) -> Recording:
     """The ``perf record`` of what is wanted, on a kernel that ``has`` these events.
 
@@ -120,6 +137,8 @@ def describe(wanted: Wanted, has: Has, output: Path | None = None, *, here_: boo
     UserError
         A size is none, or ``keep`` does not fit its other options.
     """
+    if output is not None:
+        check_name(output)
     pages = RING_PAGES
     if wanted.keep is not None:
         if wanted.buffer is not None or wanted.max_size is not None:
@@ -174,6 +193,8 @@ def record(
         Nothing can be recorded here, or what was asked for does not fit together; or the
         recorder left no complete file.
     """
+    if output is not None:
+        check_name(output)
     threads = here.processes(wanted.pids)
     has = here.tracepoints()
     recording = describe(wanted, has, here_=True) if has is not None else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from mmreplay.errors import UserError, closest
 from mmreplay.schema import TRACE_TABLES, Table
+from mmreplay.trace import leftovers
 
 if TYPE_CHECKING:  # an import of a recording loads them while it reads, or not at all
     import polars as pl
@@ -111,7 +111,7 @@ class TraceWriter:
 
     Use it as a context manager; leaving it without ``close``, or by an exception,
     leaves nothing behind.  Rows are appended to ``PATH.partial-PID-*/`` and renamed
-    to ``PATH`` by ``close``.
+    to ``PATH`` by ``close``.  What a killed writer to ``PATH`` left is removed first.
 
     Parameters
     ----------
@@ -141,12 +141,12 @@ class TraceWriter:
                 where=str(self.path),
                 fix=f"name it {self.path.name or 'trace'}.mmt",
             )
-        self._check_free()
         parent = self.path.parent
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            # PID for people, the random rest for two writers in one process.
-            made = tempfile.mkdtemp(prefix=f"{self.path.name}.partial-{os.getpid()}-", dir=parent)
+            leftovers.clean(self.path)
+            self._check_free()
+            made, self._held_fd = leftovers.make(self.path)
         except OSError as error:
             raise UserError(
                 f"cannot write there ({error.strerror})",
@@ -154,7 +154,7 @@ class TraceWriter:
                 fix="choose another output",
             ) from None
         #: Where the tables lie until ``close``.
-        self.directory = Path(made)
+        self.directory = made
         mask = os.umask(0)
         os.umask(mask)
         self.directory.chmod(0o777 & ~mask)  # mkdtemp makes it private
@@ -193,7 +193,12 @@ class TraceWriter:
         self._gathered.clear()
         self._held.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
-        self._closed = True
+        self._let_be()
+
+    def _let_be(self) -> None:
+        if not self._closed:
+            self._closed = True
+            os.close(self._held_fd)
 
     def write(self, table: str, rows: pl.DataFrame | pa.Table) -> None:
         """Append rows (all columns of the schema) to a table.
@@ -326,7 +331,7 @@ class TraceWriter:
         except BaseException:
             self.discard()
             raise
-        self._closed = True
+        self._let_be()
         from mmreplay.trace.store import Trace
 
         return Trace.open(self.path)
