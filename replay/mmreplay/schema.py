@@ -436,7 +436,37 @@ STACKS = Table(
     ),
 )
 
-TRACE_TABLES: Final = (OPERATIONS, THREADS, VMAS, SCHEDULE, LOCKS, GAPS, CALLCHAINS, STACKS)
+WAKEUPS = Table(
+    "wakeups",
+    False,
+    "Who waited for whom: one row per blocked wait between operations that another thread of the "
+    "trace ended.",
+    (
+        _c("tid", "Int32", "", False, "thread that waited"),
+        _c("off_ns", "Int64", "ns since t0", False, "it left the CPU"),
+        _c("wake_ns", "Int64", "ns since t0", False, "it was woken"),
+        _c("on_ns", "Int64", "ns since t0", False, "it was back on a CPU"),
+        _c("after", "Int64", "row", True, "its last operation before; null before its first"),
+        _c("cpu_ns", "Int64", "ns", False, "its on-CPU time from there to off_ns, probe-corrected"),
+        _c("blocked_ns", "Int64", "ns", False, "its voluntary off-CPU time from there to off_ns"),
+        _c("waker", "Int32", "", False, "thread that woke it, between two operations"),
+        _c("waker_after", "Int64", "row", True, "the waker's last operation before"),
+        _c("waker_cpu_ns", "Int64", "ns", False, "the waker's on-CPU time from there to wake_ns"),
+        _c("waker_blocked_ns", "Int64", "ns", False, "its voluntary off-CPU time likewise"),
+    ),
+)
+
+TRACE_TABLES: Final = (
+    OPERATIONS,
+    THREADS,
+    VMAS,
+    SCHEDULE,
+    LOCKS,
+    GAPS,
+    CALLCHAINS,
+    STACKS,
+    WAKEUPS,
+)
 
 #: Version of RUNS files.
 RUNS_SCHEMA: Final = 1

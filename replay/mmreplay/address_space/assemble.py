@@ -219,8 +219,9 @@ def assemble(
     times: Times,
     window_ns: tuple[int, int],
     whole: bool,
-) -> tuple[Plan, I32, I64]:
-    """The plan, its threads (index into ``threads``) and its address spaces.
+) -> tuple[Plan, I32, I64, I64]:
+    """The plan, its threads (index into ``threads``), its address spaces, and for each
+    operation its row of the operations table (of clones that of the original).
 
     ``uids``, ``tables``, ``files``, ``own_files``: VMA ids, page-table pages, file numbers
     and files of the map given out; ``window_ns``: begin and end of the planned part;
@@ -257,7 +258,8 @@ def assemble(
     starts = thread_first[:-1]
     # think time before the window began does not count
     cpu, blocked = wide[_THINK], wide[_BLOCKED]
-    row = out.ops["row"][order[starts]] - times.first
+    rows = np.asarray(out.ops["row"][order], np.int64)
+    row = rows[starts] - times.first
     lead = cpu[starts] + blocked[starts] + times.values[row, PREEMPTED]
     offset = times.values[row, BEGIN] - lead - window_ns[0]
     deficit = np.maximum(-offset, 0)
@@ -308,7 +310,7 @@ def assemble(
         mm_users=_users(thread_first, narrow[_MM], len(objects[_MM])),
         n_files=len(objects[_FILE]),
     )
-    return plan, who.astype(np.int32), objects[_MM]
+    return plan, who.astype(np.int32), objects[_MM], rows
 
 
 def _users(thread_first: I64, mm: I32, spaces: int) -> I32:

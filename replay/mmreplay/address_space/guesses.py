@@ -33,6 +33,9 @@ WORDS: Final[dict[str, str]] = {
     "think_wall_fallback": "operations before which all time counts as computing",
     "learnt_mappings": "mappings learnt from listings and records",
     "mapping_record_matched": "mapping calls whose record names their file",
+    "wakeups": "waits for other threads of the trace",
+    "wakeups_left_out": "waits for or of threads that the plan does not have: think time",
+    "wakeups_cyclic": "waits that would never end: think time",
     "clone_ranges": "ranges placed anew for cloned threads",
 }
 

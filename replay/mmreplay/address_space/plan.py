@@ -123,6 +123,13 @@ class Trait(IntFlag):
     GROWSDOWN = 1 << 41  # the VMA is a stack (VM_GROWSDOWN)
 
 
+#: In ``traits`` of a row NONE: no operation, but a point in its thread's time at which it woke
+#: another thread, or (a row with ``dep_op``) was woken.  It takes no time and is counted nowhere;
+#: only the user time before it is.  ``sleep_ns`` is the recorded wait, slept where the thread
+#: comes by again after its loop point: the wake-ups of the recording are for its first lap.
+WAKE_POINT: Final = np.uint64(1 << 63)
+
+
 class MarkSet(IntEnum):
     """The sets that ``each SET`` walks: for every operation a list of VMAs per set."""
 

@@ -34,16 +34,18 @@ from mmreplay.address_space.plan_state import (
     make_out,
     make_work,
 )
+from mmreplay.address_space.points import insert_wakeups
 from mmreplay.address_space.rows import CHUNK_ROWS, Rows, Stream
 from mmreplay.address_space.rules import Rules
 from mmreplay.address_space.scale import PrivateRange, clone_base, private_ranges
 from mmreplay.address_space.threads import Threads, read_threads
 from mmreplay.address_space.times import BEGIN, COLUMNS, Times
 from mmreplay.address_space.vma_state import OWN_FILES, MapState, Num, grow, new_state
+from mmreplay.address_space.wakeups import Wakeups, read_wakeups
 from mmreplay.errors import UserError
 
 #: Part of every cache key: raise it when the same trace gives another plan.
-PLANNER: Final = 7
+PLANNER: Final = 8
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ def build_plans(
                 known[rules.name] = private_ranges(build_plan(trace, rules))
             state.c = _clones(trace, who, spaces, stream, known[rules.name])
         passes.append(_Replay(state, rules.vector, span, modes[huge_pages]))
+    wakeups = read_wakeups(trace, who)
     times = {span: Times(who.n, *span) for span in spans}
     done: dict[int, PlanBundle] = {}
     # A clone's row is changed while it is planned, so passes over clones take turns.
@@ -247,7 +250,8 @@ def build_plans(
             for i in going:
                 if stream.done_row >= spans[i][1]:
                     whole = spans[i][1] == total
-                    done[i] = _finish(trace, who, stream, passes[i].state, times[spans[i]], whole)
+                    one = times[spans[i]]
+                    done[i] = _finish(trace, who, stream, passes[i].state, one, whole, wakeups)
             if len(done) == len(passes):
                 break
     return [done[i] for i in range(len(passes))]
@@ -340,7 +344,13 @@ def _clones(
 
 
 def _finish(
-    trace: Any, who: Threads, stream: Stream, state: _Pass, times: Times, whole: bool
+    trace: Any,
+    who: Threads,
+    stream: Stream,
+    state: _Pass,
+    times: Times,
+    whole: bool,
+    wakeups: Wakeups | None,
 ) -> PlanBundle:
     span = int(getattr(trace.header, "span_ns", 0) or 0)
     begin = times.values[:, BEGIN]
@@ -349,7 +359,7 @@ def _finish(
     if whole:
         end_ns = max(end_ns, span)
     numbers = state.m.numbers
-    plan, index, spaces = assemble(
+    plan, index, spaces, places = assemble(
         state.out,
         state.w,
         int(numbers[Num.NEXT_UID]),
@@ -363,6 +373,12 @@ def _finish(
     )
     counters = {kind.name.lower(): int(state.w.counters[kind]) for kind in Count if kind != Count.N}
     counters["dependencies"] = len(plan.dep_op)
+    if wakeups is not None:
+        found = insert_wakeups(plan, wakeups, who, index, places, times, (begin_ns, end_ns), whole)
+        plan = found.plan
+        counters["wakeups"] = found.waits
+        counters["wakeups_left_out"] = found.left_out
+        counters["wakeups_cyclic"] = found.cyclic
     counters["think_wall_fallback"] = times.wall_fallback
     counters.update(stream.counters)
     rows = [
@@ -376,7 +392,8 @@ def _finish(
         )
         for t in index
     ]
-    notes = ("upper bound: memory map only",) if who.n > who.n_recorded else ()
+    scaled = who.n > who.n_recorded
+    notes = ("upper bound: memory map only",) if scaled and not counters.get("wakeups") else ()
     return PlanBundle(
         plan=plan,
         counters=counters,

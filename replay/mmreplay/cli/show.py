@@ -129,6 +129,7 @@ def print_summary(console: Console, summary: Summary, name: str) -> None:
     _print_operations(console, summary)
     _print_faults(console, summary)
     _print_times(console, summary)
+    _print_dependencies(console, summary)
     _print_losses(console, summary)
     _print_support(console, summary)
     if summary.warnings:
@@ -229,6 +230,20 @@ def _print_times(console: Console, summary: Summary) -> None:
         share = f"{value / known:.1%}" if value is not None and known else ""
         table.add_row(label, "unknown" if value is None else span(value), share)
     console.print(table)
+
+
+def _print_dependencies(console: Console, summary: Summary) -> None:
+    found = summary.dependencies
+    if found.waits == 0:
+        return
+    line = (
+        f"threads waited {plural(found.waits, 'time')} for others of the trace, "
+        f"{span(found.waited_ns)} together"
+    )
+    if found.think_ns is not None:
+        line += f"; {span(found.think_ns)} of blocked time stays think time"
+    console.print("\n[bold]Dependencies[/]")
+    _bullet(console, "·", line)
 
 
 def _print_losses(console: Console, summary: Summary) -> None:

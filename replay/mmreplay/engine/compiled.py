@@ -177,7 +177,6 @@ class Memory:
             H_SLICE: setup.slice, H_POLL: setup.poll, H_FLUSH_BASE: setup.flush_base,
             H_FLUSH_FIRST: setup.flush_first, H_FLUSH_NEXT: setup.flush_next,
             H_HANDLER: setup.handler, H_THREADS: plan.n_threads, H_WRAP: int(options.wrap),
-            H_SATURATED: int(options.load == "saturated"),
             H_CONDS: len(self.prepared.model.cond_every), H_PAGES: 16 * plan.n_ops,
             H_NODE_PLACES: self.prepared.pages.node_places,
             H_TOUCH_COUNT: len(self.prepared.pages.touch_keys),
@@ -277,6 +276,7 @@ class Memory:
         th[:, T_FIRST_LAP], th[:, T_TAIL], th[:, T_GROUP] = 1, empty, setup.in_group
         th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
         th[:, T_DEP_FROM] = -1
+        th[:, T_NO_IDLE] = setup.no_idle
         th[:, T_LAP] = plan.thread_offset_ns
         th[:, T_MM] = prepared.longs.view(np.int32)[(th[:, T_ROW] << 4) + W_MM]
         streams = [stream_of(options.seed, t) for t in range(plan.n_threads)]
@@ -285,8 +285,7 @@ class Memory:
         self.part(H_TAILS, plan.n_threads, 2)[:] = prepared.tails
         self.part(H_LOOPS, plan.n_threads)[:] = prepared.loops
         blocked = np.where(empty, plan.thread_tail_blocked_ns, plan.think_blocked_ns[rows])
-        if options.load == "saturated":
-            blocked = np.where(setup.in_group, 0, blocked)
+        blocked = np.where(setup.no_idle, 0, blocked)
         keys = np.full(levels[0], NEVER, np.int64)
         starts = plan.thread_offset_ns + blocked
         keys[: plan.n_threads] = (starts << self.m[H_SHIFT]) | np.arange(plan.n_threads)

@@ -24,11 +24,11 @@ NEVER: Final = (1 << 63) - 1
     H_SLEEP_NS, H_DEP_WAIT_NS, H_WIN_BEGIN, H_WIN_END, H_WIN_OPS, H_WIN_USER, H_GRP_OPS,
     H_GRP_USER, H_GRP_RECORDED, H_GRP_TOTAL, H_WAKER, H_WOKEN, H_FALL, H_SWITCH, H_POLL,
     H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER, H_OPCOUNT, H_OPBUSY, H_OPWAIT, H_DELAY,
-    H_TEND, H_THREADS, H_WRAP, H_SATURATED, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
+    H_TEND, H_THREADS, H_WRAP, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
     H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS,
-) = range(90)  # fmt: skip
+) = range(89)  # fmt: skip
 HEADER: Final = 96
 
 # -- thread; the records begin right behind the header -----------------------------
@@ -42,6 +42,7 @@ HEADER: Final = 96
     T_OWNED_0,
 ) = range(49)  # fmt: skip
 MAX_OWNED: Final = 15
+T_NO_IDLE: Final = T_OWNED_0 + MAX_OWNED  # its blocked think time is left out
 TF: Final = 64
 
 # -- shared lock instance -----------------------------------------------------------
@@ -95,6 +96,7 @@ F_SEEN: Final = 2  # others see its end: it has dependents, or touches
 F_NO_PROGRAM: Final = 4
 F_TOUCHES: Final = 8
 F_DEPENDENTS: Final = 16
+F_POINT: Final = 32  # no operation: plan.WAKE_POINT
 #: Page columns of an operation, behind all packed operations (only where the model uses them).
 G_FIRST, G_LAST, G_VMA_FIRST, G_VMA_LAST = range(4)
 

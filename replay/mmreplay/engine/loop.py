@@ -73,7 +73,7 @@ def next_gap(m, longs, words, t, b):
     m[b + T_ROW] = row
     m[b + T_MM] = words[(row << 4) + W_MM]
     m[b + T_DEP_FROM] = -1
-    if blocked == 0 or (m[H_SATURATED] and m[b + T_GROUP]):
+    if blocked == 0 or m[b + T_NO_IDLE]:
         return PC_THINK
     m[b + T_DEP_FROM] = blocked
     return PC_BLOCK
@@ -127,6 +127,30 @@ def dependencies_done(m, b, t, dep_first, dep_op, done_ops, dep_head):
         m[H_DEP_WAIT_NS] += m[H_NOW] - m[b + T_DEP_FROM]
     m[b + T_DEP_FROM] = -1
     return True
+
+
+@borrowing_helper
+def pass_point(m, longs, words, t, b, clock, recorded_sleep, done_ops, dep_head):
+    """Simulation._pass_point; returns the program counter of the gap behind it."""
+    row = m[b + T_ROW]
+    flags = longs[(row << 3) + O_PROGRAM] >> 32
+    m[m[H_ENDS] + row] = clock + 1
+    if m[b + T_GROUP] and (m[H_WIN_END] < 0 or clock <= m[H_WIN_END]):
+        user = longs[(row << 3) + O_THINK]
+        m[H_GRP_USER] += user
+        if m[H_WIN_BEGIN] >= 0 and clock > m[H_WIN_BEGIN]:
+            m[H_WIN_USER] += user
+    if flags & F_SEEN:
+        end_is_seen(m, longs, words, b, done_ops, dep_head, clock)
+    span = np.int64(0)
+    if flags & F_DEPS and not m[b + T_FIRST_LAP]:
+        span = np.int64(recorded_sleep[row])
+    m[b + T_FIN_END] = clock
+    pc = np.int64(next_gap(m, longs, words, t, b))
+    if span > 0:
+        m[b + T_DEP_FROM] = max(m[b + T_DEP_FROM], 0) + span
+        pc = np.int64(PC_BLOCK)
+    return pc
 
 
 @borrowing_helper
@@ -329,6 +353,11 @@ def _run(
                         m, b, t, dep_first, dep_op, done_ops, dep_head
                     ):
                         break
+                    if flags & F_POINT:
+                        pc = pass_point(
+                            m, longs, words, t, b, clock, recorded_sleep, done_ops, dep_head
+                        )
+                        continue
                     pc = begin(m, longs, b, clock)
                     draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
                     scale = np.int64(words[w + W_SCALE])

@@ -17,7 +17,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.address_space.plan import WAKE_POINT, Plan, PlanOp
 from mmreplay.engine.deadlock import Stalled, stuck
 from mmreplay.engine.kinds.pin import Pin
 from mmreplay.engine.kinds.range import Range
@@ -59,6 +59,7 @@ class Simulation(Processors):
         self.group_recorded = 0
         self.window_begin_ns = self.window_end_ns = self.stop_ns = -1
         self.records: list[tuple[int, int]] = []  # of the group: (end, user time)
+        self.points: list[tuple[int, int]] = []  # user time before wake points, likewise
         for thread in self.threads:
             thread.last_cpu = thread.index % cores
             thread.lap_ns = int(plan.thread_offset_ns[thread.index])
@@ -149,8 +150,7 @@ class Simulation(Processors):
         else:
             thread.think_left_ns = int(plan.think_cpu_ns[thread.row])
             blocked = int(plan.think_blocked_ns[thread.row])
-        saturated = self.options.load == "saturated" and self.setup.in_group[t]
-        return 0 if saturated else blocked
+        return 0 if self.setup.no_idle[t] else blocked
 
     def _next_operation(self, thread: Thread) -> None:
         plan, t = self.plan, thread.index
@@ -202,6 +202,9 @@ class Simulation(Processors):
             thread.was_ordered = True
         else:
             thread.was_ordered = False
+        if plan.traits[row] & WAKE_POINT:
+            self._pass_point(thread)
+            return
         thread.kind = int(plan.op[row])
         thread.begin_ns = self.now
         thread.busy_ns = thread.wait_ns = 0
@@ -216,6 +219,21 @@ class Simulation(Processors):
             self._finish(thread)
         self.at(thread, State.RUN, self.now)
 
+    def _pass_point(self, thread: Thread) -> None:
+        """No operation, but where its thread woke another, or was woken (``plan.WAKE_POINT``)."""
+        plan, row = self.plan, thread.row
+        self.op_end_ns[row] = self.now + 1
+        if self.setup.in_group[thread.index]:
+            self.points.append((self.now, int(plan.think_cpu_ns[row])))
+        self._show_end(row)
+        waits = plan.dep_first[row] < plan.dep_first[row + 1]
+        span = int(plan.sleep_ns[row]) if waits and not thread.first_lap else 0
+        self._next_operation(thread)
+        if span > 0:
+            thread.dep_from_ns = max(thread.dep_from_ns, 0) + span
+            thread.pc = PC_BLOCK
+        self.at(thread, State.RUN, self.now)
+
     def _has_deps(self, thread: Thread) -> bool:
         first = self.plan.dep_first
         return thread.first_lap and bool(first[thread.row] < first[thread.row + 1])
@@ -227,12 +245,16 @@ class Simulation(Processors):
         thread.finished = Finished(
             row, thread.kind, self.now, thread.busy_ns, thread.wait_ns, self.now - thread.begin_ns
         )
+        self._show_end(row)
+        self._next_operation(thread)
+        self.at(thread, State.RUN, self.now)
+
+    def _show_end(self, row: int) -> None:
+        """Who waits for the end of a row of the plan may go on."""
         if self.analysis.has_dependents[row] and row not in self.done_ops:
             self.done_ops.add(row)
             for waiter in self.dep_waiters.pop(row, []):
                 self.at(waiter, State.OFF, self.now + self.setup.woken)
-        self._next_operation(thread)
-        self.at(thread, State.RUN, self.now)
 
     def _end(self, thread: Thread) -> None:
         plan, t = self.plan, thread.index
@@ -521,6 +543,8 @@ class Simulation(Processors):
         group = [(end, user) for end, user in self.records if end <= last]
         begin = self.window_begin_ns
         window = [(end, user) for end, user in group if end > begin] if begin >= 0 else []
+        passed = [(end, user) for end, user in self.points if end <= last]
+        seen = [(end, user) for end, user in passed if begin >= 0 and end > begin]
         return summarise(
             self.model,
             Totals(
@@ -542,9 +566,9 @@ class Simulation(Processors):
                 window_begin_ns=begin,
                 window_end_ns=self.window_end_ns,
                 window_ops=len(window),
-                window_user_ns=sum(user for _, user in window),
+                window_user_ns=sum(user for _, user in window + seen),
                 group_ops=len(group),
-                group_user_ns=sum(user for _, user in group),
+                group_user_ns=sum(user for _, user in group + passed),
             ),
         )
 

@@ -176,6 +176,7 @@ def _operations(
         starts,
         dense,
         plan.op,
+        plan.traits,
         plan.dep_first,
         analysis.has_dependents,
         analysis.touches,

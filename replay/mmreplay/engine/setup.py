@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import Plan, PlanOp, Trait
+from mmreplay.address_space.plan import WAKE_POINT, Plan, PlanOp, Trait
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
 from mmreplay.jit import njit
@@ -289,6 +289,31 @@ def touch_points(plan: Plan, model: LockingModel) -> tuple[NDArray[np.bool_], I6
     return touches, distinct(np.concatenate([page_key(mm, page) for page in ends]))
 
 
+def wake_points(plan: Plan) -> I64:
+    """Rows that are no operations but points of wake-ups; without dependencies there are none."""
+    if not len(plan.dep_op):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(plan.traits & WAKE_POINT)
+
+
+def thread_of(plan: Plan, rows: I64) -> I64:
+    """The thread of each row."""
+    return np.searchsorted(plan.thread_first, rows, side="right") - 1
+
+
+def waited_for(plan: Plan, points: I64, group: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(T,) the group's threads and all whose wake-ups these wait for, also through others."""
+    found = group.copy()
+    waits = plan.dep_first[points + 1] - plan.dep_first[points]
+    waiter = thread_of(plan, np.repeat(points, waits))
+    within = np.arange(waits.sum()) - np.repeat(np.cumsum(waits) - waits, waits)
+    waker = thread_of(plan, plan.dep_op[np.repeat(plan.dep_first[points], waits) + within])
+    pairs = np.unique(np.stack([waiter, waker], axis=1), axis=0)
+    while len(new := pairs[found[pairs[:, 0]] & ~found[pairs[:, 1]], 1]):
+        found[new] = True
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Analysis:
     """What plan and model decide before machine and options are known."""
@@ -331,6 +356,7 @@ class Setup:
     flush_next: int
     handler: int
     in_group: NDArray[np.bool_]  # (T,)
+    no_idle: NDArray[np.bool_]  # (T,) threads whose blocked think time is left out
     group_ops: int
 
 
@@ -374,7 +400,13 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
             raise UserError(
                 f"thread group {options.group} has no threads", fix="choose a group of the plan"
             )
-    lengths = np.diff(plan.thread_first)
+    points = wake_points(plan)
+    no_idle = np.zeros(plan.n_threads, np.bool_)
+    if options.load == "saturated":
+        no_idle = waited_for(plan, points, in_group)
+    counted = np.diff(plan.thread_first) - np.bincount(
+        thread_of(plan, points), minlength=plan.n_threads
+    )
     r = round
     return Setup(
         cores=options.cores,
@@ -397,7 +429,8 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
         flush_next=r(machine.shootdown_next_ns.value),
         handler=r(machine.shootdown_handler_ns.value),
         in_group=in_group,
-        group_ops=int(lengths[in_group].sum()),
+        no_idle=no_idle,
+        group_ops=int(counted[in_group].sum()),
     )
 
 

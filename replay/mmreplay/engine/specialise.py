@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreplay.address_space.plan import WAKE_POINT
 from mmreplay.engine.layout import *  # noqa: F403
 from mmreplay.engine.setup import P, line_scopes, object_scope
 from mmreplay.jit import njit, pointer
@@ -443,7 +444,7 @@ def pack(  # type: ignore[no-untyped-def]
 
 @njit
 def enter_programs(  # type: ignore[no-untyped-def]
-    class_of, starts, dense, op, dep_first, dependents, touches, longs
+    class_of, starts, dense, op, traits, dep_first, dependents, touches, longs
 ):  # fmt: skip
     """Fill O_PROGRAM: the first instruction, the flags, and the dense number of the kind."""
     for row in range(len(op)):
@@ -458,4 +459,6 @@ def enter_programs(  # type: ignore[no-untyped-def]
             bits |= F_SEEN | F_DEPENDENTS
         if touches[row]:
             bits |= F_SEEN | F_TOUCHES
+        if traits[row] & WAKE_POINT:
+            bits |= F_POINT
         longs[(row << 3) + O_PROGRAM] = start | (bits << 32)

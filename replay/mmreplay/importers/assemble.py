@@ -135,7 +135,7 @@ class Assembler:
         self._tables: deque[Future[None]] = deque()
         self._beside.submit(_load)
         self._early: dict[str, deque[NDArray[np.int64]]] = {
-            name: deque() for name in ("vmas", "threads", "schedule", "locks", "gaps")
+            name: deque() for name in ("vmas", "threads", "schedule", "locks", "gaps", "wakeups")
         }
 
     def start(self, config: ps.Config) -> ps.State:
@@ -314,6 +314,7 @@ class Assembler:
             ("locks", ps.C_LOCKS),
             ("vmas", ps.C_VMAS),
             ("gaps", ps.C_GAPS),
+            ("wakeups", ps.C_WAKEUPS),
         ):
             table = state.table(name)
             used = int(count[counter])
@@ -353,6 +354,9 @@ class Assembler:
         if name == "threads":
             assert self.probe is not None
             return tables.threads(rows, alias, self.probe[0], self.switches)
+        if name == "wakeups":
+            assert self.probe is not None
+            return tables.wakeups(rows, self.probe[0])
         if name == "locks":
             return tables.locks(rows, alias)
         return tables.schedule(rows) if name == "schedule" else tables.gaps(rows)

@@ -13,6 +13,7 @@ CONTENTION_*       lock address, LCB_F_* flags (begin only)
 RAW_ENTER          six words of the call, -, its number
 RAW_EXIT           return value; number in arg[7]
 SCHED_SWITCH       prev_state, next tid
+WAKING             woken tid, common_flags or UNKNOWN_CONTEXT
 MMAP_LOCK_*        mm, write, success
 SWITCH             out (1) or in (0), preempted
 FORK, THREAD_END   pid, parent pid, tid, parent tid
@@ -46,6 +47,7 @@ MMAP_LOCK_ACQUIRED: Final = 12
 MMAP_LOCK_RELEASED: Final = 13
 RAW_ENTER: Final = 14
 RAW_EXIT: Final = 15
+WAKING: Final = 16
 SWITCH: Final = 20
 FORK: Final = 21
 THREAD_END: Final = 22
@@ -63,6 +65,12 @@ BEGINNERS: Final = frozenset(
 LATE: Final = 1  # arrived after something later was passed on; its time was raised
 SYNTHETIC: Final = 2  # made up by the recorder about the state before the recording
 USER_MODE: Final = 4  # the CPU was in user mode
+
+#: In common_flags: the event came from an interrupt (TRACE_FLAG_HARDIRQ, _SOFTIRQ and _NMI of
+#: include/linux/trace_events.h@6.18), not from the thread that it interrupted.
+IN_INTERRUPT: Final = 0x58
+#: In place of common_flags: the recording does not tell them.
+UNKNOWN_CONTEXT: Final = 0x100
 
 
 class Batch(NamedTuple):

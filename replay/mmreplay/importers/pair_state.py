@@ -74,8 +74,16 @@ from mmreplay.jit import borrowing_helper, native
     S_START_KIND,
     S_COMM0,
     S_COMM1,
+    S_ROW,  # its last operation + 1, 0 none
+    # who ended its blocked time
+    S_WAKE_NS,  # 0: nobody yet
+    S_WAKER,
+    S_WAKER_ROW,
+    S_WAKER_CPU,
+    S_WAKER_EVENTS,
+    S_WAKER_BLOCKED,
     S_SIZE,
-) = range(54)
+) = range(61)
 STACK: Final = 4
 # Columns of one open wait (contention span): address, begin, flags.
 WAIT_SIZE: Final = 3
@@ -174,6 +182,8 @@ K_RESULT, K_BITS, K_CHILD, K_DURATION, K_THINK, K_INSIDE = 256, 512, 1024, 2048,
 (L_TID, L_SPACE, L_ADDRESS, L_FLAGS, L_MODE, L_BEGIN, L_WAIT, L_HOLD, L_SIZE) = range(9)
 (V_SPACE, V_NS, V_START, V_LENGTH, V_PROT_FLAGS, V_OFFSET, V_INODE, V_DEVICE, V_NAME, V_SOURCE,
  V_SIZE) = range(11)  # fmt: skip
+(W_TID, W_OFF, W_WAKE, W_ON, W_ROW, W_CPU, W_EVENTS, W_BLOCKED, W_WAKER, W_WAKER_ROW,
+ W_WAKER_CPU, W_WAKER_EVENTS, W_WAKER_BLOCKED, W_SIZE) = range(14)  # fmt: skip
 (Z_RING, Z_BEGIN, Z_END, Z_LOST, Z_EVENT, Z_SIZE) = range(6)
 SOURCES: Final = ("snapshot", "exec", "mmap2")
 #: L_MODE of an mmap_lock hold; contention spans carry 0 and say it in L_FLAGS.
@@ -198,6 +208,7 @@ GAP_LOST: Final = 25
     C_LOCKS,
     C_VMAS,
     C_GAPS,
+    C_WAKEUPS,
     C_LAST_NS,
     C_NEGATIVE,
     C_BEGIN_UNSEEN,
@@ -208,15 +219,21 @@ GAP_LOST: Final = 25
     C_UNMATCHED_LOCK,
     C_TRYLOCK_FAILED,
     C_GAP_EVENTS,
+    C_WAKE_INTERRUPT,
+    C_WAKE_INSIDE,
+    C_WAKE_LOCK,
+    C_WAKE_UNTOLD,
+    C_WAKE_UNCLEAR,
     C_LOSSES,
     # what the recording holds (Config)
     C_STARTS,
     C_ENDS,
     C_PAIR,
     C_SWITCHES,
+    C_SPANS,
     C_STACK,  # call chain of the event at hand
     C_SIZE,
-) = range(32)
+) = range(39)
 
 #: pid_max on 64-bit kernels (include/linux/threads.h@6.18): a larger tid is damage.
 MAX_TID: Final = 4 << 20
@@ -235,6 +252,7 @@ class Config(NamedTuple):
     enters: NDArray[np.uint8]  # (calls,)
     exits: NDArray[np.uint8]
     switches: bool
+    lock_spans: bool
 
 
 #: Tables of the arena: name -> (columns, rows at first).  Compiled code takes one array and
@@ -253,6 +271,7 @@ TABLES: Final[dict[str, tuple[int, int]]] = {
     "locks": (L_SIZE, 1 << 14),
     "vmas": (V_SIZE, 1 << 14),
     "gaps": (Z_SIZE, 4096),
+    "wakeups": (W_SIZE, 1 << 14),
     "gap_ns": (1, MAX_CPU + 1),  # last loss of the CPU, at [cpu + 1]
     "ring_ns": (1, MAX_CPU + 1),  # last event of the CPU
     "histogram": (1, 2 * BINS),  # mmap_lock start to acquire; any gap
@@ -272,13 +291,14 @@ TABLES: Final[dict[str, tuple[int, int]]] = {
     B_LOCKS,
     B_VMAS,
     B_GAPS,
+    B_WAKEUPS,
     B_GAP_NS,
     B_RING_NS,
     B_HISTOGRAM,
     B_EXITS,
-) = range(C_SIZE, C_SIZE + 17)  # entries of the arena that hold where each table begins
-N_FIRST: Final = C_SIZE + 17  # from here on: rows of each table, in the same order
-_HEAD: Final = N_FIRST + 17
+) = range(C_SIZE, C_SIZE + 18)  # entries of the arena that hold where each table begins
+N_FIRST: Final = C_SIZE + 18  # from here on: rows of each table, in the same order
+_HEAD: Final = N_FIRST + 18
 #: Rows behind the ring of operations that take the ends of rows that have left it.
 PATCH_ROWS: Final = 4096
 
@@ -304,6 +324,7 @@ class State:
         self.arena[C_ENDS] = config.fault_ends
         self.arena[C_PAIR] = config.pair
         self.arena[C_SWITCHES] = config.switches
+        self.arena[C_SPANS] = config.lock_spans
         self.table("exits")[: len(config.exits), 0] = config.exits
 
     @property
@@ -356,7 +377,16 @@ class State:
         have been taken.
         """
         threads = self.table("threads")[: self.count[C_THREADS]]
-        for column in (S_CALL, S_FAULT, S_WAITS, S_HOLDS, S_AFTER_GAP, S_FIRST_NS):
+        for column in (
+            S_CALL,
+            S_FAULT,
+            S_WAITS,
+            S_HOLDS,
+            S_AFTER_GAP,
+            S_FIRST_NS,
+            S_ROW,
+            S_WAKE_NS,
+        ):
             threads[:, column] = 0
         for column in (S_PRE_CPU, S_PRE_BLOCKED, S_PRE_PREEMPTED, S_PRE_EVENTS, S_PRE_KNOWN):
             threads[:, column] = 0
@@ -369,6 +399,7 @@ class State:
         count = self.count
         for counter in (C_OPS, C_PATCHES, C_SEQ, C_THREAD_ROWS, C_SCHEDULE, C_LOCKS, C_GAPS):
             count[counter] = 0
+        count[C_WAKEUPS] = 0
         count[C_NEGATIVE : C_LOSSES + 1] = 0
         count[C_BEGIN_NS] = -1
 

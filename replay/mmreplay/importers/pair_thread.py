@@ -235,6 +235,28 @@ def leave_cpu(a: Any, t: Any, now: Any, cpu: Any, run: Any) -> None:
     a[t + S_RUN] = run
     a[t + S_OFF_NS] = now
     a[t + S_OFF_CPU] = cpu
+    a[t + ps.S_WAKE_NS] = 0
+
+
+@borrowing_helper
+def put_wakeup(a: Any, t: Any, now: Any) -> None:
+    """The row that says who ended the blocked time of a thread that is back on a CPU."""
+    out = a[ps.B_WAKEUPS] + a[ps.C_WAKEUPS] * ps.W_SIZE
+    a[ps.C_WAKEUPS] += 1
+    a[out + ps.W_TID] = a[t + S_TID]
+    a[out + ps.W_OFF] = a[t + S_OFF_NS]
+    a[out + ps.W_WAKE] = a[t + ps.S_WAKE_NS]
+    a[out + ps.W_ON] = now
+    a[out + ps.W_ROW] = a[t + ps.S_ROW] - 1
+    a[out + ps.W_CPU] = a[t + S_PRE_CPU]
+    a[out + ps.W_EVENTS] = a[t + S_PRE_EVENTS]
+    a[out + ps.W_BLOCKED] = max(0, a[t + S_PRE_BLOCKED] - (now - a[t + S_OFF_NS]))
+    a[out + ps.W_WAKER] = a[t + ps.S_WAKER]
+    a[out + ps.W_WAKER_ROW] = a[t + ps.S_WAKER_ROW] - 1
+    a[out + ps.W_WAKER_CPU] = a[t + ps.S_WAKER_CPU]
+    a[out + ps.W_WAKER_EVENTS] = a[t + ps.S_WAKER_EVENTS]
+    a[out + ps.W_WAKER_BLOCKED] = a[t + ps.S_WAKER_BLOCKED]
+    a[t + ps.S_WAKE_NS] = 0
 
 
 @borrowing_helper
@@ -254,6 +276,8 @@ def come_back(a: Any, ops: Any, t: Any, now: Any) -> None:
     a[out + ps.E_ON] = -1 if run == ps.OFF_UNKNOWN else now
     a[out + ps.E_CPU] = a[t + S_OFF_CPU]
     a[out + ps.E_REASON] = 1 if run == ps.PREEMPTED else 0
+    if a[t + ps.S_WAKE_NS] > 0 and run == ps.BLOCKED and now >= 0:
+        put_wakeup(a, t, now)
 
 
 @borrowing_helper
@@ -353,6 +377,7 @@ def begin_row(
     """A new operation's row with what is known at its begin; returns its number."""
     row = a[C_OPS]
     a[C_OPS] += 1
+    a[t + ps.S_ROW] = row + 1
     out = ps.place(a, row)
     # Columns that a bit of O_KNOWN guards may hold what the ring held before.
     a[ps.C_SEQ] = a[ps.C_SEQ] + 1 if now == a[ps.C_BEGIN_NS] else 0

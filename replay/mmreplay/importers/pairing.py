@@ -36,6 +36,7 @@ from mmreplay.importers.pair_thread import (
     new_thread,
     process_of,
 )
+from mmreplay.importers.pair_wakeups import waking
 from mmreplay.jit import borrowing_helper, native
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
@@ -67,6 +68,7 @@ def room(a: Any) -> Any:
     rows = min(rows, ps.rows_of(a, ps.B_LOCKS) - a[ps.C_LOCKS])
     rows = min(rows, ps.rows_of(a, ps.B_VMAS) - a[ps.C_VMAS])
     rows = min(rows, ps.rows_of(a, ps.B_GAPS) - a[ps.C_GAPS])
+    rows = min(rows, ps.rows_of(a, ps.B_WAKEUPS) - a[ps.C_WAKEUPS])
     return rows // ps.MARGIN
 
 
@@ -276,6 +278,7 @@ def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any) -> None:
     if a[t + ps.S_CALL]:
         close_call(a, ops, t, now, _END_UNSEEN, _NO_CPU)
     account(a, t, now)
+    a[t + ps.S_WAKE_NS] = 0
     come_back(a, ops, t, now)
     a[t + ps.S_AFTER_GAP] = 1
     a[t + ps.S_PRE_KNOWN] = 0
@@ -367,6 +370,10 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
         if slot >= 0 and a[ps.threads_at(a, slot) + ps.S_STATE] == ps.DEAD:
             if role == ev.SWITCH or role == ev.THREAD_END or role == ev.SCHED_SWITCH:
                 a[ps.C_DEAD_EVENT] += 1
+                continue
+            if role == ev.WAKING:  # its last deed: who joins it waits for that
+                t = ps.threads_at(a, slot)
+                waking(a, t, np.int64(batch.arg[i, 0]), np.int64(batch.arg[i, 1]), now)
                 continue
             slot = -1
         if slot >= 0 and a[ps.threads_at(a, slot) + ps.S_PID] != pid:
@@ -477,6 +484,8 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                     contention_end(a, ops, slot, batch.arg[i, 0], now)
                 elif ev.MMAP_LOCK_START <= role <= ev.MMAP_LOCK_RELEASED:
                     mmap_lock(a, ops, slot, role, batch.arg[i], now)
+                elif role == ev.WAKING:
+                    waking(a, t, np.int64(batch.arg[i, 0]), np.int64(batch.arg[i, 1]), now)
                 inner_event(a, t)
         a[t + ps.S_LAST_NS] = now
         if cpu >= 0:

@@ -9,6 +9,7 @@ import numpy as np
 from mmreplay import __version__
 from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
+from mmreplay.importers import pair_wakeups
 from mmreplay.importers import perf_data as source
 from mmreplay.importers import perf_decode as pd
 from mmreplay.importers import perf_walk as pw
@@ -152,6 +153,7 @@ def _counters(rec: source.Recording, state: ps.State, tables: Assembler) -> dict
         "failed_trylocks": count[ps.C_TRYLOCK_FAILED],
         "compat32_operations": tables.compat,
         "operations_without_stack": rec.stacks.dropped if rec.stacks is not None else 0,
+        **pair_wakeups.counters(count),
     }
     result = {name: int(value) for name, value in values.items() if value}
     for kind in np.flatnonzero(types).tolist():

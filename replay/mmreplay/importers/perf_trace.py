@@ -56,6 +56,7 @@ def config_of(rec: source.Recording) -> ps.Config:
         enters,
         exits,
         any(plan.switch_records for plan in rec.plans) or rec.has(ev.SCHED_SWITCH),
+        rec.has(ev.CONTENTION_BEGIN),
     )
 
 
@@ -71,7 +72,7 @@ def import_perf_data(
     """
     recording = source.open_recording(paths, options.formats)
     try:
-        if all(event.role == ev.OTHER for event in recording.events):
+        if all(event.role in (ev.OTHER, ev.WAKING) for event in recording.events):
             raise UserError(
                 "the recording holds no page faults, memory-map system calls or lock events",
                 where=recording.where,

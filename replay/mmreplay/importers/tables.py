@@ -133,6 +133,31 @@ def locks(rows: NDArray[np.int64], alias: NDArray[np.int64]) -> pa.Table:
     )
 
 
+def wakeups(rows: NDArray[np.int64], probe_ns: int) -> pa.Table:
+    """Who waited for whom; on-CPU times lose what the events in them cost."""
+
+    def on_cpu(total: int, events: int) -> NDArray[np.int64]:
+        corrected: NDArray[np.int64] = rows[:, total] - rows[:, events] * probe_ns
+        return np.maximum(0, corrected)
+
+    return _table(
+        "wakeups",
+        {
+            "tid": rows[:, ps.W_TID],
+            "off_ns": rows[:, ps.W_OFF],
+            "wake_ns": rows[:, ps.W_WAKE],
+            "on_ns": rows[:, ps.W_ON],
+            "after": (rows[:, ps.W_ROW], rows[:, ps.W_ROW] >= 0),
+            "cpu_ns": on_cpu(ps.W_CPU, ps.W_EVENTS),
+            "blocked_ns": rows[:, ps.W_BLOCKED],
+            "waker": rows[:, ps.W_WAKER],
+            "waker_after": (rows[:, ps.W_WAKER_ROW], rows[:, ps.W_WAKER_ROW] >= 0),
+            "waker_cpu_ns": on_cpu(ps.W_WAKER_CPU, ps.W_WAKER_EVENTS),
+            "waker_blocked_ns": rows[:, ps.W_WAKER_BLOCKED],
+        },
+    )
+
+
 def lock_words(
     mode: NDArray[np.int64], flags: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -23,7 +23,7 @@ from mmreplay.importers.text_bytes import (
 from mmreplay.jit import borrowing_helper
 
 # Entries of a line's head.
-(H_TID, H_PID, H_CPU, H_TIME, H_COMM_END) = range(5)
+(H_TID, H_PID, H_CPU, H_TIME, H_COMM_END, H_CONTEXT) = range(6)
 _MAX_CPU: Final = 32_767
 _KERNEL_HALF: Final = 1 << 63
 _ADDRESS, _IP, _ERROR_CODE = fnv("address"), fnv("ip"), fnv("error_code")
@@ -66,6 +66,19 @@ def find_time(b: Any, at: Any, end: Any) -> Any:
 
 
 @borrowing_helper
+def _context(letter: Any) -> Any:
+    """common_flags of the third of ftrace's flags: h, H, s, Z and z are interrupts
+    (trace_print_lat_fmt, kernel/trace/trace_output.c@6.18)."""
+    if letter == 46:  # .
+        return np.int64(0)
+    if letter == 115:  # s
+        return np.int64(0x10)
+    if letter == 104 or letter == 72 or letter == 90 or letter == 122:
+        return np.int64(0x08)
+    return np.int64(ev.UNKNOWN_CONTEXT)
+
+
+@borrowing_helper
 def parse_head(b: Any, at: Any, end: Any, ftrace: Any, head: Any) -> Any:
     """The head of a line into ``head`` (H_*); returns where the rest begins, -1: no such line.
 
@@ -77,12 +90,15 @@ def parse_head(b: Any, at: Any, end: Any, ftrace: Any, head: Any) -> Any:
     head[H_TIME], _ = seconds(b, begin, colon)
     k = back_over_spaces(b, begin - 1, at)
     head[H_CPU] = -1
+    head[H_CONTEXT] = ev.UNKNOWN_CONTEXT
     if k >= at and b[k] != 93:  # flags may stand between the CPU and the time
         word = k
         while word >= at and b[word] != SPACE:
             word -= 1
         before = back_over_spaces(b, word, at)
         if before >= at and b[before] == 93:
+            if ftrace and k - word >= 4:
+                head[H_CONTEXT] = _context(b[word + 3])
             k = before
     if k >= at and b[k] == 93:  # [CPU]
         opening = back_over_digits(b, k - 1, at)
@@ -253,6 +269,37 @@ def parse_switch(b: Any, at: Any, end: Any, rows: Any, o: Any) -> Any:
     value, _ = decimal(b, k, end)
     rows[o + tr.C_ARG + 1] = np.int64(value)
     return k > arrow
+
+
+@borrowing_helper
+def parse_waking(b: Any, at: Any, end: Any, rows: Any, o: Any, context: Any) -> Any:
+    """The woken thread into the row at ``o``; returns whether it is there.
+
+    ``comm=NAME pid=11 prio=120 ...``, or as trace-cmd and older perf say it, ``NAME:11 [120] ...``;
+    found from the right, because names may hold anything.
+    """
+    k = end - 1
+    while k > at and not (
+        is_digit(b[k])
+        and not is_digit(b[k - 1])
+        and (
+            (b[k - 1] == 61 and b[k - 2] == 100 and b[k - 3] == 105)  # id=
+            or (b[k - 1] == 58 and _is_priority(b, k, end))
+        )
+    ):
+        k -= 1
+    value, _ = decimal(b, k, end)
+    rows[o + tr.C_ARG] = np.int64(value)
+    rows[o + tr.C_ARG + 1] = context
+    return k > at
+
+
+@borrowing_helper
+def _is_priority(b: Any, at: Any, end: Any) -> Any:
+    """Whether `` [`` follows the number."""
+    while at < end and is_digit(b[at]):
+        at += 1
+    return at + 1 < end and b[at] == SPACE and b[at + 1] == 91
 
 
 @borrowing_helper

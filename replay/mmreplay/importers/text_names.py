@@ -28,6 +28,8 @@ _ROLES: Final = {
     "contention_begin": ev.CONTENTION_BEGIN,
     "contention_end": ev.CONTENTION_END,
     "sched_switch": ev.SCHED_SWITCH,
+    "sched_waking": ev.WAKING,
+    "sched_wakeup": ev.WAKING,
     "sched_process_exit": SCHED_EXIT,
     "mmap_lock_start_locking": ev.MMAP_LOCK_START,
     "mmap_lock_acquire_returned": ev.MMAP_LOCK_ACQUIRED,

@@ -26,6 +26,7 @@ from mmreplay.importers.text_bytes import (
 )
 from mmreplay.importers.text_fields import (
     H_COMM_END,
+    H_CONTEXT,
     H_CPU,
     H_PID,
     H_TID,
@@ -37,6 +38,7 @@ from mmreplay.importers.text_fields import (
     parse_pairs,
     parse_raw,
     parse_switch,
+    parse_waking,
 )
 from mmreplay.importers.text_records import parse_record
 from mmreplay.jit import borrowing_helper, native
@@ -137,7 +139,7 @@ def scan(
     file_keys, file_values:
         Table of names of mapped files by hash -> number.
     scratch, words:
-        (5,) int64 and (6,) uint64 to work in.
+        (6,) int64 and (6,) uint64 to work in.
     rows:
         (n, WIDTH) int64.
 
@@ -279,6 +281,8 @@ def scan(
                 out[o + tr.C_ARG + 1] = np.int64(lock_flags(b, k + 1, stop))
         elif role == ev.SCHED_SWITCH:
             good = parse_switch(b, args, stop, out, o)
+        elif role == ev.WAKING:
+            good = parse_waking(b, args, stop, out, o, head[H_CONTEXT])
         elif role == SCHED_EXIT:
             if x[tr.X_TASK_EVENTS]:
                 continue

@@ -12,7 +12,7 @@ import numpy as np
 from mmreplay import __version__
 from mmreplay.errors import UserError
 from mmreplay.importers import pair_state as ps
-from mmreplay.importers import snapshot
+from mmreplay.importers import pair_wakeups, snapshot
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers import text_source as source
 from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
@@ -89,6 +89,7 @@ def import_text(
         calls * np.uint8(dialect.enters),
         calls * np.uint8(dialect.exits),
         dialect.switches,
+        dialect.contention,
     )
     selection = Selection(options, None, str(file.path))
     with TraceWriter(out, options.force) as writer:
@@ -226,6 +227,7 @@ def _counters(file: source.TextFile, state: ps.State, tables: Assembler) -> dict
         "unmatched_lock_events": count[ps.C_UNMATCHED_LOCK],
         "failed_trylocks": count[ps.C_TRYLOCK_FAILED],
         "compat32_operations": tables.compat,
+        **pair_wakeups.counters(count),
     }
     return {name: int(value) for name, value in values.items() if value}
 
@@ -245,6 +247,11 @@ def _warnings(file: source.TextFile, dialect: Dialect, header: Header) -> list[s
         )
     if x[tr.X_UNREAD]:
         found.append(f"{x[tr.X_UNREAD]:,} lines could not be read and were left out")
+    if header.counters.get("wakeups_of_unknown_context"):
+        found.append(
+            "the text does not tell which wake-ups came from interrupts: one that interrupted a "
+            "thread counts as that thread's; import the perf.data itself"
+        )
     total = int(x[tr.X_LINES]) + header.lost_events
     if header.lost_events > _WARN_LOST * total:
         share = 100 * header.lost_events / total

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import Plan
+from mmreplay.address_space.plan import WAKE_POINT, Plan
 from mmreplay.engine.result import PROGRESS_PARTS, Result
 from mmreplay.engine.summary import checkpoints
 
@@ -47,10 +47,11 @@ def work_of(plan: Plan, group: int) -> Work:
     count = np.diff(plan.thread_first)
     mine = (count > 0) & ((plan.thread_group == group) | (group < 0))
     threads = np.flatnonzero(mine)
-    ops = checkpoints(count[threads])
+    ops = np.concatenate([[0], np.cumsum((plan.traits & WAKE_POINT) == 0, dtype=np.int64)])
     user = np.concatenate([[0], np.cumsum(plan.think_cpu_ns, dtype=np.int64)])
     first = plan.thread_first[threads][:, None]
-    return Work(threads, ops, user[first + ops] - user[first])
+    upto = first + checkpoints(count[threads])
+    return Work(threads, ops[upto] - ops[first], user[upto] - user[first])
 
 
 def reached(work: Work, result: Result) -> I64:

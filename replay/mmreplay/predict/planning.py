@@ -69,7 +69,7 @@ class Planner:
         self.group_threads, ops = sizes.get(self.group_name, (0, 0))
         #: The group's share of all operations.
         self.group_share = ops / max(sum(count for _, count in sizes.values()), 1)
-        self.scope = WITH_DEPENDENCIES if trace.header.capabilities.wakeups else UPPER_BOUND
+        self.scope = WITH_DEPENDENCIES if trace.rows("wakeups") else UPPER_BOUND
         self.notes: list[str] = []
         self._bundles: dict[tuple[int | None, str, _Span], PlanBundle] = {}
         self._windows: dict[tuple[int, int] | None, list[_Span]] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.address_space.plan import WAKE_POINT, Plan, PlanOp
 from mmreplay.predict.pace import Work, work_of
 from mmreplay.predict.recorded import Recorded, by_class
 
@@ -47,7 +47,7 @@ class Part:
     user_factor: float
     steady: int  # how many they are
     work: Work  # theirs
-    idle: bool  # they sleep between operations
+    idle: bool  # they, or whom they may wait for, sleep between operations
 
     def plan(self, load: str) -> Plan:
         """The plan for one load."""
@@ -57,15 +57,18 @@ class Part:
 def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Part:
     """How ``plan`` (of ``bundle``, at the costs to be used) is measured for thread group ``group``.
 
-    Under saturated load the steady threads never sleep.  The other threads of their
+    Under saturated load the steady threads never sleep but for other threads that the trace says
+    they wait for.  The other threads of their
     processes keep their pace relative to them: without recorded wake-ups it cannot be told
     what they sleep for.  A thread that waits for workers, or collects their garbage, gets
     faster with them; were it left behind, they would wait for the mappings it makes.
     """
     mine = plan.thread_group == group if group >= 0 else np.ones(plan.n_threads, np.bool_)
-    ops = np.diff(plan.thread_first).astype(np.float64)
+    points = (plan.traits & WAKE_POINT) != 0
+    ops = _per_thread(plan, (~points).astype(np.float64))
     user = _per_thread(plan, plan.think_cpu_ns.astype(np.float64))
     blocked = _per_thread(plan, plan.think_blocked_ns.astype(np.float64))
+    waits = _per_thread(plan, np.where(points, np.maximum(plan.sleep_ns, 0), 0).astype(np.float64))
     busy = user + _per_thread(plan, _service_ns(plan, times))
     steady = mine & (busy >= STEADY_SHARE * _middle(busy[mine])) & (ops > 0)
     if not steady.any():
@@ -78,13 +81,14 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
         apart[steady] = index
         plan, group = plan._replace(thread_group=apart), index
     saturated = plan
-    alive = busy + blocked
-    pace = busy[steady].sum() / alive[steady].sum() if alive[steady].sum() > 0 else 1.0
+    on_the_way = busy + waits  # for other threads: that is no idle time
+    alive = on_the_way + blocked
+    pace = on_the_way[steady].sum() / alive[steady].sum() if alive[steady].sum() > 0 else 1.0
     pids = np.array([thread.pid for thread in bundle.threads])
     late = ~steady & np.isin(pids, pids[steady]) & (blocked > 0)
     if late.any() and pace < 1:
         keep = np.ones(plan.n_threads)
-        keep[late] = np.maximum(alive[late] * pace - busy[late], 0) / blocked[late]
+        keep[late] = np.maximum(alive[late] * pace - on_the_way[late], 0) / blocked[late]
         scaled = plan.think_blocked_ns * np.repeat(keep, np.diff(plan.thread_first))
         saturated = plan._replace(
             think_blocked_ns=scaled.astype(np.int64),
@@ -99,7 +103,7 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
         user_factor=_ratio(user[mine].sum(), user[steady].sum()),
         steady=int(steady.sum()),
         work=work_of(plan, group),
-        idle=bool(blocked[steady].sum() > 0),
+        idle=bool(blocked[steady].sum() > 0 or (points.any() and blocked.sum() > 0)),
     )
 
 

@@ -285,6 +285,10 @@ class Trace:
         return self.table("locks")
 
     @property
+    def wakeups(self) -> pl.LazyFrame:
+        return self.table("wakeups")
+
+    @property
     def gaps(self) -> pl.LazyFrame:
         return self.table("gaps")
 

@@ -23,6 +23,8 @@ UNATTRIBUTED_LIMIT: Final = 0.20
 LOSS_WARN: Final = 0.001
 LOSS_REFUSE: Final = 0.05
 
+#: Counter of wake-ups that may have ended a wait inside a fault (importers/pair_wakeups.py).
+_UNTOLD: Final = "wakeups_without_fault_ends"
 _FAULTS: Final = (int(OpKind.FAULT_USER), int(OpKind.FAULT_KERNEL))
 _MODES: Final = {int(OpKind.FAULT_USER): "user", int(OpKind.FAULT_KERNEL): "kernel"}
 _TIMES: Final = {
@@ -72,6 +74,15 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class Dependencies:
+    """Blocked time between operations, by whether a thread of the trace ended it."""
+
+    waits: int
+    waited_ns: int  # off the CPU until another thread woke it, and back on one
+    think_ns: int | None  # the rest: nobody in the trace ended it; null: blocked time unknown
+
+
+@dataclass(frozen=True)
 class Missing:
     """Something the trace cannot support, and the recording that would add it."""
 
@@ -96,6 +107,7 @@ class Summary:
     vmas: dict[str, int]
     time_ns: dict[str, int | None]
     attributed_ratio: float | None
+    dependencies: Dependencies
     gaps: int
     gap_ns: int
     supports: list[str]
@@ -138,6 +150,7 @@ class Summary:
             "counters": header.counters,
             "time_ns": self.time_ns,
             "attributed_ratio": self.attributed_ratio,
+            "dependencies": asdict(self.dependencies),
             "probe": header.probe.model_dump(),
             "capabilities": header.capabilities.model_dump(),
             "supports": self.supports,
@@ -213,6 +226,7 @@ def summarise(trace: Trace) -> Summary:
         vmas=_vmas(trace),
         time_ns=time_ns,
         attributed_ratio=_attributed(time_ns),
+        dependencies=_dependencies(trace, time_ns["think_blocked"]),
         gaps=int(gaps["count"]),
         gap_ns=int(gaps["ns"] or 0),
         supports=supported(trace.header),
@@ -273,6 +287,15 @@ def _times(trace: Trace) -> dict[str, int | None]:
     if times["unattributed"] is None and any(times[key] is not None for key in _BUSY):
         times["unattributed"] = 0
     return times
+
+
+def _dependencies(trace: Trace, blocked_ns: int | None) -> Dependencies:
+    found = trace.collect(
+        trace.wakeups.select(waits=pl.len(), ns=(pl.col("on_ns") - pl.col("off_ns")).sum())
+    ).row(0, named=True)
+    waited_ns = int(found["ns"] or 0)
+    left_ns = None if blocked_ns is None else max(0, blocked_ns - waited_ns)
+    return Dependencies(int(found["waits"]), waited_ns, left_ns)
 
 
 def _attributed(time_ns: dict[str, int | None]) -> float | None:
@@ -354,7 +377,10 @@ def supported(header: Header) -> list[str]:
         (has.lock_spans, "recorded lock waits (contention spans)"),
         (has.kernel_faults, "faults in kernel mode"),
         (has.data_mmaps or has.snapshot, "the address space as it was at the start"),
-        (has.wakeups, "dependencies between threads (wake-ups)"),
+        (
+            has.wakeups and not header.counters.get(_UNTOLD),
+            "dependencies between threads (wake-ups)",
+        ),
     ]
     return [text for ok, text in lines if ok]
 
@@ -400,7 +426,14 @@ def missing_capabilities(header: Header) -> list[Missing]:
         (
             not has.wakeups,
             "wakeups",
-            "no wake-ups: scaling out is an upper bound, dependencies are unknown",
+            "no wake-ups: waits for other threads stay think time, so gains through waiting "
+            "threads are a lower bound, and scaling out is an upper bound",
+        ),
+        (
+            has.wakeups and bool(header.counters.get(_UNTOLD)),
+            "wakeups",
+            "wake-ups beside faults without ends: waits for other threads cannot be told from "
+            "waits inside faults, and stay think time",
         ),
     )
     rows = []

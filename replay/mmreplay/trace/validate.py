@@ -49,6 +49,16 @@ _NOT_NEGATIVE: Final[dict[str, tuple[str, ...]]] = {
     "threads": ("pid", "tid", "tail_cpu_ns", "tail_blocked_ns"),
     "schedule": ("tid",),
     "locks": ("tid", "wait_ns", "hold_ns"),
+    "wakeups": (
+        "tid",
+        "after",
+        "cpu_ns",
+        "blocked_ns",
+        "waker",
+        "waker_after",
+        "waker_cpu_ns",
+        "waker_blocked_ns",
+    ),
 }
 _ALL_MARKS: Final = sum(int(mark) for mark in Quality)
 
@@ -125,6 +135,9 @@ def _rules(table: str) -> Iterator[tuple[str, pl.Expr, str]]:
         yield ("length", end > 2**64, "reaches over the end of the address space")
     elif table == "schedule":
         yield ("on_ns", pl.col("on_ns") < pl.col("off_ns"), "is before off_ns")
+    elif table == "wakeups":
+        yield ("wake_ns", pl.col("wake_ns") < pl.col("off_ns"), "is before off_ns")
+        yield ("on_ns", pl.col("on_ns") < pl.col("wake_ns"), "is before wake_ns")
     elif table == "gaps":
         yield ("end_ns", pl.col("end_ns") < pl.col("begin_ns"), "is before begin_ns")
 
