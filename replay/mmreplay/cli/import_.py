@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +87,7 @@ def command(
     if mapping is not None or (output is not None and output.suffix == ".parquet"):
         _runs(files, output, force, mapping, format_)
         return
+    _start_lightly()
     from mmreplay.importers.registry import import_trace
 
     name = files[0].stem if str(files[0]) != "-" else ""
@@ -149,6 +152,16 @@ def _runs(
         click.echo(json.dumps(report))
         return
     click.echo(f"{out}: {len(runs.rows):,} runs of {len(points):,} points")
+
+
+def _start_lightly() -> None:
+    """Before numpy is loaded: what costs an import more than it is good for.
+
+    Threads of a linear algebra library that is never called (they spin at first), and
+    looking for cyclic garbage among the modules that are being loaded.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(100_000)
 
 
 @contextlib.contextmanager
