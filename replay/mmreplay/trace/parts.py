@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mmreplay.trace import chunks as encoded
 from mmreplay.trace.writer import arrow_schema, parquet_options
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Parts:
         self._options = parquet_options(table)
         self._file = target.open("wb")
         self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[int, int, list[_Chunk], memoryview]] = {}
+        self._waiting: dict[int, tuple[int, int, list[_Chunk], list[memoryview]]] = {}
         self._turn = 0
         self._size = self._crc = 0
         self._rows: dict[int, int] = {}
@@ -86,36 +87,61 @@ class Parts:
 
         It is appended when all parts with a lower ``turn`` have been; turns begin at 0.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        out = pa.BufferOutputStream()
-        facts: list[Any] = []
-        options = self._options_of(part.schema.names)
-        with pq.ParquetWriter(out, part.schema, metadata_collector=facts, **options) as writer:
-            writer.write_table(part, row_group_size=max(1, part.num_rows))
         chunks: list[_Chunk] = []
-        content = memoryview(b"")
+        content: list[memoryview] = []
+        size = 0
         if part.num_rows:  # a row group without rows is none
-            one = facts[0].row_group(0)
-            chunks = [_facts(one.column(index), self._heads) for index in range(one.num_columns)]
-            last = max(chunk.begin + chunk.size for chunk in chunks)
-            content = memoryview(out.getvalue())[:last]
+            for name in part.schema.names:
+                chunk, pages = self._encode(part, name, size)
+                chunks.append(chunk)
+                content.append(pages)
+                size += len(pages)
         with self._lock:
             self._waiting[turn] = group, part.num_rows, chunks, content
             while self._turn in self._waiting:
                 self._place(*self._waiting.pop(self._turn))
                 self._turn += 1
 
-    def _place(self, group: int, rows: int, chunks: list[_Chunk], content: memoryview) -> None:
+    def _encode(self, part: pa.Table, name: str, begin: int) -> tuple[_Chunk, memoryview]:
+        """The chunk of a column, at ``begin`` of its part."""
+        nullable = self._schema.field(name).nullable
+        if name in self._options["write_statistics"]:
+            return self._encode_by_arrow(part.select([name]), begin)
+        (column,) = part.column(name).chunks
+        made = encoded.encode(column, nullable)
+        kind = "INT64" if column.type.bit_width == 64 else "INT32"
+        key = (name, kind, made.codec, made.encodings)
+        head = self._heads.get(key) or self._heads.setdefault(key, _head(*key))
+        size = len(made.content)
+        one = _Chunk(
+            name, begin, begin + made.data, size, made.plain_size, part.num_rows, head, None
+        )
+        return one, memoryview(made.content)
+
+    def _encode_by_arrow(self, column: pa.Table, begin: int) -> tuple[_Chunk, memoryview]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        out = pa.BufferOutputStream()
+        facts: list[Any] = []
+        options = self._options_of(column.schema.names)
+        with pq.ParquetWriter(out, column.schema, metadata_collector=facts, **options) as writer:
+            writer.write_table(column, row_group_size=column.num_rows)
+        chunk = _facts(facts[0].row_group(0).column(0), self._heads)
+        content = memoryview(out.getvalue())[chunk.begin :][: chunk.size]
+        return chunk._replace(begin=begin, data=begin + chunk.data - chunk.begin), content
+
+    def _place(
+        self, group: int, rows: int, chunks: list[_Chunk], content: list[memoryview]
+    ) -> None:
         if not chunks:
             return
-        begin = min(chunk.begin for chunk in chunks)
         placed = self._placed.setdefault(group, {})
         for chunk in chunks:
-            placed[chunk.name] = (self._size - begin, chunk)
+            placed[chunk.name] = (self._size, chunk)
         self._rows[group] = rows
-        self._append(content[begin:])
+        for pages in content:
+            self._append(pages)
 
     def _append(self, content: memoryview) -> None:
         self._file.write(content)
