@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, native
+from mmreplay.jit import borrowing_helper, native, pointer
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_DISTINCT: Final = 4096
 _TABLE_BITS: Final = 13
-#: Pages up to this many bytes are not compressed.
+#: Chunks up to this many bytes are not compressed.
 _TINY_BYTES: Final = 64
 #: Compression must save at least one in so many bytes.
 _LEAST_SAVED: Final = 8
@@ -44,18 +44,23 @@ class Chunk(NamedTuple):
     encodings: tuple[str, ...]
 
 
+#: The table of distinct values, in words: keys, their numbers, and the values by number.
+_IDS: Final = 1 << _TABLE_BITS
+_FOUND: Final = 2 << _TABLE_BITS
+#: Where the page begins in the output, behind the dictionary.
+_PAGE: Final = 8 * MOST_DISTINCT
+
+
 class _Memory:
     """What encoding a chunk of up to ``rows`` values needs, used again and again."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self.wide = np.empty(rows, np.int64)
+        self.wide = np.zeros(rows, np.int64)
         self.kept = np.empty(rows, np.int64)
-        self.number = np.empty(rows, np.int32)
-        self.keys = np.empty(1 << _TABLE_BITS, np.int64)
-        self.ids = np.empty(1 << _TABLE_BITS, np.int32)
-        self.entries = np.empty(MOST_DISTINCT, np.int64)
-        self.body = np.empty(8 * rows + rows // 8 + 64, np.uint8)
+        self.number = np.empty(rows + 8, np.int64)
+        self.table = np.empty(_FOUND + MOST_DISTINCT, np.int64)
+        self.out = np.empty(_PAGE + 8 * rows + rows // 8 + 64, np.uint8)
 
 
 _OWN: Final = threading.local()
@@ -68,30 +73,23 @@ def encode(column: pa.Array, nullable: bool) -> Chunk:
     if memory is None or memory.rows < rows:
         memory = _OWN.memory = _Memory(rows)
     known, nulls = _bitmap(column), column.null_count
-    values = _values(column, memory.wide[:rows])
+    values = memory.wide[:rows] if nulls == rows else _values(column, memory.wide[:rows])
     width = 8 if column.type.bit_width == 64 else 4
     how, distinct, size = _encode(
-        values,
+        _read_only(values),
         known,
         int(nullable),
         nulls,
         width,
         memory.kept,
         memory.number,
-        memory.keys,
-        memory.ids,
-        memory.entries,
-        memory.entries.view(np.int32),
-        memory.body,
+        memory.table,
+        memory.out,
     )
-    pages = [memory.body[:size]]
+    pages = [memory.out[_PAGE : _PAGE + size]]
     if how == _NUMBERS:
-        pages.insert(0, memory.entries.view(np.uint8)[: width * distinct])
-    packed = [_compressed(page) for page in pages]
-    if sum(map(len, packed)) * _LEAST_SAVED > sum(map(len, pages)) * (_LEAST_SAVED - 1):
-        packed, codec = [page.tobytes() for page in pages], "UNCOMPRESSED"
-    else:
-        codec = "LZ4"
+        pages.insert(0, memory.out[: width * distinct])
+    codec, packed = _compressed(pages)
     heads = [_data_head(len(pages[-1]), len(packed[-1]), rows, how)]
     if how == _NUMBERS:
         heads.insert(0, _dictionary_head(len(pages[0]), len(packed[0]), distinct))
@@ -130,28 +128,29 @@ def _read_only(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-_NOTHING: Final = np.frombuffer(b"", np.uint8)
+_NOTHING: Final = _read_only(np.zeros(0, np.uint8))
 
 
 def _values(column: pa.Array, wide: NDArray[np.int64]) -> NDArray[np.int64]:
     content = column.buffers()[1]
-    if content is None:
-        wide[:] = 0
-        return _read_only(wide)
     dtype = column.type.to_pandas_dtype()
     values = np.frombuffer(content, dtype)[column.offset :][: len(column)]
     if values.itemsize == 8:
-        return _read_only(values.view(np.int64))
+        return values.view(np.int64)
     wide[:] = values
-    return _read_only(wide)
+    return wide
 
 
-def _compressed(page: NDArray[np.uint8]) -> bytes | Any:
-    if len(page) <= _TINY_BYTES:
-        return page.tobytes()
-    import pyarrow as pa
+def _compressed(pages: list[NDArray[np.uint8]]) -> tuple[str, list[Any]]:
+    """The codec of a chunk, and its pages by it."""
+    plain = sum(map(len, pages))
+    if plain > _TINY_BYTES:
+        import pyarrow as pa
 
-    return memoryview(pa.compress(page, codec="lz4_raw"))
+        packed = [pa.compress(page, codec="lz4_raw") for page in pages]
+        if sum(page.size for page in packed) * _LEAST_SAVED <= plain * (_LEAST_SAVED - 1):
+            return "LZ4", [memoryview(page)[: page.size] for page in packed]
+    return "UNCOMPRESSED", [page.tobytes() for page in pages]
 
 
 # -- page headers, in Thrift's compact protocol ----------------------------------------------
@@ -213,9 +212,9 @@ def _put_varint(out: Any, at: Any, value: Any) -> Any:
 
 
 @borrowing_helper
-def _put_levels(out: Any, known: Any, rows: Any, nulls: Any) -> Any:
+def _put_levels(out: Any, begin: Any, known: Any, rows: Any, nulls: Any) -> Any:
     """Definition levels, with their length in front; returns where they end."""
-    at = 4
+    at = begin + 4
     if nulls == 0 or nulls == rows:
         at = _put_varint(out, at, rows << 1)
         out[at] = nulls == 0
@@ -228,39 +227,48 @@ def _put_levels(out: Any, known: Any, rows: Any, nulls: Any) -> Any:
         at += count
         if rows & 7:
             out[at - 1] &= (1 << (rows & 7)) - 1
-    length = at - 4
+    length = at - begin - 4
     for k in range(4):
-        out[k] = length >> 8 * k & 255
+        out[begin + k] = length >> 8 * k & 255
     return at
 
 
 @borrowing_helper
-def _number(values: Any, count: Any, number: Any, keys: Any, ids: Any, found: Any) -> Any:
-    """Number the distinct values as they come; returns how many, -1: more than allowed.
+def _same(values: Any, count: Any) -> Any:
+    """Whether all values are the first one."""
+    for first in range(0, count, 1024):
+        differ = np.int64(0)
+        for i in range(first, min(count, first + 1024)):
+            differ |= values[i] ^ values[0]
+        if differ != 0:
+            return False
+    return True
 
-    ``found`` gets them in that order.
-    """
-    for k in range(ids.shape[0]):
-        ids[k] = -1
+
+@borrowing_helper
+def _number(values: Any, count: Any, number: Any, table: Any) -> Any:
+    """Number the distinct values as they come; returns how many, -1: more than allowed."""
+    for k in range(1 << _TABLE_BITS):
+        table[_IDS + k] = -1
     distinct = 0
     previous = values[0]
-    own = -1
+    own = np.int64(-1)
     shift = np.uint64(64 - _TABLE_BITS)
-    mask = ids.shape[0] - 1
+    mask = (1 << _TABLE_BITS) - 1
     for i in range(count):
         value = values[i]
         if value != previous or own < 0:
             slot = np.int64((np.uint64(value) * np.uint64(0x9E3779B97F4A7C15)) >> shift)
-            while ids[slot] >= 0 and keys[slot] != value:
+            while table[_IDS + slot] >= 0 and table[slot] != value:
                 slot = (slot + 1) & mask
-            if ids[slot] < 0:
+            if table[_IDS + slot] < 0:
                 if distinct == MOST_DISTINCT:
                     return -1
-                ids[slot] = distinct
-                keys[slot] = value
-                found[distinct] = value
+                table[_IDS + slot] = distinct
+                table[slot] = value
+                table[_FOUND + distinct] = value
                 distinct += 1
-            own = ids[slot]
+            own = table[_IDS + slot]
             previous = value
         number[i] = own
     return distinct
@@ -280,22 +288,25 @@ def _put_numbers(out: Any, at: Any, number: Any, count: Any, distinct: Any) -> A
         return at + 1
     groups = (count + 7) >> 3
     at = _put_varint(out, at, groups << 1 | 1)
-    end = at + groups * bits
-    held = np.uint64(0)
-    have = 0
-    for i in range(count):
-        held |= np.uint64(number[i]) << np.uint64(have)
-        have += bits
-        while have >= 8:
-            out[at] = held & np.uint64(255)
-            held >>= np.uint64(8)
-            have -= 8
-            at += 1
-    while at < end:
-        out[at] = held & np.uint64(255)
-        held >>= np.uint64(8)
-        at += 1
-    return end
+    for k in range(count, 8 * groups):
+        number[k] = 0
+    half = 4 * bits
+    for group in range(groups):
+        first = 8 * group
+        low, high = np.int64(0), np.int64(0)
+        for k in range(4):  # four numbers are 48 bits at most
+            low |= number[first + k] << bits * k
+            high |= number[first + 4 + k] << bits * k
+        if half & 7:  # the halves meet within a byte
+            low |= (high & 15) << half
+            high >>= 4
+        for k in range((half + 7) >> 3):
+            out[at + k] = low >> 8 * k & 255
+        at += (half + 7) >> 3
+        for k in range(half >> 3):
+            out[at + k] = high >> 8 * k & 255
+        at += half >> 3
+    return at
 
 
 @native
@@ -307,11 +318,8 @@ def _encode(
     width: Any,
     kept: Any,
     number: Any,
-    keys: Any,
-    ids: Any,
-    entries: Any,
-    narrow: Any,
-    body: Any,
+    table: Any,
+    out: Any,
 ) -> Any:
     """Encode a page: (how, entries of the dictionary, bytes of the page).
 
@@ -323,37 +331,39 @@ def _encode(
         A bit for each row, where there are nulls but not only nulls.
     width:
         Bytes of a value of Parquet's type: 4 or 8.
-    kept, number:
-        (rows,) scratch.
-    keys, ids:
-        Scratch for the table of distinct values.
-    entries, narrow, body:
-        Output: the dictionary, in its own memory as values of 4 bytes, and the page with its
-        levels.
+    kept, number, table:
+        Scratch: (rows,), (rows + 8,), and the table of distinct values.
+    out:
+        The dictionary, and from :data:`_PAGE` on the page with its levels.
     """
     rows = values.shape[0]
-    at = np.int64(0)
+    source, known, kept, number = pointer(values), pointer(known), pointer(kept), pointer(number)
+    table, out = pointer(table), pointer(out)
+    at = np.int64(_PAGE)
     if nullable:
-        at = _put_levels(body, known, rows, nulls)
+        at = _put_levels(out, at, known, rows, nulls)
     count = rows - nulls
     if count == 0:
-        return _NO_VALUES, 0, at
-    source = values
+        return _NO_VALUES, 0, at - _PAGE
     if nulls > 0:
-        source = kept
         n = 0
         for i in range(rows):
-            kept[n] = values[i]
+            kept[n] = source[i]
             n += known[i >> 3] >> (i & 7) & 1
-    distinct = _number(source, count, number, keys, ids, entries)
+        source = kept
+    if _same(source, count):
+        table[_FOUND] = source[0]
+        distinct = 1
+    else:
+        distinct = _number(source, count, number, table)
     if distinct >= 0:
-        if width == 4:
-            for k in range(distinct):
-                narrow[k] = entries[k]
-        return _NUMBERS, distinct, _put_numbers(body, at, number, count, distinct)
+        for k in range(distinct):
+            for byte in range(width):
+                out[width * k + byte] = table[_FOUND + k] >> 8 * byte & 255
+        return _NUMBERS, distinct, _put_numbers(out, at, number, count, distinct) - _PAGE
     for place in range(width):
         shift = 8 * place
         for i in range(count):
-            body[at + i] = source[i] >> shift & 255
+            out[at + i] = source[i] >> shift & 255
         at += count
-    return _SPLIT, 0, at
+    return _SPLIT, 0, at - _PAGE

@@ -2,8 +2,9 @@
 
 Parquet wants all columns of a row group at once and the groups in order.  Here some
 columns are known long before the others, and some groups before those in front of them;
-so :mod:`pyarrow` encodes each part for itself, the encoded column chunks are appended to the
-file in an order that the caller gives, and the footer at the end says where each one lies.
+so each part is encoded for itself (by :mod:`mmreplay.trace.chunks`; by pyarrow where a column
+has statistics), the column chunks are appended to the file in an order that the caller gives,
+and the footer at the end says where each one lies.
 The result does not show which thread encoded what.
 
 Footer: https://github.com/apache/parquet-format, ``parquet.thrift`` at 2.11.0, in Thrift's
