@@ -2,9 +2,9 @@
 
 Clones repeat the operations of a recorded thread at the same times.  Their
 mappings are placed by the map's own search, ranges that only the recorded thread
-used get a copy, everything else stays shared.  Waits between threads that the
-program made itself (barriers, queues) are not in a trace, so what comes out is an
-**upper bound: memory map only**.
+used get a copy, everything else stays shared.  Where the trace says who woke whom, clones wait
+for each other as their originals did (:mod:`.wakeups`).  Else what threads waited for each other
+(barriers, queues) is not known, and what comes out is an **upper bound: memory map only**.
 """
 
 from __future__ import annotations

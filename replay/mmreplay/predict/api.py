@@ -23,7 +23,7 @@ from mmreplay.predict.effort import GROWN_OPS, WINDOWS, check_growth, effort, gr
 from mmreplay.predict.explain import headline, headline_row, plural, series
 from mmreplay.predict.gains import Cell
 from mmreplay.predict.pace import pace
-from mmreplay.predict.planning import Planner, Wanted
+from mmreplay.predict.planning import WITH_DEPENDENCIES, Planner, Wanted
 from mmreplay.predict.prediction import Prediction, ProcessShare, Replay, Row, Saturation
 from mmreplay.predict.processes import People, foreign_holders, people, process_shares, processes
 from mmreplay.predict.recorded import LOSS_LIMIT, quality
@@ -140,7 +140,7 @@ def predict(
     who = people(source)
     first_parts = old.parts[counts[0]]
     notes = [*found_base.notes, *planner.notes, *notes]
-    notes += _caveats(base, cores, counts, recorded_threads, old, new)
+    notes += _caveats(base, cores, counts, recorded_threads, old, new, planner.scope)
     return Prediction(
         trace=rooms.trace_name(source),
         from_kernel=from_model.name,
@@ -324,6 +324,7 @@ def _caveats(
     recorded_threads: int,
     old: Side,
     new: Side,
+    scope: str,
 ) -> list[str]:
     notes = []
     if base.cores is not None and max(cores) > base.cores:
@@ -342,5 +343,12 @@ def _caveats(
             f"Ranges: over seeds and windows, and ±15 % for what else differs in "
             f"{' and '.join(others)}, which the trace was not recorded on."
         )
-    notes.append("Upper bound: only waits in the memory map are modelled.")
+    if scope == WITH_DEPENDENCIES:
+        notes.append("Threads wait for each other where they did in the recording.")
+    else:
+        notes.append(
+            "Only waits in the memory map are modelled: what threads waited for each other stays "
+            "as recorded, so a gain through waiting threads is a lower bound, and scaling out an "
+            "upper one."
+        )
     return notes
