@@ -11,8 +11,9 @@ from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp
 from mmreplay.address_space.plan_state import Cursor, Out, Work
 from mmreplay.address_space.threads import Threads
 from mmreplay.address_space.times import BEGIN, BLOCKED, PREEMPTED, SLEEP, THINK, Times
+from mmreplay.address_space.times import COUNT as _TIMES
 from mmreplay.address_space.vma_state import OWN_FILES
-from mmreplay.jit import borrowing_helper, njit
+from mmreplay.jit import borrowing_helper, native, prefetch
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -27,6 +28,8 @@ _LAST_WORDS: Final = np.isin(np.arange(256), (PlanOp.PROCESS_EXIT, PlanOp.EXEC, 
 _VMA, _MM, _FILE, _TABLE, _ANON, _KINDS = range(6)
 # Rows of the two blocks of columns that _cut fills; the first narrow ones are the objects.
 _FIRST_PAGE, _LAST_PAGE, _VMA_FIRST, _VMA_LAST, _ROW, _THINK, _BLOCKED, _SLEEP, _WIDE = range(9)
+# Rounds before a record is used, and words of a cache line.
+_SOON, _LINE = 16, 8
 _CHILD, _PAGES, _VMAS, _TABLES, _NARROW = range(_KINDS, _KINDS + 5)
 
 
@@ -36,7 +39,7 @@ def _identity(vma: int, vmas: int) -> int:
     return vma if vma >= 0 else vmas - 2 - vma
 
 
-@njit
+@native
 def _survey(
     ops: Any,
     n: int,
@@ -81,7 +84,7 @@ def _survey(
         first[t + 1] += first[t]
 
 
-@njit
+@native
 def _by_thread(ops: Any, n: int, first: I64, place: I64, order: I64, rank: I64) -> None:
     """Positions of operations 0..n by (thread, row), and the position of each in that order.
 
@@ -103,9 +106,10 @@ def _by_thread(ops: Any, n: int, first: I64, place: I64, order: I64, rank: I64) 
         rank[order[k]] = k
 
 
-@njit
+@native
 def _cut(
     ops: Any,
+    words: I64,
     order: I64,
     files: int,
     base: I64,
@@ -117,9 +121,22 @@ def _cut(
     traits: NDArray[np.uint64],
     op: NDArray[np.uint8],
 ) -> None:
-    """The columns of records ``order``."""
-    for k in range(len(order)):
+    """The columns of records ``order``.
+
+    With many threads each record is elsewhere in memory, and its times again; they are
+    asked for some rounds before.  ``words``: the memory of ``ops``.
+    """
+    n = len(order)
+    size = len(words) // len(ops)
+    for k in range(n):
         o = order[k]
+        if k + _SOON < n:
+            there = order[k + _SOON] * size
+            prefetch(words, there)
+            prefetch(words, there + _LINE)
+            prefetch(words, there + size - 1)
+            row = ops[order[k + _SOON // 2]].row - first_row
+            prefetch(times, row * _TIMES)
         traits[k] = ops[o].traits
         op[k] = ops[o].op
         wide[_FIRST_PAGE, k] = ops[o].first_page
@@ -150,7 +167,7 @@ def _cut(
             narrow[_FILE, k] = number[base[_FILE] + file]
 
 
-@njit
+@native
 def _lists(
     ops: Any,
     order: I64,
@@ -240,8 +257,20 @@ def assemble(
     narrow = np.empty((_NARROW, n), np.int32)
     traits = np.empty(n, np.uint64)
     op = np.empty(n, np.uint8)
+    words = out.ops.view(np.ndarray).view(np.int64)
     _cut(
-        out.ops, order, files + 1, base, number, times.first, times.values, wide, narrow, traits, op
+        out.ops,
+        words,
+        order,
+        files + 1,
+        base,
+        number,
+        times.first,
+        times.values,
+        wide,
+        narrow,
+        traits,
+        op,
     )
     objects = [np.flatnonzero(number[base[kind] : base[kind + 1]] >= 0) for kind in range(_KINDS)]
     mark_first, dep_first = np.empty((2, n + 1), np.int64)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, inlined_helper, lean, njit, tables
+from mmreplay.jit import borrowing_helper, inlined_helper, lean, native, tables
 
 PAGES: Final = 512  # pages per region, x86-64 and arm64 with 4 KiB pages
 REGION_SHIFT: Final = 9
@@ -116,7 +116,7 @@ def _bucket_of(p, key):
     return at
 
 
-@njit
+@native
 def _rehash(arrays):
     p = lean(arrays)
     for space in range(len(p.spaces)):

@@ -40,7 +40,7 @@ from mmreplay.address_space.vma_state import (
     Num,
     Vm,
 )
-from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, lean
+from mmreplay.jit import borrowing_helper, inlined_helper, lean, native
 from mmreplay.schema import OpKind
 
 _FAULT_USER = int(OpKind.FAULT_USER)
@@ -380,7 +380,7 @@ def _blank(out, o):
     out.ops[o].file = 0
 
 
-@borrowing_njit
+@native
 def advance(
     chunk, order, start, map_, rules, pages, makers, work, made, clones, row_first, row_end, huge
 ):

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, inlined_helper, lean, njit, tables
+from mmreplay.jit import borrowing_helper, inlined_helper, lean, native, tables
 
 LEAF: Final = 64
 #: Entries of the table of ranges looked up lately, by the low bits of 2 MiB of address space.
@@ -319,19 +319,19 @@ def next_range_core(s, space, page, end):
     return np.int64(-1), np.int64(-1), np.int64(-1)
 
 
-@njit
+@native
 def get(s, space, page):
     """The value of the range that holds ``page``, or -1."""
     return get_core(lean(s), space, page)
 
 
-@njit
+@native
 def assign(s, space, start, end, value):
     """Give pages ``start`` to ``end`` (exclusive) the value; check ``any_full`` first."""
     assign_core(lean(s), space, start, end, value)
 
 
-@njit
+@native
 def clear(s, space, start, end):
     """Forget pages ``start`` to ``end`` (exclusive)."""
     clear_core(lean(s), space, start, end)

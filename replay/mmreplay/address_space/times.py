@@ -17,7 +17,7 @@ COLUMNS: Final = (
 )  # fmt: skip
 #: Columns of ``Times.values``, ns: user time and sleep before the operation, sleep inside it
 #: (-1 unknown), its begin, time runnable but not running.
-THINK, BLOCKED, SLEEP, BEGIN, PREEMPTED = range(5)
+THINK, BLOCKED, SLEEP, BEGIN, PREEMPTED, COUNT = range(6)
 
 
 def _ns(column: pl.Series, null: int = 0) -> I64:
@@ -36,7 +36,7 @@ class Times:
     def __init__(self, threads: int, first: int, end: int) -> None:
         self.first = first
         self.end = end
-        self.values = np.empty((end - first, 5), np.int64)
+        self.values = np.empty((end - first, COUNT), np.int64)
         self.wall_fallback = 0
         self._idle_since = np.full(threads, np.iinfo(np.int64).max, np.int64)
 
