@@ -170,6 +170,7 @@ def _cut(
 @native
 def _lists(
     ops: Any,
+    words: I64,
     order: I64,
     rank: I64,
     marks: Any,
@@ -190,8 +191,11 @@ def _lists(
     """
     m = 0
     d = 0
+    size = len(words) // len(ops)
     for k in range(len(order)):
         o = order[k]
+        if k + _SOON < len(order):
+            prefetch(words, order[k + _SOON] * size + _LINE)
         mark_first[k] = m
         dep_first[k] = d
         mm = narrow[_MM, k]
@@ -278,8 +282,8 @@ def assemble(
     dep_op = np.empty(n_deps, np.int64)
     vma_mm = np.zeros(len(objects[_VMA]), np.int32)
     _lists(
-        out.ops, order, rank, out.marks, out.deps, uids, number, narrow, mark_first, mark_vma,
-        mark_set, dep_first, dep_op, vma_mm,
+        out.ops, words, order, rank, out.marks, out.deps, uids, number, narrow, mark_first,
+        mark_vma, mark_set, dep_first, dep_op, vma_mm,
     )  # fmt: skip
     counts = np.diff(every)
     who = np.flatnonzero(counts)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mmreplay.address_space.mappings import Records, read_mappings
 from mmreplay.address_space.threads import Lives, Threads
+from mmreplay.jit import native
 from mmreplay.schema import DurationKind, OpKind
 
 I32 = NDArray[np.int32]
@@ -78,6 +79,7 @@ _CALLS: Final = (
     "duration_ns", "duration_kind", "length", "address2", "length2", "prot", "flags",
     "file_offset", "fd", "result", "errno", "child",
 )  # fmt: skip
+_FAULTS: Final = ("address_space", "address", "fault_bits", "fault_class")
 _NULLS: Final = {"address": (1 << 64) - 1, "fault_bits": 255, "fd": -1, "child": -1}
 
 
@@ -88,6 +90,35 @@ def _numbers(frame: pl.DataFrame, name: str) -> NDArray[Any]:
         column = column.fill_null(_NULLS.get(name, 0))
     values: NDArray[Any] = column.to_numpy()
     return values.view(np.int64) if values.dtype == np.uint64 else values
+
+
+def readable(values: NDArray[Any]) -> NDArray[Any]:
+    """For compiled code, which is compiled anew where an array may be written to."""
+    values = np.ascontiguousarray(values).view()
+    values.flags.writeable = False
+    return values
+
+
+@native
+def _fill(
+    rows: Any,
+    first_row: int,
+    thread: I32,
+    kind: NDArray[np.uint8],
+    space: I32,
+    address: I64,
+    bits: NDArray[np.uint8],
+    fault_class: NDArray[np.uint8],
+) -> None:
+    """What all rows of a chunk have."""
+    for i in range(len(kind)):
+        rows[i].row = first_row + i
+        rows[i].thread = thread[i]
+        rows[i].kind = kind[i]
+        rows[i].space = space[i]
+        rows[i].address = address[i]
+        rows[i].bits = bits[i]
+        rows[i].fault_class = fault_class[i]
 
 
 class Stream:
@@ -211,16 +242,15 @@ class Stream:
         """Fill ``rows`` from the frame; returns when each takes effect, in ns."""
         frame = self.frame
         kind = _numbers(frame, "kind")
-        n = len(rows)
         tid = _numbers(frame, "tid")
         self.frame_threads = self.lives.at(tid, begin)
-        rows["row"] = np.arange(self.first_row, self.first_row + n)
-        rows["thread"] = self.frame_threads
-        rows["kind"] = kind
-        rows["space"] = _numbers(frame, "address_space")
-        rows["address"] = _numbers(frame, "address")
-        rows["bits"] = _numbers(frame, "fault_bits")
-        rows["fault_class"] = _numbers(frame, "fault_class")
+        _fill(
+            rows,
+            self.first_row,
+            self.frame_threads,
+            readable(kind),
+            *(readable(_numbers(frame, name)) for name in _FAULTS),
+        )
         key = begin
         at = np.flatnonzero(_IS_CALL[kind])
         if len(at):

@@ -8,6 +8,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmreplay.address_space.rows import readable
+from mmreplay.jit import native
+
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
@@ -23,6 +26,16 @@ THINK, BLOCKED, SLEEP, BEGIN, PREEMPTED, COUNT = range(6)
 def _ns(column: pl.Series, null: int = 0) -> I64:
     values: I64 = (column.fill_null(null) if column.null_count() else column).to_numpy()
     return values
+
+
+@native
+def _fill(to: I64, begin: I64, think: I64, blocked: I64, preempted: I64, sleep: I64) -> None:
+    for i in range(len(begin)):
+        to[i, THINK] = max(think[i], 0)
+        to[i, BLOCKED] = max(blocked[i], 0)
+        to[i, SLEEP] = max(sleep[i], -1)
+        to[i, BEGIN] = begin[i]
+        to[i, PREEMPTED] = max(preempted[i], 0)
 
 
 class Times:
@@ -50,11 +63,13 @@ class Times:
             here = frame[low:high]
             to = self.values[first_row + low - self.first : first_row + high - self.first]
             cpu = here["think_cpu_ns"]
-            to[:, BEGIN] = begin[low:high]
-            np.maximum(_ns(here["think_blocked_ns"]), 0, out=to[:, BLOCKED])
-            np.maximum(_ns(here["io_ns"], -1), -1, out=to[:, SLEEP])
-            np.maximum(_ns(here["preempted_ns"]), 0, out=to[:, PREEMPTED])
-            np.maximum(_ns(cpu), 0, out=to[:, THINK])
+            parts = (cpu, here["think_blocked_ns"], here["preempted_ns"])
+            _fill(
+                to,
+                readable(begin[low:high]),
+                *(readable(_ns(part)) for part in parts),
+                readable(_ns(here["io_ns"], -1)),
+            )
             if cpu.null_count():
                 unsplit = np.flatnonzero(cpu.is_null().to_numpy())
                 gap = begin[low + unsplit] - self._idle(thread, end, low + unsplit)
