@@ -26,6 +26,10 @@ _MOST2: Final = 1 << 30
 #: Packed bytes that are unpacked at a time: at most 32 MiB, since a zstd block of 4 bytes
 #: may stand for 128 KiB.
 _SLICE: Final = 1 << 10
+#: So many times as much, as long as what was unpacked last was not this many times longer
+#: than packed.
+_MORE: Final = 4
+_DENSE: Final = 64
 
 
 class Feed(Protocol):
@@ -156,6 +160,7 @@ class ZstdFeed:
         self._error: Any = zstandard.ZstdError
         self._zstd = zstandard.ZstdDecompressor().decompressobj()
         self._packed: list[memoryview] = []
+        self._slice = _SLICE
         self._ready: list[memoryview] = []
         self._partial = b""  # of a record that a later piece will end
         self._plain_left = 0  # bytes of a payload that is no record
@@ -251,8 +256,8 @@ class ZstdFeed:
 
     def _unpack(self) -> None:
         """Unpack a little: the more it holds, the less of it lies in memory."""
-        data = self._packed[0][:_SLICE]
-        self._packed[0] = self._packed[0][_SLICE:]
+        data = self._packed[0][: self._slice]
+        self._packed[0] = self._packed[0][self._slice :]
         if not self._packed[0]:
             self._packed.pop(0)
         try:
@@ -263,6 +268,7 @@ class ZstdFeed:
             self._packed.clear()
             self._ended = True
             return
+        self._slice = _SLICE * (_MORE if len(plain) < _DENSE * len(data) else 1)
         if self._partial:
             plain = self._partial + plain
         end = int(whole_records(np.frombuffer(plain, np.uint8), self._big))
