@@ -419,6 +419,10 @@ def test_a_killed_recorder(tmp_path: Path, options: list[str]) -> None:
     for event in (FAULTS[0], "syscalls:sys_enter_munmap", "syscalls:sys_exit_munmap"):
         words += ["-e", event]
     program = subprocess.Popen([sys.executable, "-c", WORKLOAD, "1000000"])
+    # perf opens the threads that are there: one that starts meanwhile is not recorded.
+    tasks = Path(f"/proc/{program.pid}/task")
+    while program.poll() is None and len(list(tasks.iterdir())) < 4:
+        time.sleep(0.01)
     recorder = subprocess.Popen(
         [*words, "-o", str(file), "-p", str(program.pid)],
         stdout=subprocess.DEVNULL,
