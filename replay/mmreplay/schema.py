@@ -128,7 +128,7 @@ class Quality(IntFlag):
     MIGRATED = 64
     NEGATIVE_FIXED = 128
     CHILD_RETURN = 256
-    CONTENDED = 512  # overlaps a recorded contention span of its thread
+    CONTENDED = 512  # a recorded contention span, or a sleep for a lock, lies inside
 
 
 class SpanEnd(IntEnum):
@@ -140,13 +140,18 @@ class SpanEnd(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: polars dtype name, unit, whether null is allowed, meaning."""
+    """One column: polars dtype name, unit, whether null is allowed, meaning.
+
+    ``later``: added since traces were first written; where a trace has no such column,
+    it reads as null.
+    """
 
     name: str
     dtype: str
     unit: str
     nullable: bool
     meaning: str
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +168,11 @@ class Table:
         return f"{self.name}.parquet"
 
 
-def _c(name: str, dtype: str, unit: str, nullable: bool, meaning: str) -> Column:
-    return Column(name, dtype, unit, nullable, meaning)
+def _c(
+    name: str, dtype: str, unit: str, nullable: bool, meaning: str, *, later: bool = False
+) -> Column:
+    assert nullable or not later
+    return Column(name, dtype, unit, nullable, meaning, later)
 
 
 OPERATIONS = Table(
@@ -195,6 +203,14 @@ OPERATIONS = Table(
             "ns",
             True,
             "on-CPU time of the thread since its previous operation, probe-corrected",
+        ),
+        _c(
+            "think_raw_ns",
+            "Int64",
+            "ns",
+            True,
+            "think_cpu_ns as recorded, with the probes' cost; null in traces of before",
+            later=True,
         ),
         _c(
             "think_blocked_ns",

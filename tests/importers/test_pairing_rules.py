@@ -47,6 +47,7 @@ def test_fault_pairs_with_the_next_end_at_the_same_address(tmp_path: Path) -> No
     probe = 900
     assert second["think_cpu_ns"] == MS - 4000 - probe
     assert first["duration_corrected_ns"] == 4000 - probe
+    assert (first["duration_ns"], second["think_raw_ns"]) == (4000, MS - 4000)  # raw ones stay
 
 
 def test_fault_without_end_failed(tmp_path: Path) -> None:

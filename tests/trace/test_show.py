@@ -14,7 +14,7 @@ import pytest
 from mmreplay.cli.main import main
 from mmreplay.schema import DurationKind, FaultBits, FaultClass, OpKind
 from mmreplay.trace.recording import record_command
-from mmreplay.trace.store import Capabilities, Event, Header, Trace, TraceWriter, frame
+from mmreplay.trace.store import Capabilities, Event, Header, Probe, Trace, TraceWriter, frame
 from mmreplay.trace.summary import summarise
 
 MEASURED = int(DurationKind.MEASURED)
@@ -195,6 +195,33 @@ def test_unknown_times_are_not_zero(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = _show(capsys, str(path))
     assert "unknown" in text
     assert "one thread only" in text
+
+
+def test_the_probe_effect_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"tid": 1, "pid": 1, "kind": int(OpKind.FAULT_USER), "duration_kind": 1}
+    rows = [
+        own | {"duration_ns": 5000, "duration_corrected_ns": 3500, "quality": 512},
+        own | {"duration_ns": 2000, "duration_corrected_ns": 500, "begin_ns": 9000}
+        | {"think_raw_ns": 4000, "think_cpu_ns": 3200},
+    ]  # fmt: skip
+    probe = Probe(cost_ns=750, method="given with --event-cost")
+    header = _header(probe=probe)
+    path = _store(
+        tmp_path / "a.mmt", header, {"operations": rows, "threads": [{"tid": 1, "pid": 1}]}
+    )
+    found = json.loads(_show(capsys, str(path), "--format", "json"))["probe"]
+    assert found == {
+        "cost_ns": 750,
+        "method": "given with --event-cost",
+        "duration_removed_ns": 3000,
+        "duration_raw_ns": 7000,
+        "think_removed_ns": 800,
+        "think_raw_ns": 4000,
+        "contended_operations": 1,
+    }
+    text = " ".join(_show(capsys, str(path)).split())
+    assert "an event cost 750 ns (given with --event-cost); taken off: 3.00 µs of 7.00 µs" in text
+    assert "1 operations contended" in text
 
 
 @pytest.mark.parametrize(

@@ -366,6 +366,17 @@ def test_missing_table(stored: Path, table: str) -> None:
     assert f"the table {table} is missing" in _error(stored)
 
 
+def test_a_trace_from_before_a_column_reads_it_as_null(stored: Path) -> None:
+    file = stored / "operations.parquet"
+    rows = pl.read_parquet(file)
+    rows.drop("think_raw_ns").write_parquet(file)
+    trace = Trace.open(stored)
+    assert trace.operations.collect().equals(rows.with_columns(think_raw_ns=pl.lit(None, pl.Int64)))
+    (part,) = trace.batches("operations", ["tid", "think_raw_ns", "kind"])
+    assert part.columns == ["tid", "think_raw_ns", "kind"]
+    assert part["think_raw_ns"].null_count() == part.height > 0
+
+
 def test_wrong_dtype(stored: Path) -> None:
     rows = pl.read_parquet(stored / "threads.parquet")
     rows.with_columns(pl.col("tid").cast(pl.Int64)).write_parquet(stored / "threads.parquet")

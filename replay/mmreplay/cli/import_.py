@@ -14,6 +14,9 @@ from typing import Any
 
 import click
 
+#: bpftrace prints a line in 10 us, strace stops a thread for 40: no event costs more.
+_LARGEST_COST_NS = 100_000
+
 
 @click.command(name="import")
 @click.argument(
@@ -54,6 +57,12 @@ import click
     "that mmreplay record made.",
 )
 @click.option(
+    "--event-cost",
+    metavar="NS",
+    help='What one recorded event cost the recorded thread, or "calibrated": as mmreplay record '
+    "--calibrate measured on this machine.  [told by the recording]",
+)
+@click.option(
     "--mapping",
     type=click.Path(path_type=Path),
     help="For a CSV of measured runs: a TOML file that says which column is which.",
@@ -75,6 +84,7 @@ def command(
     begin_s: float | None,
     end_s: float | None,
     snapshot: Path | None,
+    event_cost: str | None,
     mapping: Path | None,
     format_: str,
 ) -> None:
@@ -103,6 +113,7 @@ def command(
             begin_ns=None if begin_s is None else round(begin_s * 1e9),
             end_ns=None if end_s is None else round(end_s * 1e9),
             snapshot=snapshot,
+            event_cost=_event_cost(event_cost),
             progress=progress,
         )
     wall_s = time.perf_counter() - started
@@ -130,6 +141,32 @@ def command(
         f"{out}: {report['operations']:,} operations of {report['threads']:,} threads from "
         f"{report['events']:,} events in {wall_s:.1f} s; {header.lost_events:,} lost"
     )
+
+
+def _event_cost(text: str | None) -> tuple[int, str] | None:
+    """(ns, method) of the option."""
+    from mmreplay.errors import UserError
+
+    if text is None:
+        return None
+    if text == "calibrated":
+        from mmreplay.recorder.cost import calibrated_cost
+
+        cost = calibrated_cost()
+        if cost is None:
+            raise UserError(
+                "nothing was measured on this kernel and CPU",
+                where="--event-cost",
+                fix="run mmreplay record --calibrate, or give ns",
+            )
+        return cost.ns, f"mmreplay record --calibrate, {cost.source}"
+    if not text.isdecimal() or int(text) > _LARGEST_COST_NS:
+        raise UserError(
+            f'"{text}" is no cost of an event',
+            where="--event-cost",
+            fix=f'give ns, 0 to {_LARGEST_COST_NS}, or "calibrated"',
+        )
+    return int(text), "given with --event-cost"
 
 
 def _runs(

@@ -130,6 +130,7 @@ def print_summary(console: Console, summary: Summary, name: str) -> None:
     _print_faults(console, summary)
     _print_times(console, summary)
     _print_dependencies(console, summary)
+    _print_correction(console, summary)
     _print_losses(console, summary)
     _print_support(console, summary)
     if summary.warnings:
@@ -244,6 +245,31 @@ def _print_dependencies(console: Console, summary: Summary) -> None:
         line += f"; {span(found.think_ns)} of blocked time stays think time"
     console.print("\n[bold]Dependencies[/]")
     _bullet(console, "·", line)
+
+
+def _print_correction(console: Console, summary: Summary) -> None:
+    probe, part = summary.header.probe, summary.correction
+    if not probe.cost_ns or part["duration_removed_ns"] is None:
+        return
+    console.print("\n[bold]Probe effect[/]")
+    taken = [
+        f"{span(part[f'{name}_removed_ns'])} of {span(part[f'{name}_raw_ns'])} {label}"
+        for name, label in (("duration", "in operations"), ("think", "of think time"))
+        if part[f"{name}_removed_ns"] is not None
+    ]
+    _bullet(
+        console,
+        "·",
+        f"an event cost {probe.cost_ns:,} ns ({probe.method}); taken off: {' and '.join(taken)}",
+    )
+    contended = part["contended_operations"]
+    if contended:
+        _bullet(
+            console,
+            "·",
+            f"{contended:,} operations contended, longer so than unrecorded: no subtraction "
+            "mends that, predictions make their own contention",
+        )
 
 
 def _print_losses(console: Console, summary: Summary) -> None:

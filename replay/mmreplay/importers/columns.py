@@ -30,6 +30,7 @@ _WIDE: Final = (
     *("begin_ns", "duration_ns", "duration_corrected_ns", "think_cpu_ns", "think_blocked_ns"),
     *("preempted_ns", "io_ns", "contention_ns", "blocked_inside_ns", "address", "length"),
     *("address2", "length2", "flags", "file_offset", "result", "ip", "unattributed_ns"),
+    "think_raw_ns",
 )
 _WORDS: Final = ("seq", "pid", "tid", "address_space", "fd", "child", "weight")
 _HALVES: Final = ("inner_events", "cpu", "errno", "quality")
@@ -73,6 +74,7 @@ _KNOWN: Final = {
     "duration_ns": M_DURATION,
     "duration_corrected_ns": M_DURATION,
     "think_cpu_ns": M_THINK,
+    "think_raw_ns": M_THINK,
     "errno": M_ERRNO,
     "ip": M_IP,
     "io_ns": M_IO,
@@ -85,6 +87,7 @@ _FAULT_USER: Final = int(OpKind.FAULT_USER)
 _FAULT_KERNEL: Final = int(OpKind.FAULT_KERNEL)
 _ZERO: Final = np.uint64(0)
 _COMPAT32: Final = int(Quality.COMPAT32)
+_CONTENDED: Final = int(Quality.CONTENDED)
 # Bits of O_KNOWN are masks already: the argument slots, then K_RESULT to K_INSIDE.
 _CALL_BITS: Final = (1 << M_RESULT + 1) - 1 - (1 << M_ADDRESS) | 1 << M_CHILD
 _SAME_BITS: Final = (1 << M_INSIDE + 1) - 1
@@ -221,6 +224,10 @@ def _fill(
             )
             if state == TIMED:
                 have |= 1 << M_IO
+            explained = io_explains(kind, flags, source[row + ps.O_CLASS])
+            slept = slept_of(source[row + ps.O_SLEPT], state == TIMED, explained)
+            if slept > 0:
+                quality |= _CONTENDED
             preempted = source[row + ps.O_PREEMPTED]
             before = (
                 source[row + ps.O_THINK]
@@ -254,6 +261,7 @@ def _fill(
                 small[2 * byte_pitch + i] = source[row + ps.O_PROT]
             wide[16 * wide_pitch + i] = source[row + ps.O_IP]
             wide[17 * wide_pitch + i] = before
+            wide[18 * wide_pitch + i] = source[row + ps.O_THINK]
             words[0 * word_pitch + i] = source[row + ps.O_SEQ]
             words[1 * word_pitch + i] = source[row + ps.O_PID]
             words[2 * word_pitch + i] = source[row + ps.O_TID]
@@ -275,11 +283,7 @@ def _fill(
                 shown_ns[i] = max(source[row + ps.O_BLOCKED] - io, source[row + ps.O_CONTENTION])
             elif state != UNTIMED:
                 shown_ns[i] = source[row + ps.O_CONTENTION]
-            split.slept_ns[i] = slept_of(
-                source[row + ps.O_SLEPT],
-                state == TIMED,
-                io_explains(kind, flags, source[row + ps.O_CLASS]),
-            )
+            split.slept_ns[i] = slept
             before_ns[i] = before
             split.key[i] = key
             split.tid[i] = source[row + ps.O_TID]

@@ -14,7 +14,8 @@ class Options:
     for the formats of tracepoints that a cut one lacks.  ``process``: name or id of the
     process that is wanted.  ``begin_ns``, ``end_ns``: only what begins in this span of the
     recording's time, counted from its first event.  ``snapshot``: copy of /proc/PID/maps or
-    smaps, or a directory of them, as they were before the recording.
+    smaps, or a directory of them, as they were before the recording.  ``event_cost``: ns that one
+    recorded event cost the recorded thread, and how that was found; else the trace tells.
     """
 
     force: bool = False
@@ -23,3 +24,4 @@ class Options:
     begin_ns: int | None = None
     end_ns: int | None = None
     snapshot: Path | None = None
+    event_cost: tuple[int, str] | None = None

@@ -111,6 +111,7 @@ def _transfer(
         stacks=rec.stacks is not None,
     )
     tables.names = rec.names
+    tables.probe = options.event_cost
     state = tables.start(config)
     try:
         pair_all(state, tables, _with_frames(rec, tables, progress), selection)

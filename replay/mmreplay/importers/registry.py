@@ -189,6 +189,7 @@ def import_trace(
     begin_ns: int | None = None,
     end_ns: int | None = None,
     snapshot: Path | None = None,
+    event_cost: tuple[int, str] | None = None,
     progress: Progress | None = None,
 ) -> Trace:
     """Import the recording at ``paths`` as the trace directory ``out`` (``NAME.mmt``).
@@ -205,6 +206,8 @@ def import_trace(
         Name or id of the only process that is wanted.
     begin_ns, end_ns:
         Only what begins in this span of time, counted from the recording's first event.
+    event_cost:
+        (ns, method): what one recorded event cost the recorded thread; else the trace tells.
     snapshot:
         Copy of /proc/PID/maps or smaps from before the recording, or a directory of them.
     progress:
@@ -227,5 +230,5 @@ def import_trace(
             )
     if begin_ns is not None and end_ns is not None and end_ns <= begin_ns:
         raise UserError("--to is not after --from", where="--to", fix="give a later time")
-    options = Options(force, formats, process, begin_ns, end_ns, snapshot)
+    options = Options(force, formats, process, begin_ns, end_ns, snapshot, event_cost)
     return first.read(found, out, options, progress)

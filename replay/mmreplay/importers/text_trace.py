@@ -100,7 +100,7 @@ def import_text(
             bounded=config.fault_starts and not config.fault_ends,
         )
         tables.names = dialect.names
-        tables.probe = dialect.probe
+        tables.probe = dialect.probe or options.event_cost
         try:
             state = tables.start(config)
             pair_all(state, tables, source.batches(file, dialect.scan, progress), selection)

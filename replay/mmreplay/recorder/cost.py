@@ -92,8 +92,8 @@ def _store() -> Path:
     return cache_base() / "event-cost.json"
 
 
-def known_cost() -> EventCost:
-    """The cost that ``--calibrate`` last measured on this kernel and CPU, else the default."""
+def calibrated_cost() -> EventCost | None:
+    """The cost that ``--calibrate`` last measured on this kernel and CPU; None where it did not."""
     kernel, cpu = machine()
     try:
         kept = json.loads(_store().read_text())
@@ -102,7 +102,12 @@ def known_cost() -> EventCost:
             return EventCost(ns, size, f"measured on this machine on {kept['day']}")
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return EventCost(
+    return None
+
+
+def known_cost() -> EventCost:
+    """:func:`calibrated_cost`, else the default."""
+    return calibrated_cost() or EventCost(
         DEFAULT_NS, DEFAULT_BYTES, "assumed; mmreplay record --calibrate measures it here"
     )
 

@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,8 +138,12 @@ def _default(table: str, name: str) -> Any:
 
 
 def check_columns(table: str, schema: Mapping[str, object], where: str = "") -> None:
-    """Raise a :class:`UserError` unless names and dtypes (by polars' names) are the schema's."""
+    """Raise a :class:`UserError` unless names and dtypes (by polars' names) are the schema's.
+
+    Columns that were added later may be missing.
+    """
     wanted = {column.name: column.dtype for column in table_named(table).columns}
+    later = {column.name for column in table_named(table).columns if column.later}
     label = where or table
     for name in schema:
         if name not in wanted:
@@ -150,6 +154,8 @@ def check_columns(table: str, schema: Mapping[str, object], where: str = "") -> 
             )
     for name, dtype in wanted.items():
         if name not in schema:
+            if name in later:
+                continue
             raise UserError(
                 f'column "{name}" is missing', where=label, fix="import the recording again"
             )
@@ -159,6 +165,19 @@ def check_columns(table: str, schema: Mapping[str, object], where: str = "") -> 
                 where=label,
                 fix="import the recording again",
             )
+
+
+_Rows = TypeVar("_Rows", "pl.DataFrame", "pl.LazyFrame")
+
+
+def complete(table: str, rows: _Rows, have: Sequence[str]) -> _Rows:
+    """All columns of ``table`` in the schema's order; those that are missing are null."""
+    import polars as pl
+
+    return rows.select(
+        pl.col(name) if name in have else pl.lit(None, dtype).alias(name)
+        for name, dtype in polars_schema(table).items()
+    )
 
 
 #: What pyarrow raises over a damaged file (ValueError: names that are no UTF-8).
@@ -238,7 +257,7 @@ class Trace:
         held: dict[str, pl.DataFrame | int] = {}
         for name, rows in tables.items():
             check_columns(name, dict(rows.schema))
-            held[name] = rows.select(list(polars_schema(name)))
+            held[name] = complete(name, rows, rows.columns)
         return cls(header, held)
 
     def rows(self, name: str) -> int:
@@ -258,7 +277,7 @@ class Trace:
             return found.lazy()
         assert self.path is not None
         lazy = pl.scan_parquet(self.path / wanted.file, glob=False)
-        return lazy.select(list(polars_schema(wanted.name)))
+        return complete(wanted.name, lazy, lazy.collect_schema().names())
 
     def has(self, name: str) -> bool:
         """Whether the trace has that table."""
@@ -373,10 +392,16 @@ def read_batches(file: Path, columns: list[str], rows: int) -> Iterator[pl.DataF
 
     try:
         with pq.ParquetFile(str(file)) as parquet:
-            for batch in parquet.iter_batches(batch_size=rows, columns=columns):
+            have = set(parquet.schema_arrow.names)
+            here = [name for name in columns if name in have]
+            dtypes = polars_schema(file.stem) if len(here) < len(columns) else {}
+            missing = [
+                pl.lit(None, dtypes[name]).alias(name) for name in columns if name not in have
+            ]
+            for batch in parquet.iter_batches(batch_size=rows, columns=here):
                 part = pl.from_arrow(batch)
                 assert isinstance(part, pl.DataFrame)
-                yield part.select(columns)
+                yield part.with_columns(missing).select(columns)
     except _UNREADABLE as error:
         raise UserError(
             f"not a readable Parquet file ({_first_line(error)})",

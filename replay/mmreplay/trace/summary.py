@@ -13,7 +13,7 @@ from typing import Any, Final
 import polars as pl
 
 from mmreplay.errors import UserError
-from mmreplay.schema import TRACE_SCHEMA, DurationKind, FaultBits, FaultClass, OpKind
+from mmreplay.schema import TRACE_SCHEMA, DurationKind, FaultBits, FaultClass, OpKind, Quality
 from mmreplay.trace.recording import ADDED_BY, has_contention_events, record_command
 from mmreplay.trace.store import Header, Trace
 
@@ -114,6 +114,9 @@ class Summary:
     missing: list[Missing]
     warnings: list[str]
     recorded_events: int = field(default=0)
+    #: What the probes' own cost took off durations and think times, in ns (None: the trace does
+    #: not keep the raw ones), and how many operations it cannot be right for.
+    correction: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def lost_ratio(self) -> float:
@@ -151,7 +154,7 @@ class Summary:
             "time_ns": self.time_ns,
             "attributed_ratio": self.attributed_ratio,
             "dependencies": asdict(self.dependencies),
-            "probe": header.probe.model_dump(),
+            "probe": header.probe.model_dump() | self.correction,
             "capabilities": header.capabilities.model_dump(),
             "supports": self.supports,
             "missing": [asdict(row) for row in self.missing],
@@ -233,6 +236,7 @@ def summarise(trace: Trace) -> Summary:
         missing=missing,
         warnings=[],
         recorded_events=recorded,
+        correction=_correction(trace),
     )
     summary.warnings.extend(_warnings(summary))
     return summary
@@ -260,6 +264,23 @@ def _kinds(trace: Trace) -> list[KindRow]:
         )
         for row in rows.iter_rows(named=True)
     ]
+
+
+def _correction(trace: Trace) -> dict[str, int | None]:
+    """How much of the recorded times was taken for the probes' own."""
+    off = pl.col("duration_ns") - pl.col("duration_corrected_ns")
+    think = pl.col("think_raw_ns") - pl.col("think_cpu_ns")
+    raw = pl.col("duration_ns").filter(pl.col("duration_corrected_ns").is_not_null())
+    row = trace.collect(
+        trace.operations.select(
+            duration_removed_ns=pl.when(off.count() > 0).then(off.sum()),
+            duration_raw_ns=pl.when(off.count() > 0).then(raw.sum()),
+            think_removed_ns=pl.when(think.count() > 0).then(think.sum()),
+            think_raw_ns=_known_sum("think_raw_ns"),
+            contended_operations=((pl.col("quality") & int(Quality.CONTENDED)) != 0).sum(),
+        )
+    )
+    return row.row(0, named=True)
 
 
 def _known_sum(column: str) -> pl.Expr:

@@ -37,7 +37,8 @@ _ARROW: Final = {"String": "large_string", "Boolean": "bool_"}  # others: in low
 #: and dictionaries wherever those shrink, and as many bytes.
 _ASCENDING: Final = ("begin_ns",)
 _NOISY: Final = (
-    *("duration_ns", "duration_corrected_ns", "think_cpu_ns", "service_ns", "wait_ns"),
+    *("duration_ns", "duration_corrected_ns", "think_cpu_ns", "think_raw_ns", "service_ns"),
+    "wait_ns",
     *("inner_events", "kind", "fault_class"),
 )
 _FEW_VALUES: Final = (
@@ -213,14 +214,15 @@ class TraceWriter:
         if isinstance(rows, pa.Table):
             arrow = rows
         else:
-            from mmreplay.trace.store import check_columns
+            from mmreplay.trace.store import check_columns, complete
 
             check_columns(table, dict(rows.schema))
+            rows = complete(table, rows, rows.columns)
             if rows.height == 0 and table in self._gathered:
                 return
             if table not in self._writers:
                 parts = self._held.setdefault(table, [])
-                parts.append(rows.select([column.name for column in table_named(table).columns]))
+                parts.append(rows)
                 self._gathered.setdefault(table, [])
                 if sum(part.height for part in parts) < HOLD_ROWS:
                     return
