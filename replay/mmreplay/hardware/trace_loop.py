@@ -63,6 +63,7 @@ class Seat(IntEnum):
     SCRATCH = 24
     EPOCH = 26  # grows with each operation that others wait for: they sleep on it
     WAITERS = 27
+    RATE = 28  # rounds of spinning in 2**20 ns
     USAGE = 32
     WORDS = 64
 
@@ -74,6 +75,8 @@ _STOP: Final = int(Phase.STOP)
 _COLUMNS: Final = len(Word)
 _SEAT: Final = int(Seat.WORDS) * 8
 _NAP_NS: Final = 20_000_000
+#: Computing is done in pieces; those this long tell the speed; one changes it by so little.
+_PIECE_NS, _TELLING_NS, _INERTIA = 1_000_000, 1_000, 32
 _LOOK_NS: Final = 2_000_000
 #: Looks at a thread that is waited for before sleeping.
 _LOOKS = 200
@@ -89,20 +92,41 @@ def _sleep(seat: Any, ns: Any) -> None:
 
 
 @borrowing_helper
-def _pass(header: Any, seat: Any, ns: Any, asleep: Any) -> Any:
-    """Compute or sleep in pieces; 0 where it is time to stop."""
-    rounds = load(header + Top.ROUNDS * 8)
+def _doze(header: Any, seat: Any, ns: Any) -> Any:
+    """Sleep in pieces; 0 where it is time to stop."""
     while ns > 0:
         if load(header + Top.PHASE * 8) == _STOP:
             return 0
         part = min(ns, _NAP_NS)
-        if asleep:
-            _sleep(seat, part)
-        else:
-            spin((part * rounds) >> 20)
-            at = seat + Seat.THOUGHT_NS * 8
-            store(at, load(at) + part)
+        _sleep(seat, part)
         ns -= part
+    return 1
+
+
+@borrowing_helper
+def _compute(header: Any, seat: Any, ns: Any, begin: Any) -> Any:
+    """Spin for ``ns`` of CPU time, in pieces; 0 where it is time to stop.
+
+    What a round takes changes as other CPUs of the core or the host get busy, and the recorded
+    time was CPU time whatever its speed: the thread's rate follows, pieces that were
+    interrupted left out.
+    """
+    rate = load(seat + Seat.RATE * 8)
+    while ns > 0:
+        if load(header + Top.PHASE * 8) == _STOP:
+            return 0
+        part = min(ns, _PIECE_NS)
+        spin((part * rate) >> 20)
+        if part >= _TELLING_NS:
+            now = now_ns(seat + Seat.SCRATCH * 8)
+            took = now - begin
+            begin = now
+            if part * 2 < took * 3 < part * 4:  # within a third
+                rate += rate * (part - took) // (took * _INERTIA)
+        at = seat + Seat.THOUGHT_NS * 8
+        store(at, load(at) + part)
+        ns -= part
+    store(seat + Seat.RATE * 8, rate)
     return 1
 
 
@@ -168,19 +192,26 @@ def run_thread(seat: int) -> None:
     rows = table(load(header + Top.TABLE * 8), load(header + Top.ROWS * 8), _COLUMNS)
     files = load(header + Top.FILES * 8)
     scratch = seat + Seat.SCRATCH * 8
+    store(seat + Seat.RATE * 8, load(header + Top.ROUNDS * 8))
     done = 0
+    last = now_ns(scratch)
     for k in range(load(seat + Seat.FIRST * 8), load(seat + Seat.END * 8)):
         if load(header + Top.PHASE * 8) == _STOP:
             break
-        if _pass(header, seat, rows[k, Word.BLOCKED], 1) == 0:
-            break
-        if _pass(header, seat, rows[k, Word.THINK], 0) == 0:
+        blocked = rows[k, Word.BLOCKED]
+        if blocked > 0:
+            if _doze(header, seat, blocked) == 0:
+                break
+            last = now_ns(scratch)
+        if _compute(header, seat, rows[k, Word.THINK], last) == 0:
             break
         do = rows[k, Word.DO]
         a = rows[k, Word.A]
         result = 0
         if do == Do.AWAIT:
             _wait_for(header, seat, a, rows[k, Word.B])
+            last = now_ns(scratch)
+            rows[k, Word.DONE_NS] = last
             continue
         if do == Do.WRITE or do == Do.READ:
             missed = write_byte(a) if do == Do.WRITE else read_byte(a)
@@ -213,7 +244,8 @@ def run_thread(seat: int) -> None:
                 store(seat + Seat.ERROR_ROW * 8, k)
                 store(seat + Seat.ERROR * 8, -result)
             store(seat + Seat.FAILED * 8, load(seat + Seat.FAILED * 8) + 1)
-        rows[k, Word.DONE_NS] = now_ns(scratch)
+        last = now_ns(scratch)
+        rows[k, Word.DONE_NS] = last
         done += 1
         store(seat + Seat.DONE * 8, done)
         if rows[k, Word.AWAITED] != 0:

@@ -48,7 +48,7 @@ class Word(IntEnum):
     THINK = 8  # computed before it, ns
     BLOCKED = 9  # slept before it, ns
     OPERATION = 10  # 1: an operation of the trace; 0: an AWAIT
-    DONE_NS = 11  # filled in: when it was done
+    DONE_NS = 11  # filled in: when it was done (an AWAIT: over)
     AWAITED = 12  # 1: an AWAIT of another thread waits for it
 
 
