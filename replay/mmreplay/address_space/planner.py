@@ -373,6 +373,7 @@ def _finish(
     )
     counters = {kind.name.lower(): int(state.w.counters[kind]) for kind in Count if kind != Count.N}
     counters["dependencies"] = len(plan.dep_op)
+    counters |= {"wakeups": 0, "wakeups_left_out": 0, "wakeups_cyclic": 0}
     if wakeups is not None:
         found = insert_wakeups(plan, wakeups, who, index, places, times, (begin_ns, end_ns), whole)
         plan = found.plan
