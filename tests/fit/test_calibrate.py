@@ -13,6 +13,7 @@ import pytest
 from mmreplay.engine import Options, Replay
 from mmreplay.fit.accuracy import Compared, gain_summary, gains, groups, regimes
 from mmreplay.fit.calibrate import Calibration, Target, calibrate
+from mmreplay.fit.floor import floors, repeated_gains
 from mmreplay.fit.leastsquares import minimise
 from mmreplay.fit.parameters import Parameters, number_of
 from mmreplay.locking.loader import load_model
@@ -183,3 +184,24 @@ def test_gains_compare_the_two_paths_of_one_point() -> None:
     summary = gain_summary(rows)
     assert (summary["n"], summary["clear"], summary["wrong_sign"]) == (3, 2, 1)
     assert summary["within_10_percent"] == pytest.approx(1 / 3)
+    assert summary["no_gain_within_10_percent"] == pytest.approx(1 / 3)
+
+
+def test_predictions_without_a_model_stand_beside_the_simulation() -> None:
+    one = replace(point("vma", 1, 100, 50), rates=(100, 100, 100))
+    two = replace(point("vma", 2, 160, 176), rates=(160, 200))
+    errors = {row["predictor"]: (row["n"], row["median_abs_error"]) for row in floors([two, one])}
+    assert errors["simulation"] == (1, pytest.approx(0.1))  # not over the point that they know
+    assert errors["linear"] == (1, pytest.approx(200 / 160 - 1))
+    assert errors["unchanged"] == (1, pytest.approx(1 - 100 / 160))
+    assert errors["repetition"][0] == 6 + 2
+    assert errors["repetition"][1] == 0
+
+
+def test_gains_are_repeated_as_well_as_their_runs() -> None:
+    fast, slow = point("vma", 1, 200, 200), point("mmap_lock", 1, 100, 100)
+    steady = [replace(fast, rates=(200, 210)), replace(slow, rates=(100, 105))]
+    wild = [replace(fast, rates=(200, 300)), replace(slow, rates=(100, 100))]
+    assert repeated_gains(steady) == 1
+    assert repeated_gains(wild) == 0
+    assert repeated_gains([fast, slow]) is None

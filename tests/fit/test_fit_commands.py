@@ -11,14 +11,14 @@ import pytest
 
 from mmreplay.cli.main import main
 from mmreplay.fit import api, forward
-from mmreplay.fit.forward import prepare_case
+from mmreplay.fit.forward import Measured, prepare_case
 from mmreplay.fit.parameters import Parameters
 from mmreplay.hardware.runs import Runs, write_runs
 from mmreplay.locking.loader import load_model
 from mmreplay.machine.loader import load_machine, read_profile
 from mmreplay.machine.profile import Machine, Topology
 from mmreplay.schema import RUNS
-from mmreplay.workloads.definition import load_workload
+from mmreplay.workloads.definition import list_probes, load_workload
 
 NAMES = ("brk1", "faulters-and-mappers", "mmap1", "page_fault1")
 FACTS = {
@@ -215,6 +215,13 @@ def test_an_existing_profile_is_not_written_over(
 )  # fmt: skip
 def test_topology_of_the_provenance(facts: dict[str, Any], topology: Topology) -> None:
     assert api.topology_of(facts) == topology
+
+
+def test_probes_are_fitted_with_either_half_and_are_in_none() -> None:
+    names = [*NAMES, *list_probes()]
+    points = [Measured(n, "vma", 1, "pinned", 1.0, 0.1, (1.0,)) for n in names]
+    halves = [api.half_of(points, half) for half in api.HALVES]
+    assert sorted(halves[0] + halves[1]) == sorted(NAMES)
 
 
 def test_an_unknown_guest_begins_with_a_measured_guest() -> None:

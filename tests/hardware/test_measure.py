@@ -22,7 +22,7 @@ from mmreplay.hardware import facts, suite
 from mmreplay.hardware.runs import Runs, check_output, read_runs, spread_ratio, summary, write_runs
 from mmreplay.hardware.stability import warnings
 from mmreplay.schema import RUNS
-from mmreplay.workloads.definition import load_workload
+from mmreplay.workloads.definition import list_probes, load_workload
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="runs on x86-64 only")
 
@@ -136,6 +136,16 @@ def test_a_workload_that_does_not_fit_is_refused_before_it_starts(
     plan = suite.plan([load_workload("pft-one-vma"), load_workload("mmap1")], [1], suite.Options())
     assert {point.workload for point in plan.points} == {"mmap1"}
     assert list(plan.refused) == ["pft-one-vma 1 threads"]
+
+
+def test_probes_join_a_plan_with_one_thread_that_touches() -> None:
+    plan = suite.plan([load_workload("mmap1")], [2], suite.Options())
+    both = suite.with_probes(plan, [load_workload(name) for name in list_probes()])
+    more = both.points[len(plan.points) :]
+    assert both.points[: len(plan.points)] == plan.points
+    assert [point.workload for point in more] == list_probes()
+    assert {(point.path, point.threads) for point in more} == {("vma", 1)}
+    assert set(both.texts) == {"mmap1", *list_probes()}
 
 
 def test_a_kernel_without_the_other_path_and_too_many_threads(

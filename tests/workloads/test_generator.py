@@ -17,7 +17,12 @@ from mmreplay.errors import UserError
 from mmreplay.schema import OpKind
 from mmreplay.trace.store import Trace
 from mmreplay.workloads.api import synthesise
-from mmreplay.workloads.definition import Workload, list_workloads, parse_workload
+from mmreplay.workloads.definition import (
+    Workload,
+    list_probes,
+    list_workloads,
+    parse_workload,
+)
 from mmreplay.workloads.generator import Synthetic
 
 HEAD = """
@@ -65,6 +70,13 @@ def test_a_trace_keeps_the_schema_and_the_planner_guesses_nothing(name: str) -> 
     assert sum(found.counted.values()) > 0
     kinds = found.trace.operations.select(pl.col("duration_ns").null_count()).collect().item()
     assert kinds == found.rows  # no durations
+
+
+@pytest.mark.parametrize("name", list_probes())
+def test_a_probe_repeats_its_operation(name: str) -> None:
+    found = made(name, 1, ops=6000, duration_s=0.1)
+    build_plan(found.trace, load_rules("linux-6.18"))
+    assert sum(found.counted.values()) > 20
 
 
 @pytest.mark.parametrize("path", ["mmap_lock", "kernel"])

@@ -91,7 +91,8 @@ _SHORTEST_S: Final = 0.01
 @click.option(
     "--probe/--no-probe",
     default=True,
-    help="Measure cache lines, wake-ups and shootdowns too, for mmreplay calibrate.",
+    help="Measure cache lines, wake-ups and shootdowns too, and with the whole library single"
+    " operations, for mmreplay calibrate.",
 )
 @click.option("-o", "--output", metavar="RUNS.parquet", help="Write every run there.")
 def command(
@@ -160,13 +161,15 @@ def _workloads(
     from mmreplay.hardware import suite
     from mmreplay.hardware.facts import pinning_order
     from mmreplay.predict.counts import parse_counts
-    from mmreplay.workloads.definition import list_workloads, load_workload
+    from mmreplay.workloads.definition import list_probes, list_workloads, load_workload
 
     names = workloads or (QUICK if quick else tuple(list_workloads()))
     threads = parse_counts(threads_text, "--threads", "threads") if threads_text else None
     if threads is None and quick:
         threads = tuple(sorted({1, len(pinning_order())}))
     plan = suite.plan([load_workload(name) for name in names], threads, options, memory_bytes)
+    if options.probe and not workloads and not quick:
+        plan = suite.with_probes(plan, [load_workload(name) for name in list_probes()])
     _say(plan)
     return suite.measure(plan, _Progress())
 

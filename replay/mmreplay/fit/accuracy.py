@@ -16,6 +16,8 @@ LINEAR: Final = 0.8
 #: Throughput that still rises by more than this from one thread count to the next is not past it.
 RISING: Final = 0.05
 WORST: Final = 10
+#: A simulated gain this near the measured one is met.
+GAIN_BAND: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Compared:
     spread: float  # relative, of the repetitions
     simulated: float
     trained: bool  # the profile was fitted on this workload
+    rates: tuple[float, ...] = ()  # measured, of each repetition
 
     @property
     def error(self) -> float:
@@ -50,12 +53,8 @@ def regimes(points: Sequence[Compared]) -> dict[Compared, Regime]:
     no more than 5 % above a smaller thread count; else ``near``.  Placements are one curve:
     more threads than CPUs cannot be pinned.
     """
-    curves: dict[tuple[str, ...], list[Compared]] = {}
-    for point in points:
-        curves.setdefault((point.machine, point.workload, point.path), []).append(point)
     out: dict[Compared, Regime] = {}
-    for curve in curves.values():
-        curve.sort(key=lambda p: p.threads)
+    for curve in curves(points):
         first = curve[0]
         best = 0.0
         for point in curve:
@@ -68,6 +67,14 @@ def regimes(points: Sequence[Compared]) -> dict[Compared, Regime]:
                 out[point] = "past"
             best = max(best, point.measured)
     return out
+
+
+def curves(points: Sequence[Compared]) -> list[list[Compared]]:
+    """The points of each machine, workload and path, by threads."""
+    found: dict[tuple[str, ...], list[Compared]] = {}
+    for point in points:
+        found.setdefault((point.machine, point.workload, point.path), []).append(point)
+    return [sorted(curve, key=lambda p: p.threads) for curve in found.values()]
 
 
 def groups(points: Sequence[Compared]) -> list[dict[str, Any]]:
@@ -130,14 +137,25 @@ def gains(points: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def gain_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Share of gains within 10 % of the measured ones, and how many have the wrong sign."""
+    """Share of gains within 10 % of the measured ones, and how many have the wrong sign.
+
+    ``no_gain_within_10_percent``: the share that "both paths are equal" would have met.
+    """
     if not rows:
-        return {"n": 0, "within_10_percent": None, "wrong_sign": 0, "clear": 0}
+        return {
+            "n": 0,
+            "within_10_percent": None,
+            "no_gain_within_10_percent": None,
+            "wrong_sign": 0,
+            "clear": 0,
+        }
     off = np.array([row["simulated"] / row["measured"] - 1 for row in rows])
+    none = np.array([1 / row["measured"] - 1 for row in rows])
     clear = [row for row in rows if row["right_sign"] is not None]
     return {
         "n": len(rows),
-        "within_10_percent": float((np.abs(off) <= 0.1).mean()),
+        "within_10_percent": float((np.abs(off) <= GAIN_BAND).mean()),
+        "no_gain_within_10_percent": float((np.abs(none) <= GAIN_BAND).mean()),
         "clear": len(clear),
         "wrong_sign": sum(not row["right_sign"] for row in clear),
     }

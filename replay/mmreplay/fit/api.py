@@ -21,7 +21,7 @@ from mmreplay.machine.loader import GENERIC, load_machine, match_machine
 from mmreplay.machine.profile import Machine, Topology
 from mmreplay.machine.topology import cpu_arrays
 from mmreplay.resources import datasets_dir, models_dir
-from mmreplay.workloads.definition import Workload, list_workloads, load_workload
+from mmreplay.workloads.definition import Workload, list_probes, list_workloads, load_workload
 from mmreplay.workloads.program import Path as Way
 
 Progress = Callable[[str], None]
@@ -50,7 +50,7 @@ class Prepared:
 
 def definition_of(name: str) -> Workload:
     """The workload that RUNS call ``name``: a shipped one."""
-    if name not in list_workloads():
+    if name not in [*list_workloads(), *list_probes()]:
         raise UserError(
             f'workload "{name}" is not one of the library{closest(name, list_workloads())}',
             where="RUNS",
@@ -109,8 +109,11 @@ def prepare(
 
 
 def half_of(points: Sequence[Measured], half: str) -> list[str]:
-    """Every other workload of those measured, by name: the ``first`` half has the very first."""
-    names = sorted({p.workload for p in points})
+    """Every other workload of those measured, by name: the ``first`` half has the very first.
+
+    Probes are in neither half.
+    """
+    names = sorted({p.workload for p in points} - set(list_probes()))
     return names[HALVES.index(half) :: 2]
 
 
@@ -206,10 +209,13 @@ def calibrate_runs(
     """Fit ``prior`` to the points with at most as many threads as CPUs; the points used.
 
     Points with more threads than CPUs are for the accuracy report: what decides there is the
-    scheduler, not a cost.
+    scheduler, not a cost.  Probes of single operations are fitted whatever ``only`` says.
     """
-    wanted = set(only) if only is not None else {p.workload for p in prepared.points}
-    points = [p for p in prepared.points if p.workload in wanted and p.threads <= prior.n_cpus]
+    probes = set(list_probes())
+    wanted = set(only) if only is not None else {p.workload for p in prepared.points} - probes
+    points = [
+        p for p in prepared.points if p.workload in wanted | probes and p.threads <= prior.n_cpus
+    ]
     if not points:
         raise UserError(
             "no point to fit: all have more threads than CPUs, or are left out",
@@ -247,8 +253,9 @@ def compare(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    wanted = None if only is None else set(only)
-    points = [p for p in prepared.points if wanted is None or p.workload in wanted]
+    known = {p.workload for p in prepared.points}
+    wanted = known - set(list_probes()) if only is None else set(only)
+    points = [p for p in prepared.points if p.workload in wanted]
     cpus = int(prepared.runs.machine.get("cpus_allowed") or machine.n_cpus)
 
     def simulated(point: Measured) -> float:
@@ -269,6 +276,7 @@ def compare(
             p.spread,
             rate,
             p.workload in machine.fitted_on,
+            p.rates,
         )
         for p, rate in zip(points, rates, strict=True)
     ]
@@ -303,5 +311,6 @@ def shipped_accuracy(progress: Progress | None = None) -> tuple[list[Compared], 
         notes += [f"{name}: {note}" for note in prepared.notes]
         for machine in machines:
             fresh = {p.workload for p in prepared.points} - set(machine.fitted_on)
+            fresh -= set(list_probes())
             rows += compare(prepared, machine, name, only=fresh)
     return rows, notes

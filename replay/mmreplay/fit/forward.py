@@ -44,7 +44,11 @@ class Measured:
     placement: str
     ops_per_s: float
     spread: float  # relative interquartile range
-    repetitions: int
+    rates: tuple[float, ...]  # of the repetitions, in their order
+
+    @property
+    def repetitions(self) -> int:
+        return len(self.rates)
 
 
 def measured_points(runs: Runs) -> list[Measured]:
@@ -62,7 +66,7 @@ def measured_points(runs: Runs) -> list[Measured]:
         if middle > 0:
             spread = spread_ratio(rates[key])
             found.append(
-                Measured(*key, middle, ONCE if spread is None else spread, len(rates[key]))
+                Measured(*key, middle, ONCE if spread is None else spread, tuple(rates[key]))
             )
     return found
 

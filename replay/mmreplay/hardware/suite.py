@@ -157,6 +157,18 @@ def plan(
     return found
 
 
+def with_probes(plan_: Plan, workloads: Sequence[Workload]) -> Plan:
+    """``plan_`` with probes of single operations too: one thread, pages faulted by touching."""
+    options = replace(plan_.options, paths=("vma",))
+    more = plan(workloads, [1], options)
+    return replace(
+        plan_,
+        points=[*plan_.points, *more.points],
+        texts=plan_.texts | more.texts,
+        refused=plan_.refused | more.refused,
+    )
+
+
 def default_threads(cpus: int) -> list[int]:
     """1, 2, 4, ... below ``cpus``; ``cpus``; and twice as many."""
     found = [1 << k for k in range(cpus.bit_length()) if 1 << k < cpus]

@@ -132,8 +132,13 @@ def list_workloads() -> list[str]:
     return sorted(path.stem for path in models_dir("workloads").glob("*.toml"))
 
 
+def list_probes() -> list[str]:
+    """Names of the definitions that exist to be calibrated with, sorted: one operation each."""
+    return sorted(path.stem for path in models_dir("workloads").glob("probes/*.toml"))
+
+
 def load_workload(name_or_path: str | Path) -> Workload:
-    """A shipped definition by name, or any by the path of its ``.toml`` file.
+    """A shipped definition or probe by name, or any by the path of its ``.toml`` file.
 
     Raises
     ------
@@ -143,6 +148,8 @@ def load_workload(name_or_path: str | Path) -> Workload:
     text = str(name_or_path)
     if text.endswith(".toml") or "/" in text:
         return read_workload(Path(text))
+    if text in list_probes():
+        return read_workload(models_dir("workloads") / "probes" / f"{text}.toml")
     names = list_workloads()
     if text not in names:
         raise UserError(
