@@ -6,6 +6,7 @@ from typing import Any
 
 from plan_twin import (
     ANON,
+    AROUND,
     BEFORE,
     CACHE,
     COW,
@@ -142,11 +143,22 @@ class PlanTwin(Faults):
             else:
                 state = DIRTY if writes else CACHE
             low, high = max(first, area.start // PAGE), min(last, area.end // PAGE - 1)
+            around = not writes and area.file is not None and area.file[0] != "shmem"
             for page in range(low, high + 1):
                 space.tables.setdefault(page // TABLE, Table(initial=True))
                 if page not in space.pages:
+                    begin, end = page, page + 1
+                    if around:
+                        begin = max(page // AROUND * AROUND, area.start // PAGE)
+                        end = min((page // AROUND + 1) * AROUND, area.end // PAGE)
+                    for other in range(begin, end):
+                        if other not in space.pages:
+                            space.pages[other] = state
+                            filled += 1
+                elif writes and area.private and space.pages[page] in (ZERO, CACHE):
                     space.pages[page] = state
                     filled += 1
+                    op.traits |= Trait.COW
         op.pages, op.tables = filled, last // TABLE - first // TABLE + 1
 
     def _unmapped(self, space: Space, op: Op, first: int, last: int) -> None:

@@ -21,6 +21,8 @@ PAGES: Final = 512  # pages per region, x86-64 and arm64 with 4 KiB pages
 REGION_SHIFT: Final = 9
 
 # What is mapped at a page.
+#: fault_around_bytes, mm/memory.c@6.18: 64 KiB, aligned.
+FAULT_AROUND: Final = 16
 ABSENT: Final = 0  # nothing known
 ZERO: Final = 1  # the zero page, read-only
 CACHE: Final = 2  # a page-cache page, read-only
@@ -316,13 +318,16 @@ def put(p, slot, i, state):
 
 
 @borrowing_helper
-def populate(p, space, first, last, state):
-    """Map what is absent in pages ``first..last``; returns (pages filled, tables made).
+def populate(p, space, first, last, state, low, high, copies):
+    """Map what is absent in pages ``first..last``; (pages filled, tables made, pages copied).
 
-    The caller has checked ``regions_free``.
+    ``low..high``: of what is read of a file, the aligned 16 pages around come along as far as
+    this reaches (do_fault_around); ``low > high``: nothing does.  ``copies``: private pages
+    mapped for reading are replaced (do_wp_page).  The caller has checked ``regions_free``.
     """
     filled = 0
     made = 0
+    copied = 0
     for r in range(first >> REGION_SHIFT, (last >> REGION_SHIFT) + 1):
         before = p.meta[_USED]
         slot = make(p, space, r)
@@ -330,10 +335,21 @@ def populate(p, space, first, last, state):
         lo, hi = bounds(p, slot, first, last)
         for i in range(lo, hi):
             if p.state[slot, i] == ABSENT:
+                base = r << REGION_SHIFT
+                begin, end = i, i + 1
+                if low <= high:
+                    begin = max(i & ~(FAULT_AROUND - 1), low - base)
+                    end = min((i | (FAULT_AROUND - 1)) + 1, high + 1 - base)
+                for j in range(begin, end):
+                    if p.state[slot, j] == ABSENT:
+                        p.state[slot, j] = state
+                        p.slot[slot].n_present += 1
+                        filled += 1
+            elif copies and (p.state[slot, i] == ZERO or p.state[slot, i] == CACHE):
                 p.state[slot, i] = state
-                p.slot[slot].n_present += 1
                 filled += 1
-    return filled, made
+                copied += 1
+    return filled, made, copied
 
 
 @borrowing_helper

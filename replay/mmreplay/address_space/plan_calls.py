@@ -19,7 +19,7 @@ from mmreplay.address_space.opmap import (
     PROGRAM,
     VALID_ADVICE,
 )
-from mmreplay.address_space.page_state import ANON, CACHE, DIRTY, PAGES, REGION_SHIFT, ZERO
+from mmreplay.address_space.page_state import PAGES, REGION_SHIFT
 from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.plan_fault import (
     anon_slot_of,
@@ -29,6 +29,7 @@ from mmreplay.address_space.plan_fault import (
     vector_marks,
     vma_traits,
 )
+from mmreplay.address_space.plan_fill import fill
 from mmreplay.address_space.plan_state import (
     Count,
     Cursor,
@@ -130,7 +131,6 @@ _I_POPULATES = int(Info.POPULATES)
 
 _V_WRITE = int(Vm.WRITE)
 _V_SHARED = int(Vm.SHARED)
-_V_ACCESS = int(Vm.READ | Vm.WRITE | Vm.EXEC)
 _MAP_POPULATE = 0x8000
 _MAP_NONBLOCK = 0x10000
 _EINVAL = 22
@@ -199,33 +199,6 @@ def release(m, p, space, first, last):
         min(ceiling, ((last >> REGION_SHIFT) + 1) << REGION_SHIFT),
     )
     return zapped, tables, freed
-
-
-@borrowing_helper
-def fill(m, p, w, space, first, last, write):
-    """Populate the mapped parts of pages ``first..last``; returns (pages, tables touched)."""
-    filled = 0
-    before = p.meta[2]
-    slot = find(m, space, first << 12)
-    while slot >= 0 and m.vma[slot, V_START] >> 12 <= last:
-        flags = m.vma[slot, V_FLAGS]
-        if flags & _V_ACCESS:
-            private = flags & _V_SHARED == 0
-            writes = write and flags & _V_WRITE != 0
-            if m.vma[slot, V_FILE] == 0:
-                state = ANON if writes else ZERO
-            elif private:
-                state = ANON if writes else CACHE
-            else:
-                state = DIRTY if writes else CACHE
-            lo = max(first, m.vma[slot, V_START] >> 12)
-            hi = min(last, (m.vma[slot, V_END] >> 12) - 1)
-            n, _ = pages_.populate(p, space, lo, hi, state)
-            filled += n
-        slot = m.vma[slot, V_NEXT]
-    for table in range(before, p.meta[2]):
-        w.table_initial[table] = 1  # the populating call made it: nobody else finds it missing
-    return filled, (last >> REGION_SHIFT) - (first >> REGION_SHIFT) + 1
 
 
 @borrowing_helper
@@ -427,7 +400,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         if m.info[_I_POPULATES] == 1 or flags & _MAP_POPULATE:
             traits |= _T_POPULATE
             writes = target >= 0 and m.vma[target, V_FLAGS] & _V_WRITE != 0
-            out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, writes)
+            fill(m, p, w, out, o, space, first, last, writes)
             if writes:
                 traits |= _T_WRITE
     elif kind in (_MUNMAP, _SHMDT):
@@ -461,7 +434,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
             segments_.assign_core(s, space, low, high, maker)
             if m.info[_I_POPULATES] == 1:
                 traits |= _T_POPULATE
-                out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, low, high - 1, True)
+                fill(m, p, w, out, o, space, low, high - 1, True)
         elif high < low:
             op = np.int64(_BRK_SHRINK)
             out.ops[o].first_page = high
@@ -480,7 +453,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         traits |= _describe(m, w, out, o, False, False)
         if kind == _MLOCK and m.info[_I_POPULATES] == 1:
             traits |= _T_POPULATE
-            out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, True)
+            fill(m, p, w, out, o, space, first, last, True)
         else:
             out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
         if out.ops[o].pages > 0:
@@ -509,7 +482,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
             if kind == _UFFD and 3 <= flags <= 5:  # COPY, ZEROPAGE, CONTINUE
                 fills_anon(m, w, out, o, before, space, first)
             if kind == _UFFD and (flags == 3 or flags == 4):
-                out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, flags == 3)
+                fill(m, p, w, out, o, space, first, last, flags == 3)
             else:
                 present, out.ops[o].tables = pages_.count(p, space, first, last)
                 out.ops[o].pages = max(pages, 1)
@@ -546,7 +519,7 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
         if write:
             traits |= _T_WRITE
         traits |= _T_POPULATE
-        out.ops[o].pages, out.ops[o].tables = fill(m, p, w, space, first, last, write)
+        fill(m, p, w, out, o, space, first, last, write)
         return traits
     if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_REMOVE, MADV_PAGEOUT) or (
         advice == MADV_GUARD_INSTALL
@@ -604,7 +577,5 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
             lose_anon_vma(m, w, find(m, space, old << 12))
     if m.info[_I_POPULATES] == 1:
         traits |= _T_POPULATE
-        out.ops[o].pages, out.ops[o].tables = fill(
-            m, p, w, space, new + old_pages, new + new_pages - 1, True
-        )
+        fill(m, p, w, out, o, space, new + old_pages, new + new_pages - 1, True)
     return traits

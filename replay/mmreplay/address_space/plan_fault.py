@@ -19,6 +19,7 @@ from mmreplay.address_space.page_state import (
     CACHE,
     COW,
     DIRTY,
+    FAULT_AROUND,
     PAGES,
     REGION_SHIFT,
     ZERO,
@@ -117,8 +118,6 @@ _C_AROUND = int(Count.FAULT_AROUND_PAGES)
 _SLOTS = int(Cursor.SLOTS)
 _GROW_MAP = int(Status.GROW_MAP)
 
-#: fault_around_bytes, mm/memory.c@6.18: 64 KiB, aligned.
-FAULT_AROUND: Final = 16
 #: An unknown VMA is made for one page-table page at most.
 _COVER: Final = 1 << 21
 

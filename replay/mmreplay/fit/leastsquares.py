@@ -23,6 +23,9 @@ HUBER: Final = 2.0
 STEP: Final = 0.15
 #: The longest move of one parameter in one iteration.
 LONGEST: Final = 0.7
+#: How many times derivatives are taken: of logarithms by logarithms they change little, and they
+#: cost nearly all of the time.
+DERIVATIVES: Final = 2
 _MOST_TRIES: Final = 6
 
 
@@ -92,9 +95,10 @@ def minimise(
         damping = max(damping / 10, 1e-4)
         if progress is not None:
             progress(iteration + 1, best)
-        jacobian = columns(x, r, STEP)
         if fall < tolerance * best:
             break
+        if iteration + 1 < DERIVATIVES:
+            jacobian = columns(x, r, STEP)
     hessian = jacobian.T @ (_weights(r)[:, None] * jacobian) + precision
     covariance: F64 = np.linalg.inv(hessian).astype(np.float64)
     return Found(x, r, jacobian, covariance, tuple(costs))
