@@ -317,44 +317,60 @@ def _spaced(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return pairs[::step][:PAIRS]
 
 
-def probe(
-    places: dict[int, tuple[int, int, int]],
-    *,
-    rounds: int = ROUNDS,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Probe]:
-    """Measure everything that the CPUs of ``places`` allow; some 50 ms a round and pair.
+class Prober:
+    """Measures in rounds, so that they can lie between the runs that they are to explain.
 
-    Times are medians over the rounds of what a quiet moment gives; the waker's system call
-    is taken off its wake-up, and half the sleeper's hand-over from its waking is left in.
+    A guest's CPUs move: on one the way of a cache line between its two was 30 ns or 170 ns,
+    for seconds to minutes at a time.  What is measured once may hold for none of the runs.
     """
-    pairs = distances(places)
-    cpus = sorted(places)
-    apart = next((pairs[f"lines.line_{k}_ns"][0] for k in ("llc", "socket", "cross")
-                  if f"lines.line_{k}_ns" in pairs), None)  # fmt: skip
-    before = os.sched_getaffinity(0)
-    out: _Samples = {}
-    try:
-        for k in range(rounds + 1):
-            if k == 1:
-                out.clear()  # the first round compiled the loops
-            _alone(cpus[0], out)
-            for name, some in pairs.items():
+
+    def __init__(self, places: dict[int, tuple[int, int, int]]) -> None:
+        """``places``: CPU -> (socket, last-level cache, core), as :func:`distances` has it."""
+        self._pairs = distances(places)
+        self._cpus = sorted(places)
+        self._apart = next((self._pairs[f"lines.line_{k}_ns"][0] for k in ("llc", "socket", "cross")
+                            if f"lines.line_{k}_ns" in self._pairs), None)  # fmt: skip
+        self._found: _Samples = {}
+        self._round({})  # compiles the loops
+
+    def round(self) -> None:
+        """Measure everything that the CPUs allow once more; some 50 ms for each pair."""
+        self._round(self._found)
+
+    def _round(self, out: _Samples) -> None:
+        before = os.sched_getaffinity(0)
+        try:
+            _alone(self._cpus[0], out)
+            for name, some in self._pairs.items():
                 for a, b in some:
                     _pair(name, a, b, out)
-            if apart is not None:
-                _wake_up(*apart, out)
-                _shootdown(*apart, out)
-            if len(cpus) > 1:
-                _speed(cpus, out)
-            if progress is not None:
-                progress(k, rounds)
-    finally:
-        os.sched_setaffinity(0, before)
-    if "wake.waker_ns" in out:
-        syscall = float(np.median(out["costs.syscall"]))
-        out["wake.waker_ns"] = [max(value - syscall, 1.0) for value in out["wake.waker_ns"]]
-    return [_summary(name, np.array(values)) for name, values in sorted(out.items())]
+            if self._apart is not None:
+                _wake_up(*self._apart, out)
+                _shootdown(*self._apart, out)
+            if len(self._cpus) > 1:
+                _speed(self._cpus, out)
+        finally:
+            os.sched_setaffinity(0, before)
+
+    def results(self) -> list[Probe]:
+        """Medians over the rounds so far.
+
+        The waker's system call is taken off its wake-up, and half the sleeper's hand-over from
+        its waking is left in.
+        """
+        found = dict(self._found)
+        if "wake.waker_ns" in found:
+            syscall = float(np.median(found["costs.syscall"]))
+            found["wake.waker_ns"] = [max(value - syscall, 1.0) for value in found["wake.waker_ns"]]
+        return [_summary(name, np.array(values)) for name, values in sorted(found.items())]
+
+
+def probe(places: dict[int, tuple[int, int, int]], *, rounds: int = ROUNDS) -> list[Probe]:
+    """So many rounds, one after the other."""
+    prober = Prober(places)
+    for _ in range(rounds):
+        prober.round()
+    return prober.results()
 
 
 def _summary(name: str, values: NDArray[np.float64]) -> Probe:

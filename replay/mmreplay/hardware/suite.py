@@ -23,7 +23,7 @@ from mmreplay.hardware import facts, tracing
 from mmreplay.hardware.child import Child
 from mmreplay.hardware.figures import failure, figures
 from mmreplay.hardware.path_check import Traced, buffers, verdict
-from mmreplay.hardware.probes import probe
+from mmreplay.hardware.probes import ROUNDS, Prober
 from mmreplay.hardware.run_worker import available_bytes
 from mmreplay.hardware.runner import RunAnswer, RunRequest
 from mmreplay.hardware.runs import Runs
@@ -264,17 +264,21 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
     )
     order = order_of(plan)
     complete = True
+    prober = None
     with interrupts(), Child("mmreplay.hardware.run_worker") as worker:
         try:
-            if options.probe:
-                runs.machine["probes"] = _probes(progress)
+            prober = Prober(facts.cache_places()) if options.probe else None
             checks = check_paths(plan, worker, progress) if options.check else {}
             failed: set[str] = set()
+            probed = -1
             for number, (repetition, point) in enumerate(order):
                 if number % len(plan.points) == 0:
                     # A new address layout: what it does to a figure differs by 20 % and more,
                     # and shall show as spread.
                     worker.renew()
+                if prober is not None and number * ROUNDS // len(order) != probed:
+                    probed = number * ROUNDS // len(order)
+                    prober.round()
                 if point.label in failed:
                     continue
                 progress(number, len(order), point.label)
@@ -311,16 +315,10 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
                 )
         except (KeyboardInterrupt, Terminated):
             complete = False
+    if prober is not None:
+        runs.machine["probes"] = [asdict(one) for one in prober.results()]
     progress(len(order), len(order), "")
     return replace(runs, complete=complete)
-
-
-def _probes(progress: Progress) -> list[dict[str, Any]]:
-    """What small experiments give directly: see :mod:`mmreplay.hardware.probes`."""
-    found = probe(
-        facts.cache_places(), progress=lambda done, total: progress(done, total, "probing")
-    )
-    return [asdict(one) for one in found]
 
 
 class Terminated(Exception):
