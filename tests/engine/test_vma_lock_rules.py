@@ -167,11 +167,12 @@ def test_who_waits_for_acknowledgements_serves_other_shootdowns_meanwhile() -> N
     body = [(Op.FLUSH, FlushScope.MM), (Op.DONE,)]
     programs = {PlanOp.MUNMAP: body, PlanOp.FAULT: [(Op.COST, LONG), (Op.DONE,)]}
     threads = [[op(), op(PlanOp.MUNMAP)]] * 2
-    # T0 waits from 50000 to 51100.  T1 pays its handler of 400 first and flushes at 50900: 200
-    # of T0's handler fit into its wait, 200 come after it.
-    assert ends(run(programs, threads, [0, 500])) == [51_300, 52_000]
-    # Flushing at 50400, it interrupts T0 for what fits into T0's wait whole.
-    assert ends(run(programs, threads, [0, 0])) == [51_100, 51_500]
+    # T0 waits from 50000 to 51100; its interrupt is with T1 at 50300.  T1 has 400 paid by 50900
+    # and flushes; its own interrupt would be with T0 at 51200, when that is done.
+    assert ends(run(programs, threads, [0, 500])) == [51_100, 52_000]
+    # T1 waits too when T0's interrupt comes, and the other way round: nobody loses anything.
+    assert ends(run(programs, threads, [0, 0])) == [51_100, 51_100]
+    assert ends(run(programs, threads, [0, 200])) == [51_100, 51_300]
 
 
 def test_more_threads_than_cpus_take_turns_by_slices() -> None:

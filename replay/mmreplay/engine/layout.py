@@ -23,12 +23,13 @@ NEVER: Final = (1 << 63) - 1
     H_LOCK, H_LOCKS, H_STAT, H_BLAME, H_SNAP, H_TWAIT, H_KINDS, H_IDLE_CORES, H_IDLE_NS,
     H_SLEEP_NS, H_DEP_WAIT_NS, H_WIN_BEGIN, H_WIN_END, H_WIN_OPS, H_WIN_USER, H_GRP_OPS,
     H_GRP_USER, H_GRP_RECORDED, H_GRP_TOTAL, H_WAKER, H_WOKEN, H_FALL, H_SWITCH, H_POLL,
-    H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER, H_OPCOUNT, H_OPBUSY, H_OPWAIT, H_DELAY,
+    H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER, H_FLIGHT, H_OPCOUNT, H_OPBUSY,
+    H_OPWAIT, H_DELAY,
     H_TEND, H_THREADS, H_WRAP, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
     H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS,
-) = range(89)  # fmt: skip
+) = range(90)  # fmt: skip
 HEADER: Final = 96
 
 # -- thread; the records begin right behind the header -----------------------------
@@ -65,8 +66,9 @@ L_OWNER, L_LAST_READER, L_FREE, L_READERS = range(4)
 # -- CPU ---------------------------------------------------------------------------------
 (
     C_RUNNING, C_MM, C_OWED, C_IDLE_SINCE, C_CORE, C_LLC, C_SOCKET, C_ACKS_FROM, C_ACKS_UNTIL,
-) = range(9)  # fmt: skip
-CF: Final = 9
+    C_DUE,
+) = range(10)  # fmt: skip
+CF: Final = 10
 
 # -- lock of the model -----------------------------------------------------------------------
 (

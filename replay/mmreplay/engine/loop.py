@@ -333,7 +333,7 @@ def _run(
                     break
                 slice_end = now + m[H_SLICE]
                 m[b + T_SLICE_END] = slice_end
-            if m[c + C_OWED]:
+            if m[c + C_OWED] and now >= m[c + C_DUE]:
                 clock += m[c + C_OWED]
                 m[c + C_OWED] = 0
                 if pc < 0:

@@ -95,12 +95,20 @@ def locked(m, words, code, mark_vma, t, b, pc, done):
 
 
 @borrowing_helper
-def interrupt(m, c, clock):
-    """Its handler runs on CPU ``c``, in that one's own wait for acknowledgements if it fits."""
-    begin = max(clock, m[c + C_ACKS_FROM])
-    waiting = max(0, min(m[H_HANDLER], m[c + C_ACKS_UNTIL] - begin))
+def serve(m, c):
+    """Processors._serve."""
+    begin = max(m[c + C_DUE], m[c + C_ACKS_FROM])
+    waiting = max(0, min(m[c + C_OWED], m[c + C_ACKS_UNTIL] - begin))
     m[c + C_ACKS_FROM] = begin + waiting
-    m[c + C_OWED] += m[H_HANDLER] - waiting
+    m[c + C_OWED] -= waiting
+
+
+@borrowing_helper
+def interrupt(m, c, clock):
+    """CPU ``c`` owes the handler, which may fit into its own wait for acknowledgements."""
+    m[c + C_DUE] = clock + m[H_FLIGHT]
+    m[c + C_OWED] += m[H_HANDLER]
+    serve(m, c)
 
 
 @borrowing_helper
@@ -112,4 +120,5 @@ def await_acks(m, cpu, targets, clock):
     c = m[H_CORE] + cpu * CF
     m[c + C_ACKS_FROM] = clock
     m[c + C_ACKS_UNTIL] = clock + span
+    serve(m, c)
     return span

@@ -129,7 +129,7 @@ class Simulation(Processors):
                 return False
             thread.slice_end_ns = self.now + self.setup.slice
         owed = self.owed_ns[thread.cpu]
-        if owed:
+        if owed and self.now >= self.due_ns[thread.cpu]:
             self.owed_ns[thread.cpu] = 0
             if thread.pc >= 0:
                 thread.busy_ns += owed

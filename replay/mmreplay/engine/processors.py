@@ -29,6 +29,7 @@ class Processors(World):
         self.owed_ns = [0] * cores
         self.acks_from_ns = [0] * cores  # waits for acknowledgements, not yet interrupted itself
         self.acks_until_ns = [0] * cores
+        self.due_ns = [0] * cores  # when the interrupt for what is owed has come
         self.idle_since: list[int] = [0] * cores
         self.run_queue: deque[Thread] = deque()
         self.threads = [Thread(i) for i in range(plan.n_threads)]
@@ -129,7 +130,8 @@ class Processors(World):
         those that made translations of the range since it was last flushed, whatever they
         run now.  Who waits for acknowledgements has interrupts on and serves those of others
         meanwhile (csd_lock_wait in smp_call_function_many_cond, kernel/smp.c@6.18): a handler
-        costs it only what does not fit into its own wait.
+        costs it only what does not fit into its own wait.  An interrupt is on its way for half
+        of what the wait for one target exceeds the handler by.
         """
         setup = self.setup
         if scope == FlushScope.NONE:
@@ -149,16 +151,23 @@ class Processors(World):
         targets = len(concerned)
         for cpu in concerned:
             if self.running[cpu] is not None:
-                begin = max(self.now, self.acks_from_ns[cpu])
-                waiting = max(0, min(setup.handler, self.acks_until_ns[cpu] - begin))
-                self.acks_from_ns[cpu] = begin + waiting
-                self.owed_ns[cpu] += setup.handler - waiting
+                self.due_ns[cpu] = self.now + setup.flight
+                self.owed_ns[cpu] += setup.handler
+                self._serve(cpu)
         if targets == 0:
             return setup.flush_base
         span_ns = setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)
         self.acks_from_ns[thread.cpu] = self.now
         self.acks_until_ns[thread.cpu] = self.now + span_ns
+        self._serve(thread.cpu)
         return span_ns
+
+    def _serve(self, cpu: int) -> None:
+        """What the CPU owes is done in its own wait, as far as that reaches."""
+        begin = max(self.due_ns[cpu], self.acks_from_ns[cpu])
+        waiting = max(0, min(self.owed_ns[cpu], self.acks_until_ns[cpu] - begin))
+        self.acks_from_ns[cpu] = begin + waiting
+        self.owed_ns[cpu] -= waiting
 
     # -- accounts ----------------------------------------------------------------------
     def stat(self, lock: int, name: str, by: int) -> None:

@@ -355,6 +355,7 @@ class Setup:
     flush_first: int
     flush_next: int
     handler: int
+    flight: int  # of the interrupt that it handles
     in_group: NDArray[np.bool_]  # (T,)
     no_idle: NDArray[np.bool_]  # (T,) threads whose blocked think time is left out
     group_ops: int
@@ -428,6 +429,9 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
         flush_first=r(machine.shootdown_first_ns.value),
         flush_next=r(machine.shootdown_next_ns.value),
         handler=r(machine.shootdown_handler_ns.value),
+        flight=max(
+            0, r((machine.shootdown_first_ns.value - machine.shootdown_handler_ns.value) / 2)
+        ),
         in_group=in_group,
         no_idle=no_idle,
         group_ops=int(counted[in_group].sum()),
