@@ -1,6 +1,6 @@
 # Two targets a newcomer needs; each works alone on a machine that has only Python and make.
 #   make demo   set up, import the shipped perf recording, predict what per-VMA locks gain
-#   make test   set up, run the tests
+#   make test   set up, run the tests; make test TESTS="-n auto --dist loadgroup" on all CPUs
 # and for those who work on it: make lint (format, lint, types), make clean.
 
 PYTHON ?= python3
@@ -20,7 +20,7 @@ demo: $(VENV)/run.done
 	  --scale-group minify-worker --threads cores
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
