@@ -199,5 +199,10 @@ class Plan(NamedTuple):
         return len(self.op)
 
     @property
+    def n_points(self) -> int:
+        """Rows that are no operations but points of wake-ups."""
+        return int(np.count_nonzero(self.traits & WAKE_POINT))
+
+    @property
     def n_mms(self) -> int:
         return len(self.mm_users)

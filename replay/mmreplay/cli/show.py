@@ -84,7 +84,7 @@ def _plan(trace: Trace) -> dict[str, Any]:
     plan = bundle.plan
     return {
         "rules": rules.name,
-        "operations": plan.n_ops,
+        "operations": plan.n_ops - plan.n_points,
         "address_spaces": plan.n_mms,
         "vmas": len(plan.vma_mm),
         "page_tables": len(plan.table_initial),

@@ -163,7 +163,9 @@ def predict(
         headline=headline(rows, from_model.name, to_model.name, drift),
         simulations=simulations,
         windows=len(first_parts),
-        window_ops=max(part.recorded.n_ops for part in first_parts.values()),
+        window_ops=max(
+            part.recorded.n_ops - part.recorded.n_points for part in first_parts.values()
+        ),
         seeds=spent.seeds,
         wall_s=time.perf_counter() - begin,
         ops_simulated=simulated,

@@ -221,7 +221,7 @@ def calibrate(plan: Plan, recorded: Recorded, simulate: Simulate) -> Calibration
         by_op=by_op,
         classes=len(known),
         clipped=clipped,
-        covered_share=covered / plan.n_ops if plan.n_ops else 0.0,
+        covered_share=covered / max(1, plan.n_ops - plan.n_points),
     )
 
 
