@@ -283,7 +283,9 @@ def touch_points(plan: Plan, model: LockingModel) -> tuple[NDArray[np.bool_], I6
     if not ((code[:, OP] == Op.FLUSH) & (code[:, A] == FlushScope.TOUCHED)).any():
         return np.zeros(plan.n_ops, np.bool_), np.zeros(0, np.int64)
     populates = (plan.traits & np.uint64(int(Trait.POPULATE))) != 0
-    touches = ((plan.op == PlanOp.FAULT) | populates) & (plan.pages > 0)
+    touches = ((plan.op == PlanOp.FAULT) | (populates & (plan.op != PlanOp.NONE))) & (
+        plan.pages > 0
+    )
     mm = plan.mm[touches]
     ends = (plan.first_page[touches], plan.last_page[touches])
     return touches, distinct(np.concatenate([page_key(mm, page) for page in ends]))
