@@ -106,6 +106,12 @@ def check_counts(
     for name in wanted or counts:
         progress(f"kernel {name}")
         reports.append(check_kernel(counts[name], model=model))
+    if not any(row.outcome != "not compared" for report in reports for row in report.rows):
+        first = reports[0].rows[0]
+        raise UserError(
+            f"nothing can be compared: {first.kernel} {first.phase}: {first.why}",
+            fix="the phases that are known stand in datasets/lockcounts/lockcounts.csv",
+        )
     return reports
 
 
@@ -146,7 +152,8 @@ def _differ(rows: Mapping[str, Row]) -> bool:
 
 
 def _left_out(row: Counted) -> Row:
-    why = reason(row.phase) or "no phase of that name is known"
+    near = "" if reason(row.phase) else closest(row.phase, [n for g in GROUPS for n in _phases(g)])
+    why = reason(row.phase) or f"no phase of that name is known{near}"
     return Row(row.kernel, row.phase, row.ops, row.counts, {}, 0, "not compared", why)
 
 
@@ -165,7 +172,11 @@ def _model(kernel: str, model: str | LockingModel) -> tuple[LockingModel, str]:
         raise UserError(
             f'"{kernel}" names no kernel release', fix="say which model with --model NAME"
         )
-    return resolve_kernel(release.group(0))
+    try:
+        return resolve_kernel(release.group(0))
+    except UserError as error:
+        fix = f"say which model with --model NAME ({error.fix})"
+        raise UserError(error.problem, fix=fix) from None
 
 
 @cache

@@ -56,7 +56,7 @@ def read_counts(path: str | Path) -> dict[str, dict[str, Counted]]:
     where = str(path)
     found: dict[str, dict[str, Counted]] = {}
     try:
-        with Path(path).open(newline="", encoding="utf-8") as stream:
+        with Path(path).open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             _check_header(reader.fieldnames or (), where)
             for raw in reader:

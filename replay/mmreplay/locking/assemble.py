@@ -177,6 +177,7 @@ def assemble(declared: Declared, problems: list[Problem]) -> LockingModel | None
         for statement in program.statements:
             decoder.decode(statement)
     contexts = {name: paths.operation(name) for name in OPERATIONS if name in declared.programs}
+    paths.check_order()
     _unused(declared, paths, problems)
     if problems:
         return None

@@ -9,6 +9,8 @@ the mode of ``unlock`` are known at assembly.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from typing import Final
 
 from mmreplay.errors import closest
@@ -86,6 +88,7 @@ class Paths:
         self.decoder = decoder
         self.problems = problems
         self._contexts: dict[tuple[str, HeldSet, bool], Context] = {}
+        self._waits: dict[tuple[str, str], tuple[Statement, str]] = {}
         self._stack: list[str] = []
 
     # -- entry points ------------------------------------------------------------------
@@ -105,6 +108,33 @@ class Paths:
                 f'retry outside of a called program (in "{name}")',
             )
         return context
+
+    def check_order(self) -> None:
+        """No two programs may wait for locks in opposite orders, whether or not they have ranks.
+
+        Waits against the ranks have been reported where they stand.
+        """
+        ranks = {name: lock.rank for name, lock in self.declared.locks.items()}
+        graph: dict[str, list[str]] = {}
+        for first, then in self._waits:
+            if ranks[first] < 0 or ranks[then] < 0 or ranks[first] < ranks[then]:
+                graph.setdefault(first, []).append(then)
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            ring: list[str] = error.args[1][::-1]  # held, then waited for
+            hops = [self._waits[hop] for hop in pairwise(ring)]
+            steps = [
+                f"{then} under {first} ({statement.file}:{statement.line})"
+                for (first, then), (statement, _) in zip(pairwise(ring), hops, strict=True)
+            ]
+            last = hops[-1][0]
+            self._fail(
+                last.file,
+                last.line,
+                f"lock order: {', '.join(steps)}: threads that do this at once deadlock; take them"
+                " in one order, use try, or declare ranks",
+            )
 
     def reached(self) -> set[Statement]:
         """Statements that some path reaches."""
@@ -385,6 +415,9 @@ class Paths:
             ):
                 self._may_block(statement, state, f"lock {lock.name}")
             self._in_order(statement, lock.name, lock.rank, state, new.operand)
+            for held in state.held:
+                if held.lock != lock.name:
+                    self._waits.setdefault((held.lock, lock.name), (statement, held.at))
         if (
             lock.scope is Scope.MM
             and new.operand == Operand.CHILD
@@ -463,6 +496,11 @@ class Paths:
 
     # -- messages --------------------------------------------------------------------------
     def _at(self, statement: Statement, text: str) -> None:
+        """A mistake in a line; where it lies in an extended model, also what led there."""
+        programs = self.declared.programs
+        own = [programs[name] for name in self._stack if name in self.declared.own_programs]
+        if own and own[-1].file != statement.file:
+            text += f"; reached from {own[-1].name} ({own[-1].file}:{own[-1].line})"
         self._fail(statement.file, statement.line, text)
 
     def _fail(self, file: str, line: int, text: str) -> None:
