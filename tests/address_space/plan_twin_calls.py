@@ -100,6 +100,10 @@ class PlanTwin(Faults):
             op.traits |= Trait.SPLITS
         if found.merges:
             op.traits |= Trait.MERGES
+            if found.vmas == 1 and not target and not changed:
+                low, high = found.first_bounds
+                if low < op.first_page * PAGE or high > (op.last_page + 1) * PAGE:
+                    op.traits |= Trait.SPLITS
         if (found.splits or found.merges or changed) and not found.unchanged:
             op.traits |= Trait.STRUCTURAL
         if found.multi:

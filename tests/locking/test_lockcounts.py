@@ -82,10 +82,19 @@ def test_another_model_is_held_against_the_same_counts(tmp_path: Path) -> None:
 
 
 def test_an_unknown_phase_is_said_and_no_difference(tmp_path: Path) -> None:
-    path = rows(tmp_path, "6.18.15", "brk_query", phase="brk_qeury")
+    path = rows(tmp_path, "6.18.15", "brk_query", "anon_w_big_rest", phase="brk_qeury")
+    text = path.read_text()
+    path.write_text("\ufeff" + text, encoding="utf-8")  # as spreadsheets write it
     (report,) = check_counts(read_counts(path))
-    assert report.rows[0].outcome == "not compared"
-    assert report.rows[0].why == "no phase of that name is known"
+    found = {row.phase: row for row in report.rows}["brk_qeury"]
+    assert found.outcome == "not compared"
+    assert found.why == 'no phase of that name is known (did you mean "brk_query"?)'
+
+
+def test_a_file_of_unknown_phases_only_is_refused(tmp_path: Path) -> None:
+    path = rows(tmp_path, "6.18.15", "brk_query", phase="brk_qeury")
+    with pytest.raises(UserError, match='nothing can be compared: .*did you mean "brk_query"'):
+        check_counts(read_counts(path))
 
 
 def test_more_operations_give_more_locks(tmp_path: Path) -> None:

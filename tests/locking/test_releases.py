@@ -17,7 +17,8 @@ from mmreplay.locking.vendors import read_vendors, vendor_of, vendors
     [
         ("6.1.0-18-amd64", "linux-6.1"),
         ("5.10.0-30-amd64", "linux-5.10"),
-        ("5.14.21", "linux-5.10"),
+        ("5.13.19", "linux-5.10"),
+        ("5.14.21", "linux-5.15"),
         ("5.19.17", "linux-5.15"),
         ("6.3.13", "linux-6.2"),
         ("6.8.12-300.x86_64", "linux-6.7"),
@@ -61,7 +62,7 @@ def test_a_models_own_name_needs_no_note() -> None:
 #: release -> (model, part of the vendor's name, whether the number tells)
 VENDORS = {
     "4.18.0-553.el8_10.x86_64": ("linux-5.10", "RHEL 8", False),
-    "5.14.0-427.13.1.el9_4.x86_64": ("linux-5.10", "RHEL 9", False),
+    "5.14.0-427.13.1.el9_4.x86_64": ("linux-5.15", "RHEL 9", False),
     "6.12.0-55.el10.x86_64": ("linux-6.12", "RHEL 10", False),
     "5.10.198-android12-9-00019": ("spf-lespinasse", "Android", False),
     "5.15.123-android13-8": ("spf-lespinasse", "Android", False),

@@ -140,3 +140,34 @@ def test_a_parameter_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixtu
     path.write_text(HEAD.replace("rank = 70", "rank = 70\nsteel = true") + "done\n'''\n")
     said = refused(path, capsys)[0]
     assert said.startswith(f'{path}:11: unknown key "steel"')
+
+
+def test_locks_without_ranks_are_taken_in_one_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "abba.toml"
+    both = "  lock {0} write\n  cost walk\n  lock {1} write\n  unlock {1}\n  unlock {0}\n  done\n"
+    path.write_text(
+        'title = "x"\nvma_rules = "linux-6.18"\n'
+        '[locks.a]\nkind = "rwsem"\nscope = "mm"\n[locks.b]\nkind = "rwsem"\nscope = "mm"\n'
+        f"[programs]\nfault = '''\n{both.format('a', 'b')}'''\n"
+        f"mmap = '''\n{both.format('b', 'a')}'''\n"
+    )
+    said = refused(path, capsys)
+    assert "lock order: " in said[0]
+    assert f"b under a ({path}:13)" in said[0]
+    assert f"a under b ({path}:21)" in said[0]
+
+
+def test_a_mistake_in_an_extended_model_says_what_led_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'title = "x"\nextends = "linux-6.18"\n[programs]\nbrk_query = \'\'\'\n'
+        "  lock anon_vma_lock write\n  call write_lock\n  call mm_unlock\n"
+        "  unlock anon_vma_lock\n  done\n'''\n"
+    )
+    said = refused(path, capsys)
+    assert "lock order: mmap_lock" in said[0]
+    assert said[0].endswith(f"; reached from brk_query ({path}:5)")

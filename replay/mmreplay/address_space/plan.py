@@ -103,7 +103,9 @@ class Trait(IntFlag):
     STACK_GROWTH = 1 << 21  # address below a GROWSDOWN VMA that grows to it
     NEXT_GROWSDOWN = 1 << 22  # the VMA after an unmapped range grows down
     STRUCTURAL = 1 << 23  # splits or merges: changes the tree of VMAs
-    SPLITS = 1 << 24
+    SPLITS = 1 << 24  # a VMA is cut
+    # one is extended by a merge, or swallowed.  With SPLITS: a boundary moves, the part that
+    # changed went to its neighbour, and there are as many VMAs as before
     MERGES = 1 << 25
     OVERLAPS = 1 << 26  # MAP_FIXED over existing mappings
     POPULATE = 1 << 27  # populates pages after the write section (MAP_POPULATE, mlock)

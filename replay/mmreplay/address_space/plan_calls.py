@@ -235,6 +235,10 @@ def _describe(m, w, out, o, target, changed):
         traits |= _T_SPLITS
     if info[_I_MERGES] > 0:
         traits |= _T_MERGES
+        begin, end = out.ops[o].first_page << 12, (out.ops[o].last_page + 1) << 12
+        part = begin > info[_I_FIRST_START] or end < info[_I_FIRST_END]
+        if part and info[_I_VMAS] == 1 and not target and not changed:
+            traits |= _T_SPLITS  # the part went to its neighbour
     if info[_I_SPLITS] > 0 or info[_I_MERGES] > 0 or changed:
         traits |= _T_STRUCTURAL
     if info[_I_MULTI] == 1:
