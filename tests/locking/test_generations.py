@@ -65,7 +65,7 @@ MATRIX: dict[str, dict[str, dict[str, str]]] = {
     "madvise_read": {"COLD": {"5.10": "R"}},
     "madvise_willneed": {"file": {"5.10": "RR"}, "anonymous": {"5.10": "R"}},
     "madvise_flags": {"HUGEPAGE": {"5.10": "W", "6.4": "Wm"}},
-    "madvise_populate": {"write": {"5.10": "", "5.15": "R"}},
+    "madvise_populate": {"write": {"5.10": "", "5.14": "R"}},
     "madvise_guard": {
         "install": {"5.10": "", "6.13": "R", "6.19": "V"},
         "install in a VMA never written": {"5.10": "", "6.13": "R", "6.19": "VR"},
@@ -115,8 +115,8 @@ def test_the_matrix_of_generations(operation: str, name: str) -> None:
 
 #: lock, parameter -> value from a release on
 PARAMETERS: dict[tuple[str, str], dict[str, int]] = {
-    ("mmap_lock", "reader_spin"): {"5.10": 1, "5.15": 0},
-    ("mmap_lock", "steal"): {"5.10": 0, "5.15": 1},
+    ("mmap_lock", "reader_spin"): {"5.10": 1, "5.14": 0},
+    ("mmap_lock", "steal"): {"5.10": 0, "5.14": 1},
     ("mmap_lock", "bump_acquire"): {"6.4": 0, "6.12": 1},
     ("vma_lock", "form"): {"6.4": 0, "6.15": 1},
 }

@@ -93,7 +93,7 @@ def test_an_unknown_phase_is_said_and_no_difference(tmp_path: Path) -> None:
 
 def test_a_file_of_unknown_phases_only_is_refused(tmp_path: Path) -> None:
     path = rows(tmp_path, "6.18.15", "brk_query", phase="brk_qeury")
-    with pytest.raises(UserError, match='nothing can be compared: .*did you mean "brk_query"'):
+    with pytest.raises(UserError, match=r'nothing can be compared: .*did you mean "brk_query"'):
         check_counts(read_counts(path))
 
 
