@@ -26,6 +26,7 @@ from mmreplay.address_space.plan_fault import (
     copy_marks,
     fills_anon,
     lose_anon_vma,
+    pieces,
     vector_marks,
     vma_traits,
 )
@@ -88,6 +89,7 @@ _MREMAP = (
 _MADV_ZAP = int(PlanOp.MADVISE_ZAP)
 _MADV_POPULATE = int(PlanOp.MADVISE_POPULATE)
 _MADV_COLLAPSE = int(PlanOp.MADVISE_COLLAPSE)
+_PROC_PAGEMAP, _REMOTE_ACCESS = int(PlanOp.PROC_PAGEMAP), int(PlanOp.REMOTE_ACCESS)
 
 _MMAP = int(OpKind.MMAP)
 _MUNMAP = int(OpKind.MUNMAP)
@@ -474,6 +476,9 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         out.ops[o].first_page = 0
         out.ops[o].last_page = (np.int64(1) << 35) - 1
         out.ops[o].pages = max(pages, 1)
+        if op == _PROC_PAGEMAP:  # 8 bytes a page; 2 MiB of pages at a time
+            out.ops[o].pages = max(rows[i].result >> 3, 1)
+            pieces(w, out, (rows[i].result - 1) >> 12, -2 - space)
         if rows[i].result == 0:
             traits |= _T_NO_CHANGE  # finds the end
         if w.spaces[space].gate:
@@ -492,6 +497,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
                 out.ops[o].pages = max(pages, 1)
                 if present:
                     traits |= _T_PAGES
+            if op == _REMOTE_ACCESS:  # process_vm_rw_single_vec: two pages of pointers at a time
+                pieces(w, out, (pages - 1) >> 10, -2 - space)
     out.ops[o].op = op
     out.ops[o].traits |= np.uint64(traits)
 
@@ -533,7 +540,13 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
         out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
     if op == _MADV_COLLAPSE:
         traits |= _T_HUGE
-        out.ops[o].pages = PAGES * ((last - first + 1) >> REGION_SHIFT)
+        out.ops[o].pages = PAGES  # of a piece
+        pieces(
+            w,
+            out,
+            ((last + 1) >> REGION_SHIFT) - ((first + PAGES - 1) >> REGION_SHIFT),
+            out.ops[o].vma,
+        )
     if out.ops[o].pages > 0 and op != _MADV_COLLAPSE:
         traits |= _T_PAGES
     return traits

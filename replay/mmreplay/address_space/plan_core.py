@@ -22,7 +22,7 @@ from mmreplay.address_space.plan_calls import (
     prepare_call,
 )
 from mmreplay.address_space.plan_clone import after_clone, before_clone
-from mmreplay.address_space.plan_fault import copy_marks, plan_fault
+from mmreplay.address_space.plan_fault import MOST_PIECES, copy_marks, plan_fault
 from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep, forget_deps
 from mmreplay.address_space.rows import LEARN, THREAD_BEGIN, THREAD_END
 from mmreplay.address_space.vma_apply import apply_core, insert_core
@@ -52,7 +52,8 @@ _EXEC = int(OpKind.EXEC)
 _THREAD_START = int(OpKind.THREAD_START)
 _THREAD_EXIT = int(OpKind.THREAD_EXIT)
 _PROCESS_EXIT = int(OpKind.PROCESS_EXIT)
-_PROCESS_MADVISE = int(OpKind.PROCESS_MADVISE)
+_PROCESS_MADVISE, _PROCESS_VM = int(OpKind.PROCESS_MADVISE), int(OpKind.PROCESS_VM)
+_MADVISE, _PROC_READ = int(OpKind.MADVISE), int(OpKind.PROC_READ)
 _SNAPSHOT = int(OpKind.SNAPSHOT_VMA)
 
 _OP_NONE = int(PlanOp.NONE)
@@ -111,8 +112,11 @@ _MAP_HUGETLB = 0x40000
 def _room(rows, i, m, p, s, w, out, space):
     """Whether one more operation fits whatever it does; else what to grow."""
     vmas = m.spaces[space, S_VMAS]
-    if rows[i].kind == _PROCESS_MADVISE:
-        vmas = max(vmas, min(rows[i].length2, 1024))  # its marks are the vector's elements
+    kind = rows[i].kind
+    if kind == _PROCESS_MADVISE or kind == _MADVISE or kind == _PROC_READ or kind == _PROCESS_VM:
+        # its pieces (``plan_fault.pieces``): of a vector, or of 4 KiB at least
+        some = max(rows[i].length2, rows[i].length >> 12, rows[i].result >> 12)
+        vmas = max(vmas, min(some, MOST_PIECES))
     if segments_.segments_full_core(s, space):
         return _GROW_SEGMENTS
     if pages_.regions_free(p) < 8:

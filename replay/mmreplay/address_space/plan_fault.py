@@ -276,7 +276,7 @@ def _around(p, m, slot, region_slot, page):
 _I_EFFECTS = int(Info.EFFECTS)
 _MARKS = int(Cursor.MARKS)
 _TARGETS = int(MarkSet.TARGETS)
-_MAX_ELEMENTS = 1024  # UIO_MAXIOV, include/uapi/linux/uio.h
+MOST_PIECES = 1024  # UIO_MAXIOV, include/uapi/linux/uio.h; of what has no limit, as many
 _SETS = 7
 
 
@@ -300,13 +300,20 @@ def vector_marks(rows, i, w, out, o, space):
 
     One VMA of the space, which nothing else touches, stands for those that they lie in.
     """
-    n = min(max(rows[i].length2, 1), _MAX_ELEMENTS)
+    n = min(max(rows[i].length2, 1), MOST_PIECES)
     out.ops[o].vmas = n
+    pieces(w, out, n, -2 - space)
+
+
+@borrowing_helper
+def pieces(w, out, n, vma):
+    """The operation goes through its range in ``n`` pieces: as many targets, all of one VMA."""
     at = w.cursor[_MARKS]
+    n = min(n, MOST_PIECES)
     for k in range(n):
-        out.marks[at + k].vma = -2 - space
+        out.marks[at + k].vma = vma
         out.marks[at + k].set = _TARGETS
-    w.cursor[_MARKS] = at + n
+    w.cursor[_MARKS] = at + max(n, 0)
 
 
 @borrowing_helper
