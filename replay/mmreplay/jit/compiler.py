@@ -270,15 +270,23 @@ def _pointer(_context: Any, array: Any) -> Any:
     return numba.types.CPointer(array.dtype)(array), codegen
 
 
-@numba.extending.register_jitable
-def pointer(array: Any) -> Any:
+def _at_address(array: Any) -> Any:
     """In compiled code: the elements of a contiguous array, as something to index.
 
     An array is passed to each callee as seven words, and every signed index into it is
     tested for being negative.  A pointer is one word and indexes as C does.  The caller
     keeps the array alive.  With ``NUMBA_BOUNDSCHECK=1`` it stays an array.
     """
-    return array if _CHECKED else _pointer(array)
+    return _pointer(array)
+
+
+def _as_it_is(array: Any) -> Any:
+    return array
+
+
+#: One of two functions: a branch in one would give a result that is no argument, which
+#: ``borrowing_njit`` does not take.
+pointer: Final = numba.extending.register_jitable(_as_it_is if _CHECKED else _at_address)
 
 
 @numba.extending.intrinsic
