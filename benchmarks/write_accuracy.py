@@ -44,13 +44,16 @@ def machines() -> list[str]:
     return lines
 
 
+LOADS = {"n_le_c": "≤ CPUs", "n_gt_c": "> CPUs"}
+
+
 def tables(points: list[Compared]) -> list[str]:
     lines = [
         "", "| machine | path | threads | regime | points | median error | p90 | bias |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in groups(points):
-        load = "≤ CPUs" if row["load_group"] == "n_le_c" else "> CPUs"
+        load = LOADS[row["load_group"]]
         lines.append(
             f"| {row['machine']} | {row['path']} | {load} | {row['regime']} | {row['n']} |"
             f" {percent(row['median_abs_error'])} | {percent(row['p90_abs_error'])} |"
@@ -63,7 +66,7 @@ def tables(points: list[Compared]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in floors(points):
-        load = "≤ CPUs" if row["load_group"] == "n_le_c" else "> CPUs"
+        load = LOADS[row["load_group"]]
         lines.append(
             f"| {row['predictor']} | {row['machine']} | {row['path']} | {load} | {row['n']} |"
             f" {percent(row['median_abs_error'])} | {percent(row['p90_abs_error'])} |"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mmreplay.address_space.plan import PlanOp, Trait
-from mmreplay.fit.performed import PerformedCase
+from mmreplay.errors import UserError
+from mmreplay.fit.performed import PerformedCase, simulation_of
 from mmreplay.hardware.trace_build import build
 from mmreplay.hardware.trace_performed import awaited, performed
 from mmreplay.locking.releases import resolve_kernel
@@ -133,3 +134,8 @@ def test_files_are_shared_memory_with_every_page_present() -> None:
     assert traits[0] & Trait.COW
     assert traits[1] & Trait.FAULT_AROUND
     assert all(t & Trait.SHMEM and not t & Trait.FIRST_IN_FILE for t in traits)
+
+
+def test_an_unknown_machine_is_named_with_its_option() -> None:
+    with pytest.raises(UserError, match='--simulate: unknown machine "nosuch"'):
+        simulation_of("nosuch")

@@ -211,3 +211,8 @@ def test_damaged(
         return
     write_runs(runs, tmp_path / "runs.parquet")
     assert read_runs(tmp_path / "runs.parquet").rows == runs.rows
+
+
+def test_a_folder_is_no_runs_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a folder, not a RUNS file"):
+        read_runs(tmp_path)

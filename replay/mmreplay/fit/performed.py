@@ -86,7 +86,7 @@ def simulation_of(machine: str) -> Callable[[TraceProgram, Header, Runs], list[B
     UserError
         No such machine profile.
     """
-    profile = load_machine(machine)
+    profile = load_machine(machine, option="--simulate")
 
     def simulate(program: TraceProgram, header: Header, runs: Runs) -> list[Beside]:
         model, _ = resolve_kernel(str(runs.machine.get("kernel") or ""))

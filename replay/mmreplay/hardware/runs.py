@@ -100,6 +100,8 @@ def read_runs(path: Path) -> Runs:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if path.is_dir():
+        raise UserError("a folder, not a RUNS file", where=str(path), fix=_AGAIN)
     try:
         table = pq.read_table(path)
     except FileNotFoundError:

@@ -88,7 +88,8 @@ class Paths:
         self.decoder = decoder
         self.problems = problems
         self._contexts: dict[tuple[str, HeldSet, bool], Context] = {}
-        self._waits: dict[tuple[str, str], tuple[Statement, str]] = {}
+        #: (held, waited for) and where, the first time
+        self._waits: dict[tuple[str, str], Statement] = {}
         self._stack: list[str] = []
 
     # -- entry points ------------------------------------------------------------------
@@ -123,12 +124,11 @@ class Paths:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
             ring: list[str] = error.args[1][::-1]  # held, then waited for
-            hops = [self._waits[hop] for hop in pairwise(ring)]
+            hops = {hop: self._waits[hop] for hop in pairwise(ring)}
             steps = [
-                f"{then} under {first} ({statement.file}:{statement.line})"
-                for (first, then), (statement, _) in zip(pairwise(ring), hops, strict=True)
+                f"{then} under {one} ({at.file}:{at.line})" for (one, then), at in hops.items()
             ]
-            last = hops[-1][0]
+            last = hops[ring[-2], ring[-1]]
             self._fail(
                 last.file,
                 last.line,
@@ -417,7 +417,7 @@ class Paths:
             self._in_order(statement, lock.name, lock.rank, state, new.operand)
             for held in state.held:
                 if held.lock != lock.name:
-                    self._waits.setdefault((held.lock, lock.name), (statement, held.at))
+                    self._waits.setdefault((held.lock, lock.name), statement)
         if (
             lock.scope is Scope.MM
             and new.operand == Operand.CHILD

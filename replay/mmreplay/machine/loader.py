@@ -234,8 +234,11 @@ def list_machines() -> list[str]:
     return sorted(p.stem for p in models_dir("machines").glob("*.toml"))
 
 
-def load_machine(name_or_path: str | Path) -> Machine:
-    """A shipped profile by name, or any profile by the path of its ``.toml`` file."""
+def load_machine(name_or_path: str | Path, option: str = "--machine") -> Machine:
+    """A shipped profile by name, or any profile by the path of its ``.toml`` file.
+
+    ``option``: which option names it, for the error.
+    """
     text = str(name_or_path)
     if text.endswith(".toml") or "/" in text:
         return read_profile(Path(text))
@@ -243,7 +246,7 @@ def load_machine(name_or_path: str | Path) -> Machine:
     if text not in names:
         raise UserError(
             f'unknown machine "{text}"{closest(text, names)}',
-            where="--machine",
+            where=option,
             fix=f"choose one of {', '.join(names)}, or give the path of a profile",
         )
     return read_profile(models_dir("machines") / f"{text}.toml")

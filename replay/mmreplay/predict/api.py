@@ -244,6 +244,8 @@ def replay(
     once = [done[i, False] for i in parts]
     steady = {i: done[i, True] for i in parts}
     paces = [(part, pace(part.work, steady[i])) for i, part in parts.items()]
+    ops_per_ns = gains.pooled(gains.ops(part, way) for part, way in paces)
+    work_rate = gains.pooled(gains.user(part, way) for part, way in paces)
     who = people(source)
     state = quality(source)
     sound = state.lost_share <= LOSS_LIMIT
@@ -268,10 +270,8 @@ def replay(
         ops=sum(result.ops for result in once),
         window_ns=sum(result.window_ns for result in steady.values()),
         makespan_ns=sum(result.makespan_ns for result in once),
-        throughput_ops_per_s=1e9 * gains.pooled(gains.ops(p, q) for p, q in paces)
-        if sound
-        else None,
-        useful_work_rate=gains.pooled(gains.user(p, q) for p, q in paces) if sound else None,
+        throughput_ops_per_s=1e9 * ops_per_ns if sound else None,
+        useful_work_rate=work_rate if sound else None,
         baseline_drift_ratio=found_base.drift.ratio,
         baseline_drift_note=found_base.drift.note,
         locks=lock_table(model, once),
