@@ -24,7 +24,6 @@ from mmreplay.engine.specialise import (
     Code,
     Emitter,
     Numbers,
-    enter_programs,
     pack,
     trait_masks,
 )
@@ -74,10 +73,9 @@ def prepare_replay(plan: Plan, model: LockingModel) -> Prepared:
     shared = {scope: int(flags.sum()) for scope, flags in analysis.shared.items()}
     new = {scope: _renumbered(analysis.shared[scope], shared[scope]) for scope in SCOPES}
     numbers, n_instances, n_lines, n_values = _count(model, size, shared)
-    kinds = np.flatnonzero(np.bincount(plan.op, minlength=len(PlanOp)))
     emitter = Emitter(model, numbers, many_threads=plan.n_threads > 1)
     pages = pages_of(plan, model, analysis, new[Scope.MM])
-    longs = _operations(plan, model, analysis, emitter, new, shared, kinds, pages)
+    longs = _operations(plan, model, analysis, emitter, new, shared, pages)
     loops = plan.thread_loop.astype(np.int64)
     loops[np.diff(plan.thread_first) == 0] = -2  # without operations: its end ends nothing
     initial = {
@@ -92,7 +90,7 @@ def prepare_replay(plan: Plan, model: LockingModel) -> Prepared:
         plan=plan,
         model=model,
         analysis=analysis,
-        kinds=kinds,
+        kinds=analysis.kinds,
         size=size,
         shared=shared,
         numbers=numbers,
@@ -147,39 +145,38 @@ def _operations(
     emitter: Emitter,
     new: dict[Scope, I32],
     shared: dict[Scope, int],
-    kinds: I64,
     pages: Pages,
 ) -> I64:
     first_private = np.array([shared[_CLASS[c]] for c in sorted(_CLASS)], np.int64)
     masks = np.array(trait_masks(model), np.int64)
     longs = np.empty(8 * plan.n_ops + pages.columns.size, np.int64)
     longs[8 * plan.n_ops :] = pages.columns.ravel()
-    class_of = np.empty(plan.n_ops, np.int32)
-    limit = 1 << 10
-    while True:
-        keys = np.zeros(limit, np.int64)
-        count = pack(
-            plan.op, plan.traits, masks, plan.think_cpu_ns, plan.think_blocked_ns, plan.pages,
-            plan.scale, plan.vmas, plan.tables, plan.mm, plan.child_mm, plan.vma, plan.table,
-            plan.file, plan.anon_slot, new[Scope.MM], new[Scope.VMA], new[Scope.TABLE],
-            new[Scope.FILE], new[Scope.ANON_ROOT], first_private, keys,
-            np.full(4 * limit, -1, np.int32), class_of, longs.view(np.int32), longs,
-        )  # fmt: skip
-        if count >= 0:
-            break
-        limit *= 8
-    starts = np.array([emitter.emit(key) for key in keys[:count].tolist()], np.int64)
     dense = np.zeros(len(PlanOp), np.int64)
-    dense[kinds] = np.arange(len(kinds))
-    enter_programs(
-        class_of,
-        starts,
-        dense,
-        plan.op,
-        plan.traits,
-        plan.dep_first,
-        analysis.has_dependents,
-        analysis.touches,
-        longs,
-    )
-    return longs
+    dense[analysis.kinds] = np.arange(len(analysis.kinds))
+    keys = np.zeros(1 << 10, np.int64)
+    slots = np.full(4 * len(keys), -1, np.int32)
+    emitted: dict[int, int] = {}
+    starts = np.zeros(0, np.int64)
+    at = 0
+    while True:
+        stopped, count = pack(
+            at, plan.op, plan.traits, masks, plan.think_cpu_ns, plan.think_blocked_ns, plan.pages,
+            plan.scale, plan.vmas, plan.tables, plan.mm, plan.child_mm, plan.vma, plan.table,
+            plan.file, plan.anon_slot, plan.dep_first, analysis.has_dependents.view(np.uint8),
+            analysis.touches.view(np.uint8),
+            new[Scope.MM], new[Scope.VMA], new[Scope.TABLE], new[Scope.FILE],
+            new[Scope.ANON_ROOT], first_private, dense, starts, len(starts), keys, slots,
+            longs.view(np.int32), longs,
+        )  # fmt: skip
+        if stopped < 0:  # all anew, with more room
+            keys = np.zeros(8 * len(keys), np.int64)
+            slots = np.full(4 * len(keys), -1, np.int32)
+            starts, at = starts[:0], 0
+        elif stopped < plan.n_ops:
+            found = keys[:count].tolist()
+            for key in found[len(starts) :]:
+                if key not in emitted:
+                    emitted[key] = emitter.emit(key)
+            starts, at = np.array([emitted[key] for key in found], np.int64), stopped
+        else:
+            return longs

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mmreplay.address_space.plan import WAKE_POINT, Plan, PlanOp, Trait
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
-from mmreplay.jit import njit
+from mmreplay.jit import inlined_helper, njit, pointer
 from mmreplay.locking.isa import OP, PARAMS, A, B, FlushScope, Kind, Mode, Op, Operand, Scope
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
@@ -171,27 +171,40 @@ def object_of(plan: Plan, row: int, scope: int, operand: int, mark: int) -> int:
 
 
 @njit
-def _owners(thread_first, column, owner):  # type: ignore[no-untyped-def]
-    for t in range(len(thread_first) - 1):
+def _survey(  # type: ignore[no-untyped-def]
+    thread_first, op, mm, child, vma, table, file, anon, mark_first, mark_vma, dep_op,
+    mm_owner, vma_owner, table_owner, file_owner, anon_owner, kinds, dependents,
+):  # fmt: skip
+    """Owners of all objects, the kinds that there are, what others wait for: in one pass.
+
+    ``*_owner``: NOBODY on entry; in the end the one thread that touches the object, or SHARED.
+    """
+    threads, waits = len(thread_first) - 1, len(dep_op)
+    thread_first, op, mm, child = pointer(thread_first), pointer(op), pointer(mm), pointer(child)
+    vma, table, file, anon = pointer(vma), pointer(table), pointer(file), pointer(anon)
+    mark_first, mark_vma, dep_op = pointer(mark_first), pointer(mark_vma), pointer(dep_op)
+    mm_owner, vma_owner, table_owner = pointer(mm_owner), pointer(vma_owner), pointer(table_owner)
+    file_owner, anon_owner = pointer(file_owner), pointer(anon_owner)
+    kinds, dependents = pointer(kinds), pointer(dependents)
+    for t in range(threads):
         for row in range(thread_first[t], thread_first[t + 1]):
-            x = column[row]
-            if x >= 0:
-                if owner[x] == NOBODY:
-                    owner[x] = t
-                elif owner[x] != t:
-                    owner[x] = SHARED
-
-
-@njit
-def _mark_owners(thread_first, mark_first, mark_vma, owner):  # type: ignore[no-untyped-def]
-    for t in range(len(thread_first) - 1):
+            kinds[op[row]] = 1
+            _own(mm_owner, mm[row], t)
+            _own(mm_owner, child[row], t)
+            _own(vma_owner, vma[row], t)
+            _own(table_owner, table[row], t)
+            _own(file_owner, file[row], t)
+            _own(anon_owner, anon[row], t)
         for k in range(mark_first[thread_first[t]], mark_first[thread_first[t + 1]]):
-            x = mark_vma[k]
-            if x >= 0:
-                if owner[x] == NOBODY:
-                    owner[x] = t
-                elif owner[x] != t:
-                    owner[x] = SHARED
+            _own(vma_owner, mark_vma[k], t)
+    for k in range(waits):
+        dependents[dep_op[k]] = 1
+
+
+@inlined_helper
+def _own(owner, x, t):  # type: ignore[no-untyped-def]
+    if x >= 0 and owner[x] != t:
+        owner[x] = t if owner[x] == NOBODY else SHARED
 
 
 #: Scopes whose objects are numbered by a plan column.
@@ -227,34 +240,6 @@ def line_scopes(model: LockingModel) -> list[Scope]:
             int(s) for s, ln in zip(model.lock_scope, model.lock_line, strict=True) if ln == index
         ]
         out.append(object_scope(users[0]) if users else Scope.GLOBAL)
-    return out
-
-
-def shared_objects(plan: Plan) -> dict[Scope, NDArray[np.bool_]]:
-    """For each scope: which objects more than one thread touches."""
-    sizes = {
-        Scope.MM: plan.n_mms,
-        Scope.VMA: len(plan.vma_mm),
-        Scope.TABLE: len(plan.table_initial),
-        Scope.FILE: plan.n_files,
-        Scope.ANON_ROOT: len(plan.anon_initial),
-    }
-    columns = {
-        Scope.MM: (plan.mm, plan.child_mm),
-        Scope.VMA: (plan.vma,),
-        Scope.TABLE: (plan.table,),
-        Scope.FILE: (plan.file,),
-        Scope.ANON_ROOT: (plan.anon_slot,),
-    }
-    out: dict[Scope, NDArray[np.bool_]] = {}
-    for scope, size in sizes.items():
-        owner = np.full(size, NOBODY, np.int32)
-        for column in columns[scope]:
-            _owners(plan.thread_first, column, owner)
-        if scope == Scope.VMA:
-            _mark_owners(plan.thread_first, plan.mark_first, plan.mark_vma, owner)
-        out[scope] = owner == SHARED
-    out[Scope.GLOBAL] = np.array([plan.n_threads > 1])
     return out
 
 
@@ -320,6 +305,7 @@ def waited_for(plan: Plan, points: I64, group: NDArray[np.bool_]) -> NDArray[np.
 class Analysis:
     """What plan and model decide before machine and options are known."""
 
+    kinds: I64  # PlanOp of each kind of row that the plan has, ascending
     shared: dict[Scope, NDArray[np.bool_]]  # per scope: which objects several threads touch
     has_dependents: NDArray[np.bool_]  # (N,)
     touches: NDArray[np.bool_]  # (N,) leaves translations behind that ``flush touched`` asks for
@@ -328,10 +314,27 @@ class Analysis:
 
 def analyse(plan: Plan, model: LockingModel) -> Analysis:
     """Check that the model can run the plan; find what is shared."""
-    _check(plan, model)
+    _check_model(plan, model)
+    sizes = {
+        Scope.MM: plan.n_mms,
+        Scope.VMA: len(plan.vma_mm),
+        Scope.TABLE: len(plan.table_initial),
+        Scope.FILE: plan.n_files,
+        Scope.ANON_ROOT: len(plan.anon_initial),
+    }
+    owners = {scope: np.full(size, NOBODY, np.int32) for scope, size in sizes.items()}
+    seen = np.zeros(256, np.uint8)
     dependents = np.zeros(plan.n_ops, np.bool_)
-    dependents[plan.dep_op] = True
-    return Analysis(shared_objects(plan), dependents, *touch_points(plan, model))
+    _survey(
+        plan.thread_first, plan.op, plan.mm, plan.child_mm, plan.vma, plan.table, plan.file,
+        plan.anon_slot, plan.mark_first, plan.mark_vma, plan.dep_op, *owners.values(), seen,
+        dependents.view(np.uint8),
+    )  # fmt: skip
+    kinds = np.flatnonzero(seen)
+    _check_kinds(kinds, model)
+    shared = {scope: owner == SHARED for scope, owner in owners.items()}
+    shared[Scope.GLOBAL] = np.array([plan.n_threads > 1])
+    return Analysis(kinds, shared, dependents, *touch_points(plan, model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,8 +443,7 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
     )
 
 
-def _check(plan: Plan, model: LockingModel) -> None:
-    where = str(model.path)
+def _check_model(plan: Plan, model: LockingModel) -> None:
     if plan.n_threads == 0 or plan.n_ops == 0:
         raise UserError("the plan holds no operations", fix="import a trace with memory operations")
     takes = np.isin(model.code[:, OP], (Op.LOCK, Op.TRY)) & (model.code[:, B] == Mode.WRITE)
@@ -449,14 +451,17 @@ def _check(plan: Plan, model: LockingModel) -> None:
         if model.lock_kind[row[A]] == Kind.PIN:
             raise UserError(
                 f'pin lock "{model.locks[row[A]]}" cannot be locked for writing',
-                where=f"{where}:{row[5]}",
+                where=f"{model.path}:{row[5]}",
                 fix="use mark",
             )
-    for kind in np.flatnonzero(np.bincount(plan.op)):
+
+
+def _check_kinds(kinds: I64, model: LockingModel) -> None:
+    for kind in kinds:
         if kind != PlanOp.NONE and model.entry[kind] < 0:
             raise UserError(
                 f"model {model.name} has no program for {PlanOp(int(kind)).name.lower()}",
-                where=where,
+                where=str(model.path),
                 fix="add the program, or let the model extend one that has it",
             )
 

@@ -54,6 +54,8 @@ COLUMN: Final = {
     Scope.ANON_ROOT: W_ANON,
     Scope.GLOBAL: W_GLOBAL,
 }
+#: Operations that :func:`pack` packs before it asks for the code of their new classes.
+BLOCK: Final = 1 << 12
 BIT_SCOPE: Final = {
     RuntimeBit.VMA_ANON_VMA: Scope.ANON_ROOT,
     RuntimeBit.VMA_DEAD: Scope.VMA,
@@ -367,17 +369,23 @@ class Emitter:
 
 @njit
 def pack(  # type: ignore[no-untyped-def]
-    op, traits, masks, think, blocked, pages, scale, vmas, tables, mm, child, vma, table, file,
-    anon, new_mm, new_vma, new_table, new_file, new_anon, first_private, keys, slots, class_of,
-    words, longs,
+    begin, op, traits, masks, think, blocked, pages, scale, vmas, tables, mm, child, vma, table,
+    file, anon, dep_first, dependents, touches, new_mm, new_vma, new_table, new_file, new_anon,
+    first_private, dense, starts, known, keys, slots, words, longs,
 ):  # fmt: skip
-    """Number the classes and fill all but O_PROGRAM of the packed operations.
+    """Fill the packed operations from row ``begin`` on; number their classes.
 
     ``new_*`` give each object its new number: below ``first_private[CLASS_*]`` it is
-    shared.  ``slots`` is an empty (-1) hash table whose size is a power of two.  Returns
-    how many classes there are, -1 when too many for ``keys``.
+    shared.  ``dense``: the dense number of each kind.  ``slots`` is a hash table, empty (-1)
+    at first, whose size is a power of two; ``keys`` the keys of the classes.  ``starts``: first
+    instructions of the ``known`` classes, -1 where there is no program.
+
+    Goes by blocks, which stay in the CPU's cache until they are complete.  Returns where it
+    stopped and how many classes there are: the end; or the first row of a block with
+    unknown classes, which is to be packed again once their code is there; or, where ``keys``
+    has too little room, -1.
     """
-    size, room, count = len(slots), len(keys), 0
+    size, room, count = len(slots), len(keys), known
     n = len(op)
     op, traits, masks = pointer(op), pointer(traits), pointer(masks)
     think, blocked, pages, scale = pointer(think), pointer(blocked), pointer(pages), pointer(scale)
@@ -385,80 +393,78 @@ def pack(  # type: ignore[no-untyped-def]
     vma, table, file, anon = pointer(vma), pointer(table), pointer(file), pointer(anon)
     new_mm, new_vma, new_table = pointer(new_mm), pointer(new_vma), pointer(new_table)
     new_file, new_anon, first_private = pointer(new_file), pointer(new_anon), pointer(first_private)
-    keys, slots, class_of = pointer(keys), pointer(slots), pointer(class_of)
+    dep_first, dependents, touches = pointer(dep_first), pointer(dependents), pointer(touches)
+    keys, slots, dense, starts = pointer(keys), pointer(slots), pointer(dense), pointer(starts)
     words, longs = pointer(words), pointer(longs)
-    for row in range(n):
-        key = np.int64(traits[row]) & masks[op[row]]
-        key |= np.int64(op[row]) << CLASS_OP_SHIFT
-        state = np.int64(0)
-        w = row << 4
-        longs[(row << 3) + O_THINK] = think[row]
-        longs[(row << 3) + O_BLOCKED] = blocked[row]
-        words[w + W_PAGES] = pages[row]
-        words[w + W_SCALE] = scale[row]
-        words[w + W_VMAS] = vmas[row]
-        words[w + W_TABLES] = tables[row]
-        x = mm[row]
-        if x >= 0:
-            x = new_mm[x]
-            state |= (2 if x < first_private[CLASS_MM] else 1) << (2 * CLASS_MM)
-        words[w + W_MM] = x
-        x = vma[row]
-        if x >= 0:
-            x = new_vma[x]
-            state |= (2 if x < first_private[CLASS_VMA] else 1) << (2 * CLASS_VMA)
-        words[w + W_VMA] = x
-        x = table[row]
-        if x >= 0:
-            x = new_table[x]
-            state |= (2 if x < first_private[CLASS_TABLE] else 1) << (2 * CLASS_TABLE)
-        words[w + W_TABLE] = x
-        x = file[row]
-        if x >= 0:
-            x = new_file[x]
-            state |= (2 if x < first_private[CLASS_FILE] else 1) << (2 * CLASS_FILE)
-        words[w + W_FILE] = x
-        x = anon[row]
-        if x >= 0:
-            x = new_anon[x]
-            state |= (2 if x < first_private[CLASS_ANON] else 1) << (2 * CLASS_ANON)
-        words[w + W_ANON] = x
-        x = child[row]
-        if x >= 0:
-            x = new_mm[x]
-            state |= (2 if x < first_private[CLASS_MM] else 1) << (2 * CLASS_CHILD)
-        words[w + W_CHILD] = x
-        key |= state << CLASS_SHIFT
-        place = (key ^ (key >> 29) ^ (key >> 47)) & (size - 1)
-        while slots[place] >= 0 and keys[slots[place]] != key:
-            place = (place + 1) & (size - 1)
-        if slots[place] < 0:
-            if count == room:
-                return -1
-            keys[count] = key
-            slots[place] = count
-            count += 1
-        class_of[row] = slots[place]
-    return count
-
-
-@njit
-def enter_programs(  # type: ignore[no-untyped-def]
-    class_of, starts, dense, op, traits, dep_first, dependents, touches, longs
-):  # fmt: skip
-    """Fill O_PROGRAM: the first instruction, the flags, and the dense number of the kind."""
-    for row in range(len(op)):
-        start = starts[class_of[row]]
-        bits = dense[op[row]] << 8
-        if start < 0:
-            bits |= F_NO_PROGRAM
+    for block in range(begin, n, BLOCK):
+        end = min(block + BLOCK, n)
+        for row in range(block, end):
+            key = np.int64(traits[row]) & masks[op[row]]
+            key |= np.int64(op[row]) << CLASS_OP_SHIFT
+            state = np.int64(0)
+            w = row << 4
+            longs[(row << 3) + O_THINK] = think[row]
+            longs[(row << 3) + O_BLOCKED] = blocked[row]
+            words[w + W_PAGES] = pages[row]
+            words[w + W_SCALE] = scale[row]
+            words[w + W_VMAS] = vmas[row]
+            words[w + W_TABLES] = tables[row]
+            x = mm[row]
+            if x >= 0:
+                x = new_mm[x]
+                state |= (2 if x < first_private[CLASS_MM] else 1) << (2 * CLASS_MM)
+            words[w + W_MM] = x
+            x = vma[row]
+            if x >= 0:
+                x = new_vma[x]
+                state |= (2 if x < first_private[CLASS_VMA] else 1) << (2 * CLASS_VMA)
+            words[w + W_VMA] = x
+            x = table[row]
+            if x >= 0:
+                x = new_table[x]
+                state |= (2 if x < first_private[CLASS_TABLE] else 1) << (2 * CLASS_TABLE)
+            words[w + W_TABLE] = x
+            x = file[row]
+            if x >= 0:
+                x = new_file[x]
+                state |= (2 if x < first_private[CLASS_FILE] else 1) << (2 * CLASS_FILE)
+            words[w + W_FILE] = x
+            x = anon[row]
+            if x >= 0:
+                x = new_anon[x]
+                state |= (2 if x < first_private[CLASS_ANON] else 1) << (2 * CLASS_ANON)
+            words[w + W_ANON] = x
+            x = child[row]
+            if x >= 0:
+                x = new_mm[x]
+                state |= (2 if x < first_private[CLASS_MM] else 1) << (2 * CLASS_CHILD)
+            words[w + W_CHILD] = x
+            key |= state << CLASS_SHIFT
+            place = (key ^ (key >> 29) ^ (key >> 47)) & (size - 1)
+            while slots[place] >= 0 and keys[slots[place]] != key:
+                place = (place + 1) & (size - 1)
+            if slots[place] < 0:
+                if count == room:
+                    return -1, count
+                keys[count] = key
+                slots[place] = count
+                count += 1
+            bits = dense[op[row]] << 8
+            if dep_first[row + 1] > dep_first[row]:
+                bits |= F_DEPS
+            if dependents[row] != 0:
+                bits |= F_SEEN | F_DEPENDENTS
+            if touches[row] != 0:
+                bits |= F_SEEN | F_TOUCHES
+            if traits[row] & WAKE_POINT:
+                bits |= F_POINT
             start = np.int64(0)
-        if dep_first[row + 1] > dep_first[row]:
-            bits |= F_DEPS
-        if dependents[row]:
-            bits |= F_SEEN | F_DEPENDENTS
-        if touches[row]:
-            bits |= F_SEEN | F_TOUCHES
-        if traits[row] & WAKE_POINT:
-            bits |= F_POINT
-        longs[(row << 3) + O_PROGRAM] = start | (bits << 32)
+            if slots[place] < known:
+                start = starts[slots[place]]
+                if start < 0:
+                    bits |= F_NO_PROGRAM
+                    start = np.int64(0)
+            longs[(row << 3) + O_PROGRAM] = start | (bits << 32)
+        if count > known:
+            return block, count
+    return n, count
