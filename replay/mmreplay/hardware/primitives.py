@@ -32,14 +32,27 @@ def _pointer(builder: Any, address: Any, kind: Any = _I64) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
 
 
+#: Called and returned from, below the red zone, as a C library's wrapper is.
+_CALLED: Final = """
+    leaq -128(%rsp), %rsp
+    call 1f
+    leaq 128(%rsp), %rsp
+    jmp 2f
+    .p2align 4
+1:  syscall
+    ret
+2:
+"""
+
+
 @intrinsic
 def call(typingctx: Any, n: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
     """System call ``n``; its result, or ``-errno`` (System V ABI, AMD64 supplement, A.2.1)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(_I64, [_I64] * 7)
-        where = "={rax},{rax},{rdi},{rsi},{rdx},{r10},{r8},{r9},~{rcx},~{r11},~{memory}"
-        return builder.asm(kind, "syscall", where, list(args), True)
+        where = "={rax},{rax},{rdi},{rsi},{rdx},{r10},{r8},{r9},~{rcx},~{r11},~{cc},~{memory}"
+        return builder.asm(kind, _CALLED, where, list(args), True)
 
     return types.int64(*[types.int64] * 7), codegen
 
