@@ -25,7 +25,6 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "replay"))
 
 from loop_worker import Wanted  # noqa: E402
-
 from mmreplay.hardware import facts  # noqa: E402
 from mmreplay.hardware.child import Child  # noqa: E402
 from mmreplay.hardware.figures import figures  # noqa: E402

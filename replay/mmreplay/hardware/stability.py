@@ -15,6 +15,8 @@ from mmreplay.hardware.runs import Runs, summary
 NOISY: Final = 0.10
 #: CPU time of others, or withheld, as a share of the CPUs that the threads could have used.
 DISTURBED: Final = 0.05
+#: Shorter windows say little.
+_SHORT_S: Final = 0.05
 _MOST_LINES: Final = 6
 
 
@@ -38,7 +40,8 @@ def _noisy(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _disturbed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
-    windows = sum(row["window_s"] for row in rows)
+    # A thread that slept through the window has one of nothing; the CPU time is of the whole.
+    windows = sum(max(row["window_s"], _SHORT_S) for row in rows)
     for column, who in (
         ("other_cpu_s", "other programs ran on {share:.2f} CPUs meanwhile; end them"),
         ("steal_s", "the hypervisor withheld {share:.2f} CPUs; use a dedicated machine"),
@@ -57,9 +60,9 @@ def _odd(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             empty[f"{row['workload']} {row['path']} {row['threads']} threads"] += 1
     for label, times in list(empty.items())[:_MOST_LINES]:
         lines.append(f"{label}: nothing was counted in {times} windows; use more --seconds")
-    short = [row for row in rows if row["window_s"] < 0.05]
+    short = [row for row in rows if row["window_s"] < _SHORT_S]
     if short:
-        lines.append(f"{len(short)} windows were shorter than 0.05 s; use more --seconds")
+        lines.append(f"{len(short)} windows were shorter than {_SHORT_S:g} s; use more --seconds")
     swapped = statistics.fmean(row["major_faults"] for row in rows) if rows else 0
     if swapped > 10:
         lines.append(f"{swapped:.0f} faults a run waited for storage; is memory short?")

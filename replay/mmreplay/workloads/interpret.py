@@ -224,13 +224,16 @@ def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) ->
         which = State.COUNTERS + at
         if at == NEXT_WINDOW:
             which = states[t, State.CURSORS] + code[row, Field.REGION]
-        offset += states[t, which] % ((length + window - 1) // window) * window
+        ahead = states[t, which] * window
+        if ahead >= length:  # round again; a division is dear
+            ahead = states[t, which] % ((length + window - 1) // window) * window
+        offset += ahead
         if at == NEXT_WINDOW:
             states[t, which] += 1
         length = min(window, mapped - offset)
-    if step > 0:
+    if 0 < step < length:
         units = (length + step - 1) // step
-        length = min(step, length)
+        length = step
     states[t, State.START] = live[slot, Live.ADDRESS] + offset
     states[t, State.OFFSET] = offset
     states[t, State.BYTES] = length
