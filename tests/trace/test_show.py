@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def test_the_json_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "preempted": 21,
         "unattributed": 400,
     }
-    assert shown["capabilities"] == FULL.model_dump()
+    assert shown["capabilities"] == asdict(FULL)
     assert shown["address_spaces"] == 3
     assert shown["vmas_by_source"] == {"exec": 1}
     assert shown["missing"] == []
@@ -243,7 +244,7 @@ def test_what_is_missing_comes_with_its_recording(
     lacking: dict[str, Any],
     words: list[str],
 ) -> None:
-    capabilities = FULL.model_copy(update=lacking)
+    capabilities = replace(FULL, **lacking)
     path = _store(tmp_path / "a.mmt", _header(capabilities=capabilities), _rows())
     (missing,) = json.loads(_show(capsys, str(path), "--format", "json"))["missing"]
     text = " ".join(_show(capsys, str(path)).replace("\\\n", " ").split())

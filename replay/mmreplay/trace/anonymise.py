@@ -15,10 +15,11 @@ is, each thing by the same thing everywhere,
 
 from __future__ import annotations
 
+import copy
 import re
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from mmreplay.errors import UserError
 from mmreplay.schema import TRACE_TABLES, OpKind
-from mmreplay.trace.header import Clock, Event, Header, Source
+from mmreplay.trace.header import Clock, Header, Source
 from mmreplay.trace.store import Trace, TraceWriter
 
 #: What becomes of each column that could tell something; all others are numbers of another kind.
@@ -349,15 +350,12 @@ def _header(
     names: dict[str, str],
     events: dict[str, str],
 ) -> Header:
-    new = old.model_copy(deep=True)
+    new = copy.deepcopy(old)
     new.t0_ns = 0
     new.clock = Clock(name=old.clock.name, resolution_ns=old.clock.resolution_ns)
     new.machine.memory_kib = None
     new.source = Source(format=old.source.format)
-    new.events = [
-        Event(**{**event.model_dump(), "name": events.get(event.name, event.name)})
-        for event in old.events
-    ]
+    new.events = [replace(event, name=events.get(event.name, event.name)) for event in old.events]
     told = {comm: name for (comm, _), (name, _) in threads.items()} | names | events
     # A short name is in every sentence; one letter or two tell nothing.
     words = sorted((word for word in told if len(word) > 2), key=len, reverse=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from enum import IntEnum, IntFlag
 from pathlib import Path
-from typing import Final
-
-from pydantic import BaseModel
+from typing import Any, Final, get_type_hints
 
 from mmreplay import schema
 from mmreplay.schema import TRACE_SCHEMA, TRACE_TABLES, Table
@@ -62,22 +61,23 @@ def document() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _model(name: str, model: type[BaseModel]) -> Iterator[str]:
+def _model(name: str, model: type[Any]) -> Iterator[str]:
     doc = " ".join((model.__doc__ or "").replace("``", "`").split())
     if name != "Header":
         yield from (doc, "")
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
-    for field_name, field in model.model_fields.items():
-        kind = field.annotation
+    kinds = get_type_hints(model)
+    for field in fields(model):
+        kind = kinds[field.name]
         text = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
         for noise in ("mmreplay.trace.header.", "typing.", "NoneType"):
             text = text.replace(noise, "")
         text = text.replace(" | None", " or null").replace("|", "or")
-        default = "required" if field.is_required() else ""
-        if not field.is_required() and field.default_factory is None:
+        default = "required" if field.default_factory is MISSING else ""
+        if field.default is not MISSING:
             default = "null" if field.default is None else f"`{json.dumps(field.default)}`"
-        meaning = field.description or ""
-        row = f"| `{field.alias or field_name}` | {text} | {default} | {meaning} |"
+        key = field.metadata.get("alias", field.name)
+        row = f"| `{key}` | {text} | {default} | {field.metadata['description']} |"
         yield row.replace("  ", " ")
 
 

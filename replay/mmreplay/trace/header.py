@@ -3,65 +3,87 @@
 Provenance is an allow-list: CPU model, topology, and the kernel release as
 ``x.y.z``.  There is no place for a host name, user, path, command line or
 build-id, so none can leak.
+
+What is read is checked by pydantic; what is written needs none, so that an import does
+without it (loading it takes as long as reading half a million events).
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 from mmreplay.errors import UserError, closest
 from mmreplay.schema import TRACE_SCHEMA
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _RELEASE = re.compile(r"^\d+\.\d+(\.\d+)?$")
 _LEADING_RELEASE = re.compile(r"^(\d+\.\d+(?:\.\d+)?)")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+def _told(description: str, **limits: Any) -> dict[str, Any]:
+    """What is said of a key; ``limits`` (``ge``, ``alias``) are those of ``pydantic.Field``."""
+    return {"description": description, **limits}
 
 
+class _Strict:
+    """What is read may have no other keys."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(kw_only=True)
 class Clock(_Strict):
     """The clock of the recording; ``begin_ns`` and its like count from ``Header.t0_ns`` on it."""
 
-    name: str = Field(
-        default="unknown", description="CLOCK_MONOTONIC, perf (local_clock), simulated, or unknown"
+    name: str = field(
+        default="unknown",
+        metadata=_told("CLOCK_MONOTONIC, perf (local_clock), simulated, or unknown"),
     )
-    resolution_ns: int = Field(default=1, ge=1, description="1, or 1000 for text with microseconds")
-    wall_ns_at_t0: int | None = Field(
-        default=None, description="wall clock at t0; null where the recording does not tie the two"
+    resolution_ns: int = field(
+        default=1, metadata=_told("1, or 1000 for text with microseconds", ge=1)
+    )
+    wall_ns_at_t0: int | None = field(
+        default=None,
+        metadata=_told("wall clock at t0; null where the recording does not tie the two"),
     )
 
 
+@dataclass(kw_only=True)
 class Machine(_Strict):
     """The recording machine; null where the recording does not say."""
 
-    cpu_model: str | None = Field(default=None, description="model name")
-    cpu_id: str | None = Field(
-        default=None, description="vendor, family, model, stepping, as perf writes it"
+    cpu_model: str | None = field(default=None, metadata=_told("model name"))
+    cpu_id: str | None = field(
+        default=None, metadata=_told("vendor, family, model, stepping, as perf writes it")
     )
-    cpus_online: int | None = Field(default=None, ge=1, description="CPUs online")
-    cpus_available: int | None = Field(default=None, ge=1, description="CPUs present")
-    memory_kib: int | None = Field(default=None, ge=1, description="main memory")
-    page_size: int | None = Field(default=None, ge=1, description="base page, in bytes")
-    sockets: int | None = Field(default=None, ge=1, description="packages")
-    cores_per_socket: int | None = Field(default=None, ge=1, description="physical cores of one")
-    threads_per_core: int | None = Field(default=None, ge=1, description="2 with SMT")
+    cpus_online: int | None = field(default=None, metadata=_told("CPUs online", ge=1))
+    cpus_available: int | None = field(default=None, metadata=_told("CPUs present", ge=1))
+    memory_kib: int | None = field(default=None, metadata=_told("main memory", ge=1))
+    page_size: int | None = field(default=None, metadata=_told("base page, in bytes", ge=1))
+    sockets: int | None = field(default=None, metadata=_told("packages", ge=1))
+    cores_per_socket: int | None = field(
+        default=None, metadata=_told("physical cores of one", ge=1)
+    )
+    threads_per_core: int | None = field(default=None, metadata=_told("2 with SMT", ge=1))
 
 
+@dataclass(kw_only=True)
 class Source(_Strict):
     """The file that was imported."""
 
-    format: str = Field(default="synthetic", description="perf.data, synthetic, ...")
-    size_bytes: int | None = Field(default=None, ge=0, description="size of the file")
-    blake2b: str | None = Field(default=None, description="hash of the file")
-    tool_version: str | None = Field(default=None, description="version of the recording tool")
+    format: str = field(default="synthetic", metadata=_told("perf.data, synthetic, ..."))
+    size_bytes: int | None = field(default=None, metadata=_told("size of the file", ge=0))
+    blake2b: str | None = field(default=None, metadata=_told("hash of the file"))
+    tool_version: str | None = field(default=None, metadata=_told("version of the recording tool"))
 
 
+@dataclass(kw_only=True)
 class Event(_Strict):
     """One recorded event.
 
@@ -70,103 +92,111 @@ class Event(_Strict):
     and ``frequency`` is set where the recording says how it sampled.
     """
 
-    name: str = Field(description="as recorded, such as exceptions:page_fault_user")
-    id: int | None = Field(default=None, description="number within the type")
-    type: str | None = Field(default=None, description="tracepoint, software, ...")
-    period: int | None = Field(
-        default=None, ge=0, description="one sample every so many; 1 records all"
+    name: str = field(metadata=_told("as recorded, such as exceptions:page_fault_user"))
+    id: int | None = field(default=None, metadata=_told("number within the type"))
+    type: str | None = field(default=None, metadata=_told("tracepoint, software, ..."))
+    period: int | None = field(
+        default=None, metadata=_told("one sample every so many; 1 records all", ge=0)
     )
-    frequency: int | None = Field(
-        default=None, ge=0, description="samples a second asked for; null when counting"
+    frequency: int | None = field(
+        default=None, metadata=_told("samples a second asked for; null when counting", ge=0)
     )
-    samples: int = Field(default=0, ge=0, description="samples in the recording")
-    lost: int = Field(default=0, ge=0, description="of this event, where known")
+    samples: int = field(default=0, metadata=_told("samples in the recording", ge=0))
+    lost: int = field(default=0, metadata=_told("of this event, where known", ge=0))
 
 
+@dataclass(kw_only=True)
 class Capabilities(_Strict):
     """What the recording can support."""
 
-    fault_duration: Literal["measured", "upper", "none"] = Field(
+    fault_duration: Literal["measured", "upper", "none"] = field(
         default="none",
-        description="both ends of a fault seen, only bounded by the next event, or unknown",
+        metadata=_told("both ends of a fault seen, only bounded by the next event, or unknown"),
     )
-    syscall_durations: bool = Field(
-        default=False, description="both ends of the memory-map calls were recorded"
+    syscall_durations: bool = field(
+        default=False, metadata=_told("both ends of the memory-map calls were recorded")
     )
-    think: Literal["oncpu", "wall"] = Field(
-        default="wall", description="think time is on-CPU time (switches recorded), or wall time"
+    think: Literal["oncpu", "wall"] = field(
+        default="wall",
+        metadata=_told("think time is on-CPU time (switches recorded), or wall time"),
     )
-    switches: bool = Field(default=False, description="context switches were recorded")
-    data_mmaps: bool = Field(default=False, description="data mappings were recorded as MMAP2 (-d)")
-    kernel_faults: bool = Field(default=False, description="faults in kernel mode were recorded")
-    compat_visible: bool = Field(
-        default=False, description="system calls of 32-bit tasks would be seen"
+    switches: bool = field(default=False, metadata=_told("context switches were recorded"))
+    data_mmaps: bool = field(
+        default=False, metadata=_told("data mappings were recorded as MMAP2 (-d)")
     )
-    lock_spans: bool = Field(default=False, description="lock:contention_* was recorded")
-    wakeups: bool = Field(default=False, description="wake-ups were recorded")
-    sampling: bool = Field(
+    kernel_faults: bool = field(
+        default=False, metadata=_told("faults in kernel mode were recorded")
+    )
+    compat_visible: bool = field(
+        default=False, metadata=_told("system calls of 32-bit tasks would be seen")
+    )
+    lock_spans: bool = field(default=False, metadata=_told("lock:contention_* was recorded"))
+    wakeups: bool = field(default=False, metadata=_told("wake-ups were recorded"))
+    sampling: bool = field(
         default=False,
-        description="sampled (-F, or a period above 1): counts are estimates, nothing pairs",
+        metadata=_told("sampled (-F, or a period above 1): counts are estimates, nothing pairs"),
     )
-    snapshot: bool = Field(
-        default=False, description="the initial state came from a snapshot of /proc/PID/smaps"
+    snapshot: bool = field(
+        default=False, metadata=_told("the initial state came from a snapshot of /proc/PID/smaps")
     )
 
 
+@dataclass(kw_only=True)
 class Probe(_Strict):
     """What one recorded event costs the recorded thread, and how that was found."""
 
-    cost_ns: int = Field(
-        default=0, ge=0, description="what one recorded event costs the recorded thread"
+    cost_ns: int = field(
+        default=0, metadata=_told("what one recorded event costs the recorded thread", ge=0)
     )
-    method: str = Field(default="none", description="how the cost was found")
+    method: str = field(default="none", metadata=_told("how the cost was found"))
 
 
+@dataclass(kw_only=True)
 class TableFile(_Strict):
     """Size and CRC-32 of one table's file, so that damage is found before it is believed."""
 
-    size_bytes: int = Field(ge=0, description="size of the Parquet file")
-    crc32: int = Field(ge=0, description="its CRC-32")
+    size_bytes: int = field(metadata=_told("size of the Parquet file", ge=0))
+    crc32: int = field(metadata=_told("its CRC-32", ge=0))
 
 
+@dataclass(kw_only=True)
 class Header(_Strict):
     """``header.json`` of a trace directory."""
 
-    schema_: int = Field(default=TRACE_SCHEMA, alias="schema", description="version of this format")
-    t0_ns: int = Field(default=0, description="the recording's clock at time 0")
-    clock: Clock = Field(default_factory=Clock, description="which clock")
-    kernel_release: str | None = Field(default=None, description="x.y.z, no local suffix")
-    machine: Machine = Field(default_factory=Machine, description="the recording machine")
-    source: Source = Field(default_factory=Source, description="what was imported")
-    target: Literal["command", "pids", "all", "synthetic", "unknown"] = Field(
-        default="unknown", description="what was recorded"
+    schema_: int = field(
+        default=TRACE_SCHEMA, metadata=_told("version of this format", alias="schema")
     )
-    events: list[Event] = Field(default_factory=list, description="events recorded")
-    lost_events: int = Field(default=0, ge=0, description="events lost, each loss once")
-    counters: dict[str, int] = Field(
-        default_factory=dict, description="every drop and oddity of the import, by name"
+    t0_ns: int = field(default=0, metadata=_told("the recording's clock at time 0"))
+    clock: Clock = field(default_factory=Clock, metadata=_told("which clock"))
+    kernel_release: str | None = field(default=None, metadata=_told("x.y.z, no local suffix"))
+    machine: Machine = field(default_factory=Machine, metadata=_told("the recording machine"))
+    source: Source = field(default_factory=Source, metadata=_told("what was imported"))
+    target: Literal["command", "pids", "all", "synthetic", "unknown"] = field(
+        default="unknown", metadata=_told("what was recorded")
     )
-    capabilities: Capabilities = Field(
-        default_factory=Capabilities, description="what the recording can support"
+    events: list[Event] = field(default_factory=list, metadata=_told("events recorded"))
+    lost_events: int = field(default=0, metadata=_told("events lost, each loss once", ge=0))
+    counters: dict[str, int] = field(
+        default_factory=dict, metadata=_told("every drop and oddity of the import, by name")
     )
-    probe: Probe = Field(default_factory=Probe, description="the probes' own cost")
-    span_ns: int = Field(default=0, ge=0, description="first to last event")
-    warnings: list[str] = Field(
-        default_factory=list, description="what a reader should know, a line each"
+    capabilities: Capabilities = field(
+        default_factory=Capabilities, metadata=_told("what the recording can support")
     )
-    importer_version: str = Field(default="", description="mmreplay that wrote it")
-    tables: dict[str, TableFile] = Field(
-        default_factory=dict, description="file of each table; written on close"
+    probe: Probe = field(default_factory=Probe, metadata=_told("the probes' own cost"))
+    span_ns: int = field(default=0, metadata=_told("first to last event", ge=0))
+    warnings: list[str] = field(
+        default_factory=list, metadata=_told("what a reader should know, a line each")
+    )
+    importer_version: str = field(default="", metadata=_told("mmreplay that wrote it"))
+    tables: dict[str, TableFile] = field(
+        default_factory=dict, metadata=_told("file of each table; written on close")
     )
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, populate_by_name=True)
-
-    @field_validator("kernel_release")
-    @classmethod
-    def _plain(cls, value: str | None) -> str | None:
-        if value is not None and not _RELEASE.match(value):
-            raise ValueError("must be x.y or x.y.z; use header.plain_release() on a full release")
-        return value
+    def __post_init__(self) -> None:
+        if self.kernel_release is not None and not _RELEASE.match(self.kernel_release):
+            raise ValueError(
+                "kernel_release must be x.y or x.y.z; use header.plain_release() on a full release"
+            )
 
     @property
     def generated(self) -> bool:
@@ -175,7 +205,9 @@ class Header(_Strict):
 
     def to_json(self) -> str:
         """The content of ``header.json``."""
-        return json.dumps(self.model_dump(by_alias=True), indent=1) + "\n"
+        self.__post_init__()  # keys may have been set since
+        keys = asdict(self)
+        return json.dumps({"schema": keys.pop("schema_"), **keys}, indent=1) + "\n"
 
 
 def plain_release(release: str) -> str | None:
@@ -205,8 +237,10 @@ def parse_header(text: str, where: str) -> Header:
             where=where,
             fix="update mmreplay, or import the recording again with this version",
         )
+    from pydantic import TypeAdapter, ValidationError
+
     try:
-        return Header.model_validate(raw)
+        return TypeAdapter(Header).validate_python(raw)
     except ValidationError as error:
         raise _as_user_error(error, where) from None
 
@@ -228,17 +262,19 @@ def read_header(directory: Path) -> Header:
 def _as_user_error(error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        model: Any = Header
-        for part in first["loc"][:-1]:
-            field = model.model_fields.get(str(part)) if isinstance(part, str) else None
-            annotation = field.annotation if field is not None else None
-            model = annotation if isinstance(annotation, type) else Event
-        known = [field.alias or name for name, field in model.model_fields.items()]
-        last = str(first["loc"][-1])
-        return UserError(
-            f'unknown key "{key}"{closest(last, known)}',
-            where=where,
-            fix="import the recording again",
-        )
-    return UserError(f"{key}: {first['msg']}", where=where, fix="import the recording again")
+    if first["type"] != "unexpected_keyword_argument":
+        problem = f"{key}: {first['msg']}" if key else first["msg"].removeprefix("Value error, ")
+        return UserError(problem, where=where, fix="import the recording again")
+    kind: Any = Header
+    for part in first["loc"][:-1]:
+        if isinstance(part, str):
+            kind = get_type_hints(kind).get(part)
+            # events: list[Event], tables: dict[str, TableFile]
+            kind = (get_args(kind) or (kind,))[-1]
+    known = [one.metadata.get("alias", one.name) for one in fields(kind)]
+    last = str(first["loc"][-1])
+    return UserError(
+        f'unknown key "{key}"{closest(last, known)}',
+        where=where,
+        fix="import the recording again",
+    )

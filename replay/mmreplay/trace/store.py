@@ -13,9 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from mmreplay.errors import UserError, closest
 from mmreplay.schema import TRACE_TABLES
 from mmreplay.trace.header import (
@@ -31,7 +28,7 @@ from mmreplay.trace.header import (
 )
 from mmreplay.trace.writer import TraceWriter, file_facts, table_named
 
-if TYPE_CHECKING:  # loading polars takes 0.2 s: only where rows are wanted
+if TYPE_CHECKING:  # loading polars takes 0.2 s, pyarrow 0.07 s: only where rows are wanted
     import polars as pl
 
 __all__ = [
@@ -180,8 +177,13 @@ def complete(table: str, rows: _Rows, have: Sequence[str]) -> _Rows:
     )
 
 
-#: What pyarrow raises over a damaged file (ValueError: names that are no UTF-8).
-_UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, KeyError)
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What pyarrow raises over a damaged file (ValueError: names that are no UTF-8)."""
+    import pyarrow as pa
+
+    return (pa.ArrowException, OSError, ValueError, KeyError)
+
+
 #: Arrow's names of types -> polars' (others: as Arrow says it).
 _DTYPES: Final = {
     **{f"{sign}int{bits}": f"{sign.upper()}Int{bits}" for sign in "u" for bits in (8, 16, 32, 64)},
@@ -197,11 +199,13 @@ _DTYPES: Final = {
 
 def _stored_columns(file: Path) -> tuple[dict[str, str], int]:
     """Column name to dtype of a Parquet file, and its number of rows."""
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(str(file)) as parquet:
             schema = parquet.schema_arrow
             rows = parquet.metadata.num_rows
-    except _UNREADABLE as error:
+    except _unreadable() as error:
         raise UserError(
             f"not a readable Parquet file ({_first_line(error)})",
             where=str(file),
@@ -389,6 +393,7 @@ class Trace:
 def read_batches(file: Path, columns: list[str], rows: int) -> Iterator[pl.DataFrame]:
     """The columns of a Parquet file, in frames of at most ``rows`` rows."""
     import polars as pl
+    import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(str(file)) as parquet:
@@ -402,7 +407,7 @@ def read_batches(file: Path, columns: list[str], rows: int) -> Iterator[pl.DataF
                 part = pl.from_arrow(batch)
                 assert isinstance(part, pl.DataFrame)
                 yield part.with_columns(missing).select(columns)
-    except _UNREADABLE as error:
+    except _unreadable() as error:
         raise UserError(
             f"not a readable Parquet file ({_first_line(error)})",
             where=str(file),
