@@ -57,9 +57,9 @@ def _sources(room: str) -> list[Path]:
     return sorted(found)
 
 
-def _numba_version() -> str:
-    """What tells numba's version, without loading it."""
-    found = importlib.util.find_spec("numba")
+def version_of(package: str) -> str:
+    """What tells a package's version, without loading it."""
+    found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         return ""
     return (Path(found.origin).parent / "_version.py").read_text()
@@ -68,7 +68,7 @@ def _numba_version() -> str:
 def _key(room: str) -> str:
     digest = hashlib.sha256()
     for part in (
-        _numba_version(),
+        version_of("numba"),
         sys.version,
         platform.machine(),
         *(os.environ.get(f"NUMBA_{name}", "") for name in _SWITCHES),

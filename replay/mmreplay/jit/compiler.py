@@ -26,7 +26,8 @@ from numba.core.compiler import Compiler, Flags
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
-from mmreplay.jit.loading import ENTRY, MOST_RESULTS, alone
+from mmreplay.jit.linking import ENTRY
+from mmreplay.jit.loading import MOST_RESULTS, alone
 
 _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
 
@@ -230,7 +231,7 @@ def callback(function: Callable[..., Any], cache: str, signature: Any) -> Any:
 
 
 def native_code(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, bytes]:
-    """How many integers it returns, and object code with :data:`~mmreplay.jit.loading.ENTRY`."""
+    """How many integers it returns, and object code with :data:`~mmreplay.jit.linking.ENTRY`."""
     dispatcher = numba.njit(
         nogil=True,
         error_model="numpy",

@@ -1,9 +1,9 @@
 """Compiled functions that are loaded and called without numba.
 
 Of such a function the cache keeps object code, for each list of argument types that it was
-called with.  LLVM links it into this process, and ctypes calls it without the GIL.  Its one
-entry takes a row of words: what numba's own calling convention has as arguments, an array
-as (no owner, no parent, size, itemsize, data, shape, strides).
+called with.  It is put into this process (:mod:`mmreplay.jit.linking`), and ctypes calls it
+without the GIL.  Its one entry takes a row of words: what numba's own calling convention has as
+arguments, an array as (no owner, no parent, size, itemsize, data, shape, strides).
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import gc
 import hashlib
 import os
+import platform
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,14 +25,20 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmreplay.jit import Lazy
+from mmreplay.jit import Lazy, version_of
+from mmreplay.jit.linking import link
 
-#: The symbol that object code is called by: int32 failed(words, results), both int64.
-ENTRY: Final = "mmreplay_entry"
 MOST_RESULTS: Final = 8
 _DIGEST_BYTES: Final = 32
 _LOCK: Final = threading.Lock()
-_ENGINES: list[Any] = []  # they own the code
+#: Of /proc/cpuinfo, what tells one kind of processor from another.
+_CPU_KEYS: Final = frozenset(
+    (
+        *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),  # x86
+        *("Features", "CPU implementer", "CPU variant", "CPU part"),  # arm64
+        *("isa", "uarch", "CPU Family", "Model Name"),  # riscv64, loongarch64
+    )
+)
 _Entry = tuple[int, Callable[[Any, Any], int]]  # how many results, the code
 
 
@@ -104,7 +113,7 @@ class Native(Lazy):
                     found = native_code(self._function, args)
                     if folder:
                         _write(file, *found)
-        return found[0], _link(found[1])
+        return found[0], link(found[1])
 
 
 def _spread(argument: Any, words: list[int], kinds: list[Any]) -> None:
@@ -150,24 +159,17 @@ def _write(file: Path, count: int, code: bytes) -> None:
         Path(name).replace(file)
 
 
+@functools.cache
 def _machine() -> tuple[str, ...]:
-    """What code is compiled for."""
-    import llvmlite
+    """What code is compiled for: LLVM would tell, but loading it takes longer than all else."""
+    told = [version_of("llvmlite"), platform.machine(), sys.platform]
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as processors:  # noqa: PTH123
+        for line in processors:
+            key, _, value = line.partition(":")
+            if not value:
+                return tuple(told)  # the first one's end
+            if key.strip() in _CPU_KEYS:
+                told.append(value.strip())
     import llvmlite.binding as llvm
 
-    features = llvm.get_host_cpu_features().flatten()
-    return llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), features
-
-
-def _link(code: bytes) -> Callable[[Any, Any], int]:
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    _ENGINES.append(engine)
-    kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
-    return kind(engine.get_function_address(ENTRY))
+    return *told, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
