@@ -36,7 +36,7 @@ def test_only_what_the_machine_has(tmp_path: Path) -> None:
     assert "fork" not in chosen.calls  # one end of a call is of no use
     assert "mseal" not in chosen.calls
     assert {"mmap", "munmap", "clone3", "execve"} <= set(chosen.calls)
-    assert chosen.wakeups == ("sched:sched_waking",)
+    assert chosen.wakeups == ("sched:sched_waking", "syscalls:sys_enter_futex")
 
 
 def test_other_architectures_have_software_events(tmp_path: Path) -> None:
@@ -69,7 +69,14 @@ def test_the_parts_cost_what_they_add() -> None:
     assert "-d" in Recording(default).argv()
     assert "-d" not in Recording(light).argv()
     more = choose_events(ALL, wakeups=True)
-    assert set(more.events) - set(default.events) == {"sched:sched_waking"}
+    assert set(more.events) - set(default.events) == {
+        "sched:sched_waking",
+        "syscalls:sys_enter_futex",
+    }
+    assert "--filter" in Recording(more).argv()
+    without = choose_events(lambda event: event != "sched:sched_waking", wakeups=True)
+    assert without.wakeups == ("syscalls:sys_enter_futex", "syscalls:sys_exit_futex")
+    assert "--filter" not in Recording(without).argv()
     assert not any(event.startswith("mmap_lock:") for event in more.events)
 
 

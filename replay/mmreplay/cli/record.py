@@ -38,7 +38,9 @@ _EPILOG = (
 )
 @click.option("--force", is_flag=True, help="Replace a file of that name.")
 @click.option("--light", is_flag=True, help="Without durations of faults: cheaper, shows no waits.")
-@click.option("--dependencies", is_flag=True, help="Also who wakes whom (sched:sched_waking).")
+@click.option(
+    "--dependencies", is_flag=True, help="Also who wakes whom (sched_waking, else futex)."
+)
 @click.option("--stacks", is_flag=True, help="Also the call stack of each event: 2-3 us each.")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="End after SECONDS.")
 @click.option("--max-size", metavar="SIZE", help="End when the file has that size (64M, 2G).")

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare, mix
 from mmreplay.jit import borrowing_helper, native
 
@@ -82,8 +83,34 @@ from mmreplay.jit import borrowing_helper, native
     S_WAKER_CPU,
     S_WAKER_EVENTS,
     S_WAKER_BLOCKED,
+    # the open futex call, and its place among those of its bucket; see pair_futex.py
+    S_FUTEX,  # FUTEX_*
+    S_FUTEX_OP,
+    S_FUTEX_KEY,
+    S_FUTEX_KEY2,
+    S_FUTEX_VALUE,
+    S_FUTEX_VALUE2,
+    S_FUTEX_BITS,
+    S_FUTEX_NS,
+    S_FUTEX_NEXT,  # slot + 1
+    S_FUTEX_BEFORE,
+    S_FUTEX_GIVEN,  # of a waker: who has returned already
+    # who woke it, as it was then; of a waker, itself
+    S_MARK_NS,  # 0: nobody yet
+    S_MARK_TID,
+    S_MARK_ROW,
+    S_MARK_CPU,
+    S_MARK_EVENTS,
+    S_MARK_BLOCKED,
+    # its last sleep in a futex call
+    S_NAP_OFF,
+    S_NAP_ON,  # 0: it has not slept
+    S_NAP_ROW,
+    S_NAP_CPU,
+    S_NAP_EVENTS,
+    S_NAP_BLOCKED,
     S_SIZE,
-) = range(61)
+) = range(84)
 STACK: Final = 4
 # Columns of one open wait (contention span): address, begin, flags.
 WAIT_SIZE: Final = 3
@@ -96,6 +123,10 @@ START_FIRST_SEEN, START_FORK, START_THREAD, START_ATTACH, START_EXEC = range(5)
 #: S_START_KIND of a thread that is over and belongs to no table.
 START_FORGOTTEN: Final = -1
 START_KINDS: Final = ("first_seen", "fork", "thread", "attach", "exec")
+
+#: S_FUTEX: none; waits; wakes; waits, and only the end of a thread may tell who woke it.
+FUTEX_NONE, FUTEX_WAITS, FUTEX_WAKES, FUTEX_JOINS = range(4)
+FUTEX_BUCKETS: Final = 4096
 
 # Columns of a process.
 (
@@ -224,6 +255,8 @@ GAP_LOST: Final = 25
     C_WAKE_LOCK,
     C_WAKE_UNTOLD,
     C_WAKE_UNCLEAR,
+    C_FUTEX_UNKNOWN,
+    C_FUTEX_JOINS,
     C_LOSSES,
     # what the recording holds (Config)
     C_STARTS,
@@ -231,9 +264,11 @@ GAP_LOST: Final = 25
     C_PAIR,
     C_SWITCHES,
     C_SPANS,
+    C_WAKINGS,
+    C_FUTEXES,
     C_STACK,  # call chain of the event at hand
     C_SIZE,
-) = range(39)
+) = range(43)
 
 #: pid_max on 64-bit kernels (include/linux/threads.h@6.18): a larger tid is damage.
 MAX_TID: Final = 4 << 20
@@ -253,6 +288,7 @@ class Config(NamedTuple):
     exits: NDArray[np.uint8]
     switches: bool
     lock_spans: bool
+    wakings: bool = False
 
 
 #: Tables of the arena: name -> (columns, rows at first).  Compiled code takes one array and
@@ -276,6 +312,7 @@ TABLES: Final[dict[str, tuple[int, int]]] = {
     "ring_ns": (1, MAX_CPU + 1),  # last event of the CPU
     "histogram": (1, 2 * BINS),  # mmap_lock start to acquire; any gap
     "exits": (1, 64),  # whether the call's returns were recorded
+    "futexes": (2, FUTEX_BUCKETS),  # first and last thread of the bucket: slot + 1
 }
 (
     B_THREADS,
@@ -296,9 +333,10 @@ TABLES: Final[dict[str, tuple[int, int]]] = {
     B_RING_NS,
     B_HISTOGRAM,
     B_EXITS,
-) = range(C_SIZE, C_SIZE + 18)  # entries of the arena that hold where each table begins
-N_FIRST: Final = C_SIZE + 18  # from here on: rows of each table, in the same order
-_HEAD: Final = N_FIRST + 18
+    B_FUTEXES,
+) = range(C_SIZE, C_SIZE + 19)  # entries of the arena that hold where each table begins
+N_FIRST: Final = C_SIZE + 19  # from here on: rows of each table, in the same order
+_HEAD: Final = N_FIRST + 19
 #: Rows behind the ring of operations that take the ends of rows that have left it.
 PATCH_ROWS: Final = 4096
 
@@ -325,6 +363,8 @@ class State:
         self.arena[C_PAIR] = config.pair
         self.arena[C_SWITCHES] = config.switches
         self.arena[C_SPANS] = config.lock_spans
+        self.arena[C_WAKINGS] = config.wakings
+        self.arena[C_FUTEXES] = config.enters[sc.C_FUTEX] and config.exits[sc.C_FUTEX]
         self.table("exits")[: len(config.exits), 0] = config.exits
 
     @property
@@ -386,6 +426,7 @@ class State:
             S_FIRST_NS,
             S_ROW,
             S_WAKE_NS,
+            S_FUTEX,
         ):
             threads[:, column] = 0
         for column in (S_PRE_CPU, S_PRE_BLOCKED, S_PRE_PREEMPTED, S_PRE_EVENTS, S_PRE_KNOWN):
@@ -396,6 +437,7 @@ class State:
         for name in ("gap_ns", "ring_ns"):
             self.table(name)[:] = -1
         self.table("histogram")[:] = 0
+        self.table("futexes")[:] = 0
         count = self.count
         for counter in (C_OPS, C_PATCHES, C_SEQ, C_THREAD_ROWS, C_SCHEDULE, C_LOCKS, C_GAPS):
             count[counter] = 0

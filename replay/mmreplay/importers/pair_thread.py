@@ -276,6 +276,13 @@ def come_back(a: Any, ops: Any, t: Any, now: Any) -> None:
     a[out + ps.E_ON] = -1 if run == ps.OFF_UNKNOWN else now
     a[out + ps.E_CPU] = a[t + S_OFF_CPU]
     a[out + ps.E_REASON] = 1 if run == ps.PREEMPTED else 0
+    if a[t + ps.S_FUTEX] == ps.FUTEX_WAITS and run == ps.BLOCKED and now >= 0:
+        a[t + ps.S_NAP_OFF] = a[t + S_OFF_NS]
+        a[t + ps.S_NAP_ON] = now
+        a[t + ps.S_NAP_ROW] = a[t + ps.S_ROW]
+        a[t + ps.S_NAP_CPU] = a[t + S_PRE_CPU]
+        a[t + ps.S_NAP_EVENTS] = a[t + S_PRE_EVENTS]
+        a[t + ps.S_NAP_BLOCKED] = max(0, a[t + S_PRE_BLOCKED] - (now - a[t + S_OFF_NS]))
     if a[t + ps.S_WAKE_NS] > 0 and run == ps.BLOCKED and now >= 0:
         put_wakeup(a, t, now)
 

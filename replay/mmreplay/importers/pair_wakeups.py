@@ -28,6 +28,8 @@ def counters(count: NDArray[np.int64]) -> dict[str, int]:
         "wakeups_of_kernel_locks": int(count[ps.C_WAKE_LOCK]),
         "wakeups_without_fault_ends": int(count[ps.C_WAKE_UNTOLD]),
         "wakeups_of_unknown_context": int(count[ps.C_WAKE_UNCLEAR]),
+        "wakeups_by_ended_threads": int(count[ps.C_FUTEX_JOINS]),
+        "futex_waits_without_waker": int(count[ps.C_FUTEX_UNKNOWN]),
     }
 
 

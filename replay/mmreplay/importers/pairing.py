@@ -14,6 +14,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare
+from mmreplay.importers.pair_futex import futex_enter, futex_exit, futex_leave, joined
 from mmreplay.importers.pair_process import (
     end_of_thread,
     finish_clone,
@@ -279,6 +280,7 @@ def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any) -> None:
         close_call(a, ops, t, now, _END_UNSEEN, _NO_CPU)
     account(a, t, now)
     a[t + ps.S_WAKE_NS] = 0
+    futex_leave(a, ps.tid_find(a, a[t + ps.S_TID]))
     come_back(a, ops, t, now)
     a[t + ps.S_AFTER_GAP] = 1
     a[t + ps.S_PRE_KNOWN] = 0
@@ -303,6 +305,30 @@ def _loss(a: Any, now: Any, cpu: Any, lost: Any, role: Any) -> None:
 
 
 @borrowing_helper
+def _returns(a: Any, ops: Any, t: Any, now: Any) -> None:
+    """The thread is seen on a CPU again; whom it joined may tell why."""
+    joins = a[t + ps.S_FUTEX] == ps.FUTEX_JOINS and a[t + ps.S_RUN] == ps.BLOCKED
+    joins = joins and a[t + ps.S_WAKE_NS] <= 0
+    come_back(a, ops, t, now)
+    if joins:
+        joined(a, t, now)
+
+
+@borrowing_helper
+def _on_futex(a: Any, ops: Any, slot: Any, role: Any, arg: Any, i: Any, now: Any) -> None:
+    """A futex call begins or returns: no operation, but it tells whom a wait was for."""
+    t = ps.threads_at(a, slot)
+    if a[t + ps.S_CALL]:
+        close_call(a, ops, t, now, _END_UNSEEN, _NO_CPU)
+    if a[ps.C_PAIR]:
+        if role == ev.ENTER:
+            futex_enter(a, slot, arg, i, now)
+        else:
+            futex_exit(a, slot, np.int64(arg[i, 0]), now)
+    inner_event(a, t)
+
+
+@borrowing_helper
 def _departs(a: Any, t: Any, now: Any, state: np.uint64, cpu: Any) -> None:
     """sched_switch of the thread that leaves its CPU."""
     account(a, t, now)
@@ -320,7 +346,7 @@ def _arrives(a: Any, ops: Any, now: Any, following: Any, cpu: Any) -> None:
         if slot >= 0 and a[ps.threads_at(a, slot) + ps.S_STATE] == ps.ALIVE:
             other = ps.threads_at(a, slot)
             account(a, other, now)
-            come_back(a, ops, other, now)
+            _returns(a, ops, other, now)
             a[other + ps.S_LAST_CPU] = cpu
 
 
@@ -405,10 +431,11 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                 come_back(a, ops, t, now)
                 leave_cpu(a, t, now, cpu, ps.PREEMPTED if batch.arg[i, 1] else ps.BLOCKED)
             else:
-                come_back(a, ops, t, now)
+                _returns(a, ops, t, now)
                 inner_event(a, t)
         elif role == ev.THREAD_END:
             account(a, t, now)
+            futex_leave(a, slot)
             end_of_thread(a, ops, slot, now, cpu, quality)
         elif role == ev.SCHED_SWITCH:
             _departs(a, t, now, batch.arg[i, 0], cpu)
@@ -417,7 +444,7 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                 if not a[ps.C_SWITCHES]:
                     a[t + ps.S_RUN] = ps.OFF_UNKNOWN  # came back unseen: no telling when
                 account(a, t, now)
-                come_back(a, ops, t, now)
+                _returns(a, ops, t, now)
             else:
                 account(a, t, now)
             if not a[t + ps.S_STARTED] and role < ev.SWITCH:
@@ -448,7 +475,11 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                 if a[t + ps.S_FAULT]:
                     a[ps.C_FAILED] += 1
                     close_fault(a, ops, t, now, _END_UNSEEN, _FAILED, cpu)
-                if role == ev.ENTER:
+                if batch.call[i] == sc.C_FUTEX:
+                    _on_futex(a, ops, slot, role, batch.arg, i, now)
+                elif role == ev.ENTER:
+                    if a[t + ps.S_FUTEX]:
+                        futex_leave(a, slot)
                     a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_EXECUTING] = 0
                     _on_enter(
                         a,

@@ -14,7 +14,7 @@ from mmreplay.importers import perf_data as source
 from mmreplay.importers import perf_decode as pd
 from mmreplay.importers import perf_walk as pw
 from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
-from mmreplay.importers.syscalls import CALLS
+from mmreplay.importers.syscalls import C_FUTEX, CALL_KIND, CALLS
 from mmreplay.trace.header import (
     Capabilities,
     Clock,
@@ -108,15 +108,16 @@ def _events(rec: source.Recording) -> list[Event]:
 
 
 def _capabilities(rec: source.Recording, config: ps.Config) -> Capabilities:
-    names = {event.name for event in rec.events}
     duration: Any = "none"
     if config.pair and config.fault_starts:
         duration = "measured" if config.fault_ends else "upper"
-    calls = config.enters | config.exits
+    calls = (config.enters | config.exits) & (CALL_KIND > 0)
     return Capabilities(
         fault_duration=duration,
         syscall_durations=bool(
-            config.pair and calls.any() and (config.enters & config.exits).sum() == calls.sum()
+            config.pair
+            and calls.any()
+            and (config.enters & config.exits & calls).sum() == calls.sum()
         ),
         think="oncpu" if config.switches else "wall",
         switches=config.switches,
@@ -125,7 +126,7 @@ def _capabilities(rec: source.Recording, config: ps.Config) -> Capabilities:
         or (rec.has(ev.FAULT_MINOR) and not config.fault_starts),
         compat_visible=rec.has(ev.RAW_ENTER),
         lock_spans=rec.has(ev.CONTENTION_BEGIN) and rec.has(ev.CONTENTION_END),
-        wakeups=not names.isdisjoint(("sched:sched_waking", "sched:sched_wakeup")),
+        wakeups=config.wakings or bool(config.enters[C_FUTEX] and config.exits[C_FUTEX]),
         sampling=not config.pair,
         snapshot=False,
     )
@@ -180,7 +181,7 @@ def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[
     one_sided = [
         call.name
         for index, call in enumerate(CALLS)
-        if config.enters[index] and not config.exits[index]
+        if call.kind and config.enters[index] and not config.exits[index]
     ]
     if one_sided:
         found.append(

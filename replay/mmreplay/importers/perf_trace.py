@@ -21,7 +21,7 @@ from mmreplay.importers.assemble import Assembler
 from mmreplay.importers.drive import finish_all, pair_all
 from mmreplay.importers.options import Options
 from mmreplay.importers.selection import Selection
-from mmreplay.importers.syscalls import CALLS
+from mmreplay.importers.syscalls import C_FUTEX, CALLS
 from mmreplay.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def config_of(rec: source.Recording) -> ps.Config:
         exits,
         any(plan.switch_records for plan in rec.plans) or rec.has(ev.SCHED_SWITCH),
         rec.has(ev.CONTENTION_BEGIN),
+        rec.has(ev.WAKING),
     )
 
 
@@ -72,7 +73,10 @@ def import_perf_data(
     """
     recording = source.open_recording(paths, options.formats)
     try:
-        if all(event.role in (ev.OTHER, ev.WAKING) for event in recording.events):
+        if all(
+            event.role in (ev.OTHER, ev.WAKING) or event.call == C_FUTEX
+            for event in recording.events
+        ):
             raise UserError(
                 "the recording holds no page faults, memory-map system calls or lock events",
                 where=recording.where,

@@ -35,6 +35,11 @@ _BRACKETS: Final = re.compile(rb"^\[pid +(\d+)\] ", re.MULTILINE)
 _UNNAMED: Final = re.compile(rb"^\d{9,11}\.\d", re.MULTILINE)
 _NANOSECONDS: Final = re.compile(_WHO + rb"\d+\.\d{9} ", re.MULTILINE)
 
+#: include/uapi/linux/futex.h@6.18, by number.
+_FUTEX: Final = (
+    *("WAIT", "WAKE", "FD", "REQUEUE", "CMP_REQUEUE", "WAKE_OP", "LOCK_PI", "UNLOCK_PI"),
+    *("TRYLOCK_PI", "WAIT_BITSET", "WAKE_BITSET", "WAIT_REQUEUE_PI", "CMP_REQUEUE_PI", "LOCK_PI2"),
+)
 #: include/uapi/asm-generic/{mman-common,mman,errno}.h, include/uapi/linux/{mman,sched,mempolicy,
 #: shm}.h@6.18: what x86, arm64, riscv and most others share.
 _CONSTANTS: Final = {
@@ -144,6 +149,11 @@ _CONSTANTS: Final = {
     "ERESTARTNOINTR": 513,
     "ERESTARTNOHAND": 514,
     "ERESTART_RESTARTBLOCK": 516,
+    "FUTEX_PRIVATE_FLAG": 128,
+    "FUTEX_CLOCK_REALTIME": 256,
+    "FUTEX_BITSET_MATCH_ANY": 0xFFFF_FFFF,
+    **{f"FUTEX_{name}": number for number, name in enumerate(_FUTEX)},
+    **{f"FUTEX_{name}_PRIVATE": number | 128 for number, name in enumerate(_FUTEX)},
     **{name: number for number, name in errno.errorcode.items()},
 }
 #: Both make threads and processes; their flags are printed alike.
@@ -230,6 +240,7 @@ class _Scanner:
             exits=True,
             switches=False,
             contention=False,
+            wakings=False,
             samples=self.samples,
             ordered=False,
             clock="realtime",

@@ -155,6 +155,16 @@ def _arguments(
 
 
 @borrowing_helper
+def _place_bits(raw: Any) -> None:
+    """strace leaves out the arguments that an operation of futex does not use."""
+    command = raw[1] & np.uint64(0x7F)
+    if command == np.uint64(9):  # FUTEX_WAIT_BITSET: address, operation, value, timeout, bits
+        raw[5] = raw[4]
+    elif command == np.uint64(10):  # FUTEX_WAKE_BITSET: address, operation, value, bits
+        raw[5] = raw[3]
+
+
+@borrowing_helper
 def _program(b: Any, at: Any, end: Any, task: Any, place: Any) -> None:
     """The name that an exec of ``"/path/NAME"`` gives."""
     if at < end and b[at] != _QUOTE:  # execveat: behind the descriptor
@@ -314,6 +324,8 @@ def scan(
             if roles[event] != ev.ENTER:
                 continue
             k = _arguments(b, after + 1, stop, call, raw, word_keys, word_values, word_numbers)
+            if call == sc.C_FUTEX:
+                _place_bits(raw)
             put_arguments(out, o, call, raw, slot_of)
             out[o + tr.C_ROLE], out[o + tr.C_CALL] = ev.ENTER, call
             if tr.is_clone(call):

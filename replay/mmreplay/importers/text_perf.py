@@ -60,6 +60,7 @@ class _Holds(NamedTuple):
     switches: bool
     contention: bool
     task_events: bool
+    wakings: bool
 
 
 def _holds(kinds: Set[int]) -> _Holds:
@@ -72,6 +73,7 @@ def _holds(kinds: Set[int]) -> _Holds:
         switches=bool(kinds & {R_SWITCH, ev.SCHED_SWITCH}),
         contention=bool(kinds & {ev.CONTENTION_BEGIN, ev.CONTENTION_END}),
         task_events=bool(kinds & {R_FORK, R_COMM}),
+        wakings=ev.WAKING in kinds,
     )
 
 
@@ -140,6 +142,7 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
         exits=holds.exits,
         switches=holds.switches,
         contention=holds.contention,
+        wakings=holds.wakings,
         samples=names.samples,
         names=names.files,
         kernel_faults=ev.FAULT_KERNEL in kinds or software or (has_ends and not starts),

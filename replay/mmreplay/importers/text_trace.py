@@ -34,6 +34,8 @@ from mmreplay.trace.store import Trace, TraceWriter
 
 #: Above this share of lost events the trace says so.
 _WARN_LOST: Final = 0.001
+#: How a text names the call that tells who waits for whom: perf and ftrace, strace.
+_FUTEX: Final = frozenset(("syscalls:sys_enter_futex", "futex"))
 #: Above this share of times that go back the text is not in order of time at all.
 _MOST_LATE: Final = 0.10
 
@@ -50,6 +52,8 @@ class Dialect:
     exits: bool
     switches: bool
     contention: bool
+    #: Whether the scheduler's wake-ups are in it.
+    wakings: bool
     #: Of the events, by name, when all is read.
     samples: Any
     names: list[tuple[str, str]] = field(default_factory=list)
@@ -90,6 +94,7 @@ def import_text(
         calls * np.uint8(dialect.exits),
         dialect.switches,
         dialect.contention,
+        dialect.wakings,
     )
     selection = Selection(options, None, str(file.path))
     with TraceWriter(out, options.force) as writer:
@@ -196,7 +201,8 @@ def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: As
         kernel_faults=dialect.kernel_faults,
         compat_visible=dialect.compat_visible,
         lock_spans=dialect.contention,
-        wakeups=any(name.endswith((":sched_waking", ":sched_wakeup")) for name in samples),
+        wakeups=dialect.wakings
+        or (both and (dialect.compat_visible or not _FUTEX.isdisjoint(samples))),
     )
     header.counters = _counters(file, state, tables)
     header.warnings = [*dialect.warnings, *_warnings(file, dialect, header)]

@@ -104,6 +104,7 @@ class _Scanner:
             exits=bool(has & {ev.EXIT, ev.RAW_EXIT}),
             switches=ev.SCHED_SWITCH in has,
             contention=bool(has & {ev.CONTENTION_BEGIN, ev.CONTENTION_END}),
+            wakings=ev.WAKING in has,
             samples=self.samples,
             kernel_faults=ev.FAULT_KERNEL in has,
             compat_visible=ev.RAW_ENTER in has,

@@ -256,7 +256,8 @@ def _with_strace(
             )
     say(f"recording with strace ({reason})")
     say(STRACE_LACKS)
-    argv = strace_argv(replace(wanted, duration_s=None).target(), str(file))
+    target = replace(wanted, duration_s=None).target()
+    argv = strace_argv(target, str(file), dependencies=wanted.dependencies)
     ended = supervise(argv, duration_s=wanted.duration_s, data_on_stdout=data_on_stdout)
     if not file.exists() or file.stat().st_size == 0:
         raise UserError("strace wrote nothing", where=str(file), fix="see what strace says above")

@@ -85,7 +85,7 @@ def estimate(pids: tuple[int, ...], events: EventSet, cost: EventCost) -> Estima
         file = Path(folder) / "counts.csv"
         words = ["perf", "stat", "-x,", "-o", str(file), "-p", ",".join(map(str, pids))]
         for event in ("task-clock", "context-switches", *events.events):
-            words += ["-e", event]
+            words += events.option(event)
         done = subprocess.run(
             [*words, "--", "sleep", str(SAMPLE_S)], capture_output=True, text=True, errors="replace"
         )

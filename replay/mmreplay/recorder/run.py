@@ -31,11 +31,12 @@ class Ended:
     stopped_by: str  # itself, signal or duration
 
 
-def strace_argv(target: tuple[str, ...], output: str) -> list[str]:
-    """strace of ``-p PID`` or ``-- COMMAND`` with all threads, wall clock and durations, in ns."""
+def strace_argv(target: tuple[str, ...], output: str, *, dependencies: bool = False) -> list[str]:
+    """strace of ``-p PID`` or ``-- COMMAND`` with all threads, wall clock and durations, in ns;
+    with ``dependencies`` also the calls that tell who waits for whom."""
     words = ["strace", "-f", "-o", output, "-I2", "-e", "signal=none"]
     words += ["--absolute-timestamps=format:unix,precision:ns", "--syscall-times=ns"]
-    calls = ",".join(SYSCALLS).split(",")
+    calls = ",".join(SYSCALLS).split(",") + ["futex"] * dependencies
     # "?" passes over calls that this strace does not know.
     words += ["-e", "trace=" + ",".join(f"?{call}" for call in calls)]
     if target[0] == "--":  # the other calls then cost nothing

@@ -45,6 +45,12 @@ _PORTABLE_FAULT: Final = "faults"
 _FAULT_ENDS: Final = ("minor-faults", "major-faults")
 _CONTENTION: Final = ("lock:contention_begin", "lock:contention_end")
 _WAKEUPS: Final = "sched:sched_waking"
+#: The same by the calls of who waits and who wakes, where the scheduler's event is missing.
+_FUTEX: Final = ("syscalls:sys_enter_futex", "syscalls:sys_exit_futex")
+#: Event -> what perf is to pass on of it.  Beside sched_waking, of futex only waits for futexes
+#: that are not private: who joins a thread waits so, and from 6.16 on perf loses that thread's
+#: last wake-up.
+_FILTERS: Final = {_FUTEX[0]: "!(op & 128)"}
 _COMPAT: Final = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit")
 #: Pages of each CPU's ring: 16 MiB; four pages lost 17 % of the events.
 RING_PAGES: Final = 4096
@@ -65,7 +71,7 @@ ADDED_BY: Final[dict[str, str]] = {
     "kernel_faults": _each(_FAULTS[1]),
     "compat_visible": _each(*_COMPAT),
     "lock_spans": _each(*_CONTENTION),
-    "wakeups": _each(_WAKEUPS),
+    "wakeups": _each(_WAKEUPS, _FUTEX[0]),
     "sampling": "-c 1 in place of -F",
 }
 
@@ -88,6 +94,12 @@ class EventSet:
         ends = (*self.fault_ends, *calls, *self.contention, *self.wakeups, *self.compat)
         return (*self.faults, *ends)
 
+    def option(self, event: str) -> tuple[str, ...]:
+        """The options that record one of the events."""
+        if _WAKEUPS in self.wakeups and event in _FILTERS:
+            return ("-e", event, "--filter", _FILTERS[event])
+        return ("-e", event)
+
     @property
     def addresses(self) -> bool:
         """Whether perf must add addresses (``-d``): software events carry them only so."""
@@ -106,7 +118,7 @@ def choose_events(
     light:
         Without the ends of faults, 0.65 us a fault cheaper: counts and order, no waits.
     wakeups:
-        With who woke whom.
+        With who woke whom: by ``sched_waking``, else by ``futex`` calls.
     compat:
         With the system calls of 32-bit tasks.
     """
@@ -118,12 +130,13 @@ def choose_events(
         if has(f"syscalls:sys_enter_{call}") and has(f"syscalls:sys_exit_{call}")
     )
     contention = _CONTENTION if all(map(has, _CONTENTION)) else ()
+    waking = tuple(filter(has, (_WAKEUPS, _FUTEX[0]) if has(_WAKEUPS) else _FUTEX))
     return EventSet(
         starts,
         () if light else _FAULT_ENDS,
         calls,
         contention,
-        (_WAKEUPS,) if wakeups and has(_WAKEUPS) else (),
+        waking if wakeups else (),
         _COMPAT if compat and all(map(has, _COMPAT)) else (),
     )
 
@@ -176,7 +189,7 @@ class Recording:
                 listed = f"{{{','.join(calls)}}}" if len(calls) > 1 else calls[0]
                 words.append(f"-esyscalls:sys_{{enter,exit}}_{listed}")
         others = (*self.events.contention, *self.events.wakeups, *self.events.compat)
-        words += [f"-e {event}" for event in others]
+        words += [shlex.join(self.events.option(event)) for event in others]
         return [*words, shlex.join(self.target)]
 
     def argv(self) -> list[str]:
@@ -185,7 +198,7 @@ class Recording:
         for option in self._options():
             words += option
         for event in self.events.events:
-            words += ("-e", event)
+            words += self.events.option(event)
         return [*words, *self.target]
 
     def _options(self) -> list[tuple[str, ...]]:

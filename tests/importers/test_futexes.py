@@ -1,0 +1,333 @@
+"""Futex calls tell whom a wait was for: rules by hand, in strace's text, and of a real program."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import perfwriter as pw
+import pytest
+from test_against_perf_script import FAULTS, LOCKS, record, syscalls
+from test_wakeups import FIELDS, call, program  # noqa: F401
+
+from mmreplay.importers.registry import import_trace
+from mmreplay.trace.store import Trace
+from mmreplay.trace.summary import summarise
+
+WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET = 0, 1, 3, 4, 5, 9, 10
+LOCK_PI, UNLOCK_PI, PRIVATE, ALL = 6, 7, 128, 2**32 - 1
+MAIN, A, B, C, D = 100, 101, 102, 103, 104
+HERE, THERE = 0x7F0000001000, 0x7F0000002000
+ETIMEDOUT, EAGAIN = -110, -11
+FUTEX_IN, FUTEX_OUT, WAKING = 17, 18, 19  # index of the event in `recorder`
+
+
+class Futexes(pw.Writer):
+    """A recording with futex calls; each thread has one operation, at 10 us + its number."""
+
+    def enter(self, time: int, tid: int, op: int, value: int = 1, *more: int, **other: Any) -> None:
+        address = other.pop("address", HERE)
+        words = (address, op, value, *more, *(0,) * 3)[:6]
+        self.call(FUTEX_IN, time, tid, *words, **other)
+
+    def leave(self, time: int, tid: int, result: int = 0, **other: Any) -> None:
+        self.call(FUTEX_OUT, time, tid, result, **other)
+
+    def waits(
+        self, begin: int, end: int, tid: int, result: int = 0, op: int = WAIT, *more: int
+    ) -> None:
+        """A wait: it enters at ``begin``, sleeps 1 us later, and returns at ``end``."""
+        self.enter(begin, tid, op, *more)
+        self.switch(begin + 1000, 100, tid, out=True)
+        self.switch(end - 1000, 100, tid, out=False)
+        self.leave(end, tid, result)
+
+    def wakes(self, begin: int, tid: int, woke: int, op: int = WAKE, *more: int) -> None:
+        self.enter(begin, tid, op, *more)
+        self.leave(begin + 2000, tid, woke)
+
+
+def recorder(*, wakings: bool = False, returns: bool = True) -> Futexes:
+    plain = pw.default()
+    w = Futexes(events=plain.events)
+    w.formats[71] = pw.enter("futex", 71, "uaddr", "op", "val", "utime", "uaddr2", "val3")
+    w.formats[72] = pw.leave("futex", 72) if returns else pw.leave("fsync", 72)
+    w.formats[70] = ("sched", pw.format_text("sched_waking", 70, FIELDS))
+    for config in (71, 72, 70 if wakings else 3):
+        w.events.append(pw.Event(config, ids=(4711 + config,)))
+    for k, tid in enumerate((MAIN, A, B, C, D)):
+        call(w, 10_000 + 10 * k, tid)
+    return w
+
+
+def edges(w: Futexes, tmp_path: Path) -> tuple[list[tuple[int, int]], Trace]:
+    """(who waited, for whom) in order of time, of a recording that ends with an operation each."""
+    w.records.sort(key=_time)  # of the two or three threads that a test tells one after the other
+    trace = import_trace(w.save(tmp_path / "perf.data"), tmp_path / "t.mmt", force=True)
+    trace.validate()
+    rows = trace.wakeups.sort("on_ns").select("tid", "waker").collect().rows()
+    return rows, trace
+
+
+def _time(one: bytes) -> int:
+    """A record's time: samples have it behind (id, ip, tid), the others in their trailer."""
+    kind = int.from_bytes(one[:4], "little")
+    if kind == 9:
+        return int.from_bytes(one[32:40], "little")
+    return int.from_bytes(one[-24:-16], "little")
+
+
+def test_a_wake_of_n_wakes_the_n_longest_waiting(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 60_000, A)
+    w.waits(21_000, 70_000, B, 0, WAIT | PRIVATE)  # private or not, the same address
+    w.waits(22_000, 90_000, C)
+    w.wakes(50_000, MAIN, 2)
+    w.wakes(80_000, D, 1)
+    rows, trace = edges(w, tmp_path)
+    assert rows == [(A, MAIN), (B, MAIN), (C, D)]
+    first = trace.wakeups.collect().row(0, named=True)
+    assert (first["off_ns"], first["wake_ns"], first["on_ns"]) == (11_000, 40_000, 49_000)
+    assert (first["after"], first["waker_after"]) == (1, 0)
+    # 10 us from A's call to the futex call, and one more in it, less what that event cost
+    assert first["cpu_ns"] == 20_000 + 1000 - 10_010 - 1000 - 900
+    found = summarise(trace).dependencies
+    assert (found.waits, found.think_ns) == (3, 0)
+
+
+def test_who_is_back_before_the_waking_call_returns(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 55_000, A)
+    w.waits(21_000, 70_000, B)
+    w.enter(50_000, MAIN, WAKE)
+    w.leave(58_000, MAIN, 1)  # it woke A, and nobody else
+    w.wakes(60_000, C, 1)
+    assert edges(w, tmp_path)[0] == [(A, MAIN), (B, C)]
+
+
+def test_who_timed_out_was_woken_by_nobody(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 40_000, A, ETIMEDOUT)
+    w.enter(45_000, A, WAIT)  # the value has changed meanwhile
+    w.leave(52_000, A, EAGAIN)
+    w.waits(46_000, 70_000, B)
+    w.wakes(48_000, MAIN, 1)  # A is longer there, but only B was woken
+    rows, trace = edges(w, tmp_path)
+    assert rows == [(B, MAIN)]
+    assert summarise(trace).dependencies.think_ns == 18_000
+
+
+def test_another_than_the_longest_waiting_was_woken(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 90_000, A)
+    w.waits(21_000, 60_000, B)  # the kernel wakes by priority first
+    w.wakes(50_000, MAIN, 1)
+    w.wakes(80_000, C, 1)
+    assert edges(w, tmp_path)[0] == [(B, MAIN), (A, C)]
+
+
+def test_bits_choose_who_is_woken(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 90_000, A, 0, WAIT_BITSET, 0, 0, 0, 1)
+    w.waits(21_000, 60_000, B, 0, WAIT_BITSET, 0, 0, 0, 2)
+    w.wakes(50_000, MAIN, 1, WAKE_BITSET, 1, 0, 0, 2)
+    w.wakes(80_000, C, 1, WAKE_BITSET, 1, 0, 0, ALL)
+    assert edges(w, tmp_path)[0] == [(B, MAIN), (A, C)]
+
+
+@pytest.mark.parametrize("op", [REQUEUE, CMP_REQUEUE])
+def test_who_was_moved_to_another_address_is_woken_there(tmp_path: Path, op: int) -> None:
+    w = recorder()
+    w.waits(20_000, 60_000, A)
+    w.waits(21_000, 90_000, B)
+    w.waits(22_000, 95_000, C)
+    w.wakes(50_000, MAIN, 3, op, 1, 2**31 - 1, THERE)  # A woken, B and C moved
+    w.enter(80_000, D, WAKE, 1, address=HERE)
+    w.leave(81_000, D, 0)  # nobody is left here
+    w.enter(82_000, D, WAKE, 2, address=THERE)
+    w.leave(83_000, D, 2)
+    assert edges(w, tmp_path)[0] == [(A, MAIN), (B, D), (C, D)]
+
+
+def test_one_call_wakes_at_two_addresses(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 60_000, A)
+    w.enter(21_000, B, WAIT, address=THERE)
+    w.switch(22_000, 100, B, out=True)
+    w.switch(62_000, 100, B, out=False)
+    w.leave(63_000, B)
+    w.wakes(50_000, MAIN, 2, WAKE_OP, 1, 1, THERE)
+    assert edges(w, tmp_path)[0] == [(A, MAIN), (B, MAIN)]
+
+
+def test_locks_with_priority_inheritance(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 60_000, A, 0, LOCK_PI | PRIVATE)
+    w.wakes(50_000, MAIN, 0, UNLOCK_PI | PRIVATE)
+    assert edges(w, tmp_path)[0] == [(A, MAIN)]
+
+
+def test_another_process_is_another_address(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 60_000, A)
+    w.enter(50_000, 200, WAKE, 1, pid=200)
+    w.leave(51_000, 200, 1, pid=200)
+    rows, trace = edges(w, tmp_path)
+    assert rows == []
+    assert trace.header.counters["futex_waits_without_waker"] == 1
+
+
+@pytest.mark.parametrize("told_late", [False, True])
+@pytest.mark.parametrize("wakings", [False, True])
+def test_who_joins_a_thread_waits_for_its_end(
+    tmp_path: Path, wakings: bool, told_late: bool
+) -> None:
+    w = recorder(wakings=wakings, returns=not wakings)
+    w.enter(20_000, MAIN, WAIT_BITSET | 256, A, 0, 0, ALL)
+    w.switch(21_000, 100, MAIN, out=True)
+    w.exit(60_000 if told_late else 40_000, 100, A)
+    w.switch(50_000, 100, MAIN, out=False)
+    if not wakings:
+        w.leave(51_000, MAIN)
+    call(w, 70_000, MAIN)
+    rows, trace = edges(w, tmp_path)
+    if wakings and told_late:  # then the scheduler's event would have told it
+        assert rows == []
+        return
+    assert rows == [(MAIN, A)]
+    assert trace.header.counters["wakeups_by_ended_threads"] == 1
+    (row,) = trace.wakeups.collect().to_dicts()
+    assert row["wake_ns"] == (40_000 if told_late else 30_000)
+
+
+def test_a_private_wait_for_a_number_is_no_join(tmp_path: Path) -> None:
+    w = recorder()
+    w.waits(20_000, 50_000, MAIN, 0, WAIT | PRIVATE, A)
+    w.exit(40_000, 100, A)
+    assert edges(w, tmp_path)[0] == []
+
+
+def test_the_scheduler_knows_better(tmp_path: Path) -> None:
+    """With sched_waking a wait has one waker, the one that the scheduler tells."""
+    w = recorder(wakings=True)
+    w.waits(20_000, 60_000, A)
+    w.enter(50_000, MAIN, WAKE)
+    w.sample(WAKING, 51_000, MAIN, bytes((0, 0, 1)) + bytes(21) + w.pack("iii", A, 120, 0))
+    w.leave(52_000, MAIN, 1)
+    rows, trace = edges(w, tmp_path)
+    assert rows == [(A, MAIN)]
+    assert trace.wakeups.collect()["wake_ns"].item() == 41_000
+
+
+def test_losses_forget_who_waits(tmp_path: Path) -> None:
+    w = recorder()
+    w.enter(20_000, A, WAIT)
+    w.switch(21_000, 100, A, out=True)
+    w.lost(30_000, 5)
+    w.wakes(50_000, MAIN, 1)
+    w.switch(59_000, 100, A, out=False)
+    w.leave(60_000, A)
+    assert edges(w, tmp_path)[0] == []
+
+
+STRACE = """\
+100 1700000000.000000 munmap(0x7f0000000000, 4096) = 0 <0.000020>
+101 1700000000.000100 munmap(0x7f0000001000, 4096) = 0 <0.000020>
+102 1700000000.000200 munmap(0x7f0000002000, 4096) = 0 <0.000020>
+101 1700000000.001000 futex(0x55d0, FUTEX_WAIT_BITSET_PRIVATE|FUTEX_CLOCK_REALTIME, 0, NULL, \
+FUTEX_BITSET_MATCH_ANY <unfinished ...>
+102 1700000000.002000 futex(0x55d0, FUTEX_WAIT_PRIVATE, 0, {tv_sec=0, tv_nsec=500} <unfinished ...>
+102 1700000000.003000 <... futex resumed>) = -1 ETIMEDOUT (Connection timed out) <0.001000>
+100 1700000000.004000 futex(0x55d0, FUTEX_WAKE_PRIVATE, 1) = 1 <0.000040>
+101 1700000000.004100 <... futex resumed>) = 0 <0.003100>
+101 1700000000.005100 munmap(0x7f0000003000, 4096) = 0 <0.000020>
+100 1700000000.006000 futex(0x55e0, FUTEX_WAIT, 102, NULL <unfinished ...>
+102 1700000000.007000 +++ exited with 0 +++
+100 1700000000.007100 <... futex resumed>) = 0 <0.001100>
+100 1700000000.008000 munmap(0x7f0000004000, 4096) = 0 <0.000020>
+"""
+
+
+def test_strace(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    clones = "".join(
+        f"100 1699999999.{k}00000 clone(child_stack=0x7f, flags=CLONE_VM|CLONE_THREAD) = {tid} "
+        "<0.000100>\n"
+        for k, tid in ((1, 101), (2, 102))
+    )
+    file.write_text(clones + STRACE)
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.wakeups.select("tid", "waker").collect().rows() == [(101, 100), (100, 102)]
+    waits = trace.wakeups.collect()
+    assert (waits["on_ns"] - waits["off_ns"]).to_list() == [3_100_000, 1_100_000]
+    # What was waited for another thread is no think time before the next call.
+    thinks = trace.operations.collect()["think_raw_ns"].to_list()
+    assert {4_980_000 - 3_100_000, 7_980_000 - 1_100_000} <= set(thinks)
+    assert trace.header.capabilities.wakeups
+
+
+def test_raw_syscalls_tell_it_too(tmp_path: Path) -> None:
+    w = recorder(returns=False)
+    w.formats.update(pw.raw_formats())
+    w.events += [pw.Event(60, ids=(1,)), pw.Event(61, ids=(2,))]
+    enter, leave = len(w.events) - 2, len(w.events) - 1
+    w.features[6] = w.pack("I", 8) + b"x86_64\0\0"  # HEADER_ARCH
+    w.raw_call(enter, 20_000, A, 202, HERE, WAIT | PRIVATE, 0)
+    w.switch(21_000, 100, A, out=True)
+    w.raw_call(enter, 50_000, MAIN, 202, HERE, WAKE | PRIVATE, 1)
+    w.raw_call(leave, 51_000, MAIN, 202, 1)
+    w.switch(55_000, 100, A, out=False)
+    w.raw_call(leave, 56_000, A, 202, 0)
+    del w.formats[71], w.formats[72]
+    assert edges(w, tmp_path)[0] == [(A, MAIN)]
+
+
+@pytest.mark.perf
+def test_both_sources_tell_the_same_of_a_pipeline_and_a_barrier(
+    program: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """One recording with both; what one of them tells, without the other."""
+    futex = [f"syscalls:sys_{side}_futex" for side in ("enter", "exit")]
+    events = [*FAULTS, "minor-faults", "major-faults", *syscalls(), *futex, *LOCKS]
+    path = record(
+        tmp_path,
+        ["-d", "--switch-events"],
+        [*events, "sched:sched_waking"],
+        [str(program), "100", "32", "30"],
+    )
+    content = path.read_bytes()
+    found = {}
+    for name, hidden in (("waking", b"sys_exit_futex"), ("futex", b"sched_waking")):
+        part = tmp_path / f"{name}.data"
+        part.write_bytes(content.replace(hidden, hidden[:-1] + b"X"))
+        trace = import_trace(part, tmp_path / f"{name}.mmt")
+        trace.validate()
+        rows = trace.wakeups.select("tid", "on_ns", "waker").collect().rows()
+        found[name] = {(tid, on_ns): waker for tid, on_ns, waker in rows}
+    waking, by_futex = found["waking"], found["futex"]
+    assert len(waking) > 100
+    waits = waking.keys() | by_futex.keys()
+    differ = {wait for wait in waits if waking.get(wait) != by_futex.get(wait)}
+    assert len(differ) <= len(waking) // 50, differ
+    # Both tell that main waited for the ends of threads.
+    assert {tid for tid, _ in waking} == {tid for tid, _ in by_futex}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_pipeline_by_strace(program: Path, tmp_path: Path) -> None:  # noqa: F811
+    from mmreplay.recorder.run import strace_argv
+
+    log = tmp_path / "log"
+    argv = strace_argv(("--", str(program), "50", "8", "10"), str(log), dependencies=True)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode or not log.exists():
+        pytest.skip(f"strace cannot trace here: {done.stderr[:200]}")
+    trace = import_trace(log, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.rows("wakeups") > 20
+    untold = trace.header.counters.get("futex_waits_without_waker", 0)
+    assert untold <= trace.rows("wakeups") // 20
