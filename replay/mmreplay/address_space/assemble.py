@@ -111,6 +111,10 @@ def _cut(
     ops: Any,
     words: I64,
     order: I64,
+    rank: I64,
+    marks: Any,
+    deps: I64,
+    vmas: int,
     files: int,
     base: I64,
     number: I32,
@@ -120,14 +124,23 @@ def _cut(
     narrow: I32,
     traits: NDArray[np.uint64],
     op: NDArray[np.uint8],
+    mark_first: I64,
+    mark_vma: I32,
+    mark_set: NDArray[np.uint8],
+    dep_first: I64,
+    dep_op: I64,
+    vma_mm: I32,
 ) -> None:
-    """The columns of records ``order``.
+    """The columns and lists of records ``order``, and the address space of each VMA.
 
     With many threads each record is elsewhere in memory, and its times again; they are
-    asked for some rounds before.  ``words``: the memory of ``ops``.
+    asked for some rounds before.  ``words``: the memory of ``ops``.  A fork marks VMAs of the
+    parent, everything else its own: the mm of the row either way.
     """
     n = len(order)
     size = len(words) // len(ops)
+    m = 0
+    d = 0
     for k in range(n):
         o = order[k]
         if k + _SOON < n:
@@ -151,11 +164,15 @@ def _cut(
         narrow[_PAGES, k] = ops[o].pages
         narrow[_VMAS, k] = ops[o].vmas
         narrow[_TABLES, k] = ops[o].tables
-        narrow[_MM, k] = number[base[_MM] + ops[o].mm]
+        mm = number[base[_MM] + ops[o].mm]
+        narrow[_MM, k] = mm
         child = ops[o].child_mm
         narrow[_CHILD, k] = number[base[_MM] + child] if child >= 0 else -1
         vma = ops[o].vma
-        narrow[_VMA, k] = number[base[_VMA] + vma] if vma >= 0 else -1
+        narrow[_VMA, k] = -1
+        if vma >= 0:
+            narrow[_VMA, k] = number[base[_VMA] + vma]
+            vma_mm[number[base[_VMA] + vma]] = mm
         table = ops[o].table
         narrow[_TABLE, k] = number[base[_TABLE] + table] if table >= 0 else -1
         anon = ops[o].anon_slot
@@ -165,42 +182,8 @@ def _cut(
         if file > 0:
             file = file if file < OWN_FILES else file - OWN_FILES + files
             narrow[_FILE, k] = number[base[_FILE] + file]
-
-
-@native
-def _lists(
-    ops: Any,
-    words: I64,
-    order: I64,
-    rank: I64,
-    marks: Any,
-    deps: I64,
-    vmas: int,
-    number: I32,
-    narrow: I32,
-    mark_first: I64,
-    mark_vma: I32,
-    mark_set: NDArray[np.uint8],
-    dep_first: I64,
-    dep_op: I64,
-    vma_mm: I32,
-) -> None:
-    """The lists of each operation, and the address space of each VMA.
-
-    A fork marks VMAs of the parent, everything else its own: the mm of the row either way.
-    """
-    m = 0
-    d = 0
-    size = len(words) // len(ops)
-    for k in range(len(order)):
-        o = order[k]
-        if k + _SOON < len(order):
-            prefetch(words, order[k + _SOON] * size + _LINE)
         mark_first[k] = m
         dep_first[k] = d
-        mm = narrow[_MM, k]
-        if narrow[_VMA, k] >= 0:
-            vma_mm[narrow[_VMA, k]] = mm
         for i in range(ops[o].mark_first, ops[o].mark_end):
             mark_vma[m] = number[_identity(marks[i].vma, vmas)]
             mark_set[m] = marks[i].set
@@ -209,8 +192,8 @@ def _lists(
         for i in range(ops[o].dep_first, ops[o].dep_end):
             dep_op[d] = rank[deps[i]]
             d += 1
-    mark_first[len(order)] = m
-    dep_first[len(order)] = d
+    mark_first[n] = m
+    dep_first[n] = d
 
 
 def loop_points(thread_first: I64, op: NDArray[np.uint8], ended: NDArray[np.bool_]) -> I64:
@@ -262,28 +245,15 @@ def assemble(
     traits = np.empty(n, np.uint64)
     op = np.empty(n, np.uint8)
     words = out.ops.view(np.ndarray).view(np.int64)
-    _cut(
-        out.ops,
-        words,
-        order,
-        files + 1,
-        base,
-        number,
-        times.first,
-        times.values,
-        wide,
-        narrow,
-        traits,
-        op,
-    )
     objects = [np.flatnonzero(number[base[kind] : base[kind + 1]] >= 0) for kind in range(_KINDS)]
     mark_first, dep_first = np.empty((2, n + 1), np.int64)
     mark_vma, mark_set = np.empty(n_marks, np.int32), np.empty(n_marks, np.uint8)
     dep_op = np.empty(n_deps, np.int64)
     vma_mm = np.zeros(len(objects[_VMA]), np.int32)
-    _lists(
-        out.ops, words, order, rank, out.marks, out.deps, uids, number, narrow, mark_first,
-        mark_vma, mark_set, dep_first, dep_op, vma_mm,
+    _cut(
+        out.ops, words, order, rank, out.marks, out.deps, uids, files + 1, base, number,
+        times.first, times.values, wide, narrow, traits, op, mark_first, mark_vma, mark_set,
+        dep_first, dep_op, vma_mm,
     )  # fmt: skip
     counts = np.diff(every)
     who = np.flatnonzero(counts)
@@ -291,7 +261,9 @@ def assemble(
     starts = thread_first[:-1]
     # think time before the window began does not count
     cpu, blocked = wide[_THINK], wide[_BLOCKED]
-    rows = np.asarray(out.ops["row"][order], np.int64)
+    rows = wide[_ROW]
+    if threads.n > threads.n_recorded:
+        rows = np.asarray(out.ops["row"][order], np.int64)
     row = rows[starts] - times.first
     lead = cpu[starts] + blocked[starts] + times.values[row, PREEMPTED]
     offset = times.values[row, BEGIN] - lead - window_ns[0]

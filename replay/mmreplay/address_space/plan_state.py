@@ -92,6 +92,7 @@ SPACE: Final = np.dtype(
     ]
 )
 #: key (waiter << 32 | maker), op: newest operation of maker that waiter waited for
+#: (0, an own operation of thread 0: nobody waits for that)
 KNOWN_PAIR: Final = np.dtype([("key", np.int64), ("op", np.int64)])
 #: anon_vma bit of the VMA with that id in the map's slot
 MAP_SLOT: Final = np.dtype([("uid", np.int64), ("bit", np.int64)])
@@ -170,7 +171,7 @@ def make_work(threads: int, spaces: int, slots: int, files: NDArray[np.uint8]) -
     return Work(
         threads=table(threads, THREAD, "dep", "last", "late", "space", "vfork_parent"),
         spaces=table(spaces, SPACE, "partner"),
-        known=table(KNOWN, KNOWN_PAIR, "key", "op"),
+        known=table(KNOWN, KNOWN_PAIR),
         slots=table(slots, MAP_SLOT, "uid", "bit"),
         identities=table(1024, IDENTITY, "bit", "space"),
         bits=table(1024, ANON_BIT),

@@ -38,6 +38,13 @@ def _fill(to: I64, begin: I64, think: I64, blocked: I64, preempted: I64, sleep: 
         to[i, PREEMPTED] = max(preempted[i], 0)
 
 
+@native
+def _follow(idle_since: I64, thread: I32, begin: I64, duration: I64) -> None:
+    """Of several operations of a thread the last one stays."""
+    for i in range(len(begin)):
+        idle_since[thread[i]] = begin[i] + duration[i]
+
+
 class Times:
     """Times of rows ``first..end`` (exclusive) of the operations table, by row.
 
@@ -56,7 +63,7 @@ class Times:
     def add(self, frame: pl.DataFrame, first_row: int, thread: I32) -> None:
         """The next rows of the table, with the thread of each."""
         begin = _ns(frame["begin_ns"])
-        end = begin + _ns(frame["duration_ns"])
+        duration = _ns(frame["duration_ns"])
         low = max(self.first - first_row, 0)
         high = min(self.end - first_row, frame.height)
         if low < high:
@@ -72,10 +79,11 @@ class Times:
             )
             if cpu.null_count():
                 unsplit = np.flatnonzero(cpu.is_null().to_numpy())
-                gap = begin[low + unsplit] - self._idle(thread, end, low + unsplit)
+                before = self._idle(thread, begin + duration, low + unsplit)
+                gap = begin[low + unsplit] - before
                 to[unsplit, THINK] = (gap.clip(0) - to[unsplit, BLOCKED]).clip(0)
                 self.wall_fallback += len(unsplit)
-        self._idle_since[thread] = end  # of several, the last one stays
+        _follow(self._idle_since, readable(thread), readable(begin), readable(duration))
 
     def _idle(self, thread: I32, end: I64, rows: I64) -> I64:
         """End of the previous operation of each row's thread; far in the future where none."""
