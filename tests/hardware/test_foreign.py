@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 
 from mmreplay.cli.main import cli
 from mmreplay.errors import UserError
-from mmreplay.hardware.foreign import read_foreign, read_mapping
+from mmreplay.hardware.foreign import Mapping, read_foreign, read_mapping
 from mmreplay.hardware.runs import Runs, read_runs, summary, write_runs
 from mmreplay.schema import RUNS
 
@@ -216,3 +220,35 @@ def test_damaged(
 def test_a_folder_is_no_runs_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a folder, not a RUNS file"):
         read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "complaint"),
+    [
+        ("threads", pa.array(["1"]), "column threads is string, not int32"),
+        ("threads", pa.array([None], pa.int32()), "1 rows have no threads"),
+        ("threads", pa.array([-1], pa.int32()), "a row of -1 threads"),
+        ("ops_per_s", pa.array([1], pa.int64()), "column ops_per_s is int64, not double"),
+        (None, b"{junk", "its metadata are damaged"),
+        (None, b"[1]", "its metadata are damaged"),
+        (None, b'{"schema": 99}', "RUNS schema 99; this mmreplay reads 1"),
+        (None, b'{"schema": 1}', 'its metadata have no "machine"'),
+    ],
+)
+def test_damaged_runs_are_refused_in_a_line(
+    tmp_path: Path, column: str | None, value: Any, complaint: str
+) -> None:
+    (tmp_path / "mmap1.csv").write_text("name,n,rate\nmmap1,2,100.0\n")
+    told = Mapping(columns={"workload": "name", "threads": "n", "ops_per_s": "rate"})
+    path = tmp_path / "runs.parquet"
+    write_runs(read_foreign([tmp_path / "mmap1.csv"], told), path)
+    table = pq.read_table(path)
+    if column is None:
+        table = table.replace_schema_metadata({b"mmreplay_runs": value})
+    else:
+        at = table.column_names.index(column)
+        table = table.set_column(at, column, value)
+    pq.write_table(table, path)
+    with pytest.raises(UserError, match=re.escape(complaint)) as refused:
+        read_runs(path)
+    assert "\n" not in refused.value.line()

@@ -113,18 +113,27 @@ def read_runs(path: Path) -> Runs:
     metadata = table.schema.metadata or {}
     if _KEY not in metadata:
         raise UserError("not a RUNS file of mmreplay measure", where=str(path), fix=_AGAIN)
-    header = json.loads(metadata[_KEY])
-    if header.get("schema") != RUNS_SCHEMA:
-        raise UserError(
-            f"RUNS schema {header.get('schema')}; this mmreplay reads {RUNS_SCHEMA}",
-            where=str(path),
-            fix=_AGAIN,
-        )
+    header = _header(metadata[_KEY], path)
     missing = [c.name for c in RUNS.columns if c.name not in table.column_names]
     if missing:
         raise UserError(f"column {missing[0]} is missing", where=str(path), fix=_AGAIN)
+    for column in RUNS.columns:
+        kind = _ARROW[column.dtype]
+        values = table[column.name]
+        if str(values.type) not in (kind, f"large_{kind}"):
+            raise UserError(
+                f"column {column.name} is {values.type}, not {kind}", where=str(path), fix=_AGAIN
+            )
+        if values.null_count and not column.nullable:
+            raise UserError(
+                f"{values.null_count:,} rows have no {column.name}", where=str(path), fix=_AGAIN
+            )
+    rows = table.select([c.name for c in RUNS.columns]).to_pylist()
+    fewest = min((row["threads"] for row in rows), default=1)
+    if fewest < 1:
+        raise UserError(f"a row of {fewest} threads", where=str(path), fix=_AGAIN)
     return Runs(
-        rows=table.select([c.name for c in RUNS.columns]).to_pylist(),
+        rows=rows,
         machine=header["machine"],
         workloads=header["workloads"],
         not_measured=header["not_measured"],
@@ -132,6 +141,38 @@ def read_runs(path: Path) -> Runs:
         version=header["version"],
         created=header["created"],
     )
+
+
+#: Name in Arrow of a dtype of the schema.
+_ARROW: Final = {"String": "string", "Int32": "int32", "Int64": "int64", "Float64": "double"}
+_HEADER: Final = {
+    "machine": dict,
+    "workloads": dict,
+    "not_measured": dict,
+    "complete": bool,
+    "version": str,
+    "created": str,
+}
+
+
+def _header(text: bytes, path: Path) -> dict[str, Any]:
+    """What the metadata says; refused where it is damaged or of another schema."""
+    try:
+        header = json.loads(text)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise UserError("its metadata are damaged", where=str(path), fix=_AGAIN)
+    if header.get("schema") != RUNS_SCHEMA:
+        raise UserError(
+            f"RUNS schema {header.get('schema')}; this mmreplay reads {RUNS_SCHEMA}",
+            where=str(path),
+            fix=_AGAIN,
+        )
+    for name, kind in _HEADER.items():
+        if not isinstance(header.get(name), kind):
+            raise UserError(f'its metadata have no "{name}"', where=str(path), fix=_AGAIN)
+    return header
 
 
 def spread_ratio(values: Sequence[float]) -> float | None:
