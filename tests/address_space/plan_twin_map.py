@@ -375,6 +375,11 @@ class Map:
                 if area.private:
                     self.prepare(area)
                 at = area.end
+        elif advice == 102:  # GUARD_INSTALL
+            for area in self.inside(start, end):
+                if Vm.LOCKED in area.flags:
+                    return
+                self.prepare(area)
 
     def lock(self, start: int, end: int, add: Vm) -> None:
         found = self.begin(start, end)
@@ -466,6 +471,8 @@ class Map:
         if below is not None and below.flags & ACCESS and address - below.end < gap:
             if Vm.GROWSDOWN not in below.flags:
                 return None
+        if area.end - address > 8 << 20:  # the usual RLIMIT_STACK
+            return None
         self.mark(area, MarkSet.TARGETS)
         self.prepare(area)
         area.pgoff -= (area.start - address) // PAGE

@@ -215,7 +215,9 @@ stacks = st.tuples(st.integers(600, 606), st.integers(1, 3), st.sampled_from([0x
 )
 touches = st.tuples(st.sampled_from(["write", "write", "read"]), page.map(at)).map(list)
 below_stack = st.tuples(st.just("write"), st.integers(280, 606).map(at)).map(list)
-advice = ranged("madvise", st.sampled_from([0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 23]))
+advice = ranged(
+    "madvise", st.sampled_from([0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 23, 102])
+)
 mremaps = st.tuples(
     st.just("mremap"),
     page.map(at),
@@ -260,3 +262,81 @@ def test_map_equals_the_kernels(kernel: Any, sequence: list[list[Any]]) -> None:
 @pytest.mark.kernel
 def test_rules_of_this_kernel_are_known() -> None:
     assert rules_for(platform.release()).vector[Rule.STACK_GUARD_PAGES] > 0
+
+
+NONE_, RW, FIXED, STACK = 0, 3, 0x32, 0x132
+CASES = {
+    "guards give an anon_vma": [
+        ["mmap", at(0), 4 * PAGE, RW, FIXED, 0, 0],
+        ["write", at(0)],
+        ["mmap", at(4), 4 * PAGE, RW, FIXED, 0, 0],
+        ["madvise", at(4), 4 * PAGE, 10],
+        ["madvise", at(5), PAGE, 102],
+        ["madvise", at(4), 4 * PAGE, 11],
+    ],
+    "a stack grows to its limit at most": [
+        ["mmap", at(3000), PAGE, RW, STACK, 0, 0],
+        ["write", at(900)],
+        ["write", at(1100)],
+    ],
+    "PROT_GROWSDOWN from below its VMA": [
+        ["mmap", at(6), PAGE, 1, STACK, 0, 0],
+        ["mprotect", at(4), 3 * PAGE, 0x1000003],
+        ["mprotect", at(2), 3 * PAGE, 0x1000003],
+    ],
+    "several VMAs are moved, and stay": [
+        ["mmap", at(5), 4 * PAGE, 7, 0x11, 1, at(5) - ARENA],
+        ["mmap", at(9), 4 * PAGE, 1, 0x11, 1, at(9) - ARENA],
+        ["mremap", at(8), 2 * PAGE, 2 * PAGE, 7, at(0)],
+    ],
+    "a copy of shared memory onto itself": [
+        ["mmap", at(0), 4 * PAGE, 3, 0x31, 0, 0],
+        ["mremap", at(0), 0, 5 * PAGE, 3, at(0)],
+    ],
+    "what cannot be populated is locked first": [
+        ["mmap", at(0), 8 * PAGE, NONE_, FIXED, 0, 0],
+        ["mlock", at(3), 2 * PAGE],
+        ["mmap", at(10), 8 * PAGE, NONE_, FIXED, 0, 0],
+        ["mlock2", at(12), 2 * PAGE, 1],
+    ],
+    "hints are rounded down": [["mmap", at(3) + 77, PAGE, RW, 0x22, 0, 0]],
+    "what is droppable is not locked": [
+        ["mlockall", 2],
+        ["mmap", at(0), 4 * PAGE, RW, 0x38, 0, 0],
+    ],
+    "what a seal stops was cut before": [
+        ["mmap", at(0), 9 * PAGE, RW, FIXED, 0, 0],
+        ["mseal", at(3), 5 * PAGE, 0],
+        ["munmap", at(1), 4 * PAGE],
+    ],
+}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", CASES)
+def test_cases_that_random_ones_rarely_meet(kernel: Any, name: str) -> None:
+    check(kernel, CASES[name])
+
+
+SHORT = {  # refused for their arguments, before anything is done
+    "mprotect": (OpKind.MPROTECT, 3 | 0x2000000),
+    "pkey_mprotect": (OpKind.PKEY_MPROTECT, 3),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_call_refused_for_its_arguments_changes_nothing(name: str) -> None:
+    kind, prot = SHORT[name]
+    replay = Replay()
+    replay.step(["mmap", at(0), 8 * PAGE, 1, FIXED, 0, 0], at(0))
+    before = replay.arena()
+    replay.call(kind, address=at(4), length=8 * PAGE, prot=prot, result=-22)
+    assert replay.arena() == before
+
+
+def test_shmat_maps_as_its_flags_say() -> None:
+    replay = Replay()
+    for page, flags in ((0, 0), (8, 0o10000), (16, 0o100000)):
+        place = {"address": at(page), "result": at(page), "length": 4 * PAGE, "file_id": 7}
+        replay.call(OpKind.SHMAT, flags=flags, **place)
+    assert [vma[2] for vma in replay.arena()] == ["rw-s", "r--s", "rwxs"]

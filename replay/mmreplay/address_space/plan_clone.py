@@ -107,7 +107,7 @@ def _search(m, rules, c, space, length, flags, file, offset):
     """The map's search, below everything that the recording maps later."""
     base = m.spaces[space, S_MMAP_BASE]
     m.spaces[space, S_MMAP_BASE] = min(base, c.base[space])
-    where = search_core(m, rules, space, length, flags, file, offset)
+    where = search_core(m, rules, space, length, flags, file, offset, False)
     m.spaces[space, S_MMAP_BASE] = base
     return where
 

@@ -32,6 +32,9 @@ PAGE = 4096
 PMD = 1 << 21
 #: Lowest address of the search: the usual vm.mmap_min_addr.
 LOWEST = 65536
+#: Size that a stack may grow to: the usual RLIMIT_STACK (mm/vma.c:acct_stack_growth), which no
+#: recording tells.
+STACK_LIMIT = 8 << 20
 #: Highest user address + 1 (four-level tables: arch/x86/include/asm/page_64_types.h).
 TASK_SIZE = 0x7FFFFFFFF000
 
@@ -49,9 +52,12 @@ MAP_STACK = 0x20000
 MAP_HUGETLB = 0x40000
 MAP_SYNC = 0x80000
 MAP_FIXED_NOREPLACE = 0x100000
+PROT_GROWSDOWN = 0x01000000
 MREMAP_MAYMOVE = 1
 MREMAP_FIXED = 2
 MREMAP_DONTUNMAP = 4
+SHM_RDONLY = 0o10000
+SHM_EXEC = 0o100000
 MCL_CURRENT = 1
 MCL_FUTURE = 2
 MCL_ONFAULT = 4
@@ -63,6 +69,7 @@ EXEC = int(Vm.EXEC)
 ACCESS = READ | WRITE | EXEC
 SHARED = int(Vm.SHARED)
 MAYSHARE = int(Vm.MAYSHARE)
+MAYWRITE = int(Vm.MAYWRITE)
 MAY = int(Vm.MAYREAD | Vm.MAYWRITE | Vm.MAYEXEC)
 GROWSDOWN = int(Vm.GROWSDOWN)
 LOCKED = int(Vm.LOCKED)
@@ -84,6 +91,7 @@ SEALED = int(Vm.SEALED)
 SYNC = int(Vm.SYNC)
 DROPPABLE = int(Vm.DROPPABLE)
 UFFD = int(Vm.UFFD)
+SYSV = int(Vm.SYSV)
 
 _NONE = NONE
 _ADDRESS = int(Info.ADDRESS)
@@ -146,9 +154,18 @@ def guarded_start(state: Core, rules: I64, slot: int) -> int:
 
 @borrowing_helper
 def search_core(
-    state: Core, rules: I64, space: int, length: int, flags: int, file: int, file_offset: int
+    state: Core,
+    rules: I64,
+    space: int,
+    length: int,
+    flags: int,
+    file: int,
+    file_offset: int,
+    hinted: bool,
 ) -> int:
-    """Address that the kernel's top-down search gives a mapping without a hint; -1: no room.
+    """Address that the kernel's top-down search gives a mapping; -1: no room.
+
+    ``hinted``: a hint was given that did not fit.
 
     ``flags``: MAP_*.  mm/mmap.c:__get_unmapped_area, mm/huge_memory.c:__thp_get_unmapped_area.
     """
@@ -161,7 +178,7 @@ def search_core(
         if rules[_THP_ANON] == 1:
             aligned = length >= PMD
         elif rules[_THP_ANON] == 2:
-            aligned = length >= PMD and length % PMD == 0
+            aligned = length >= PMD and length % PMD == 0 and not hinted
     elif file != 0 and rules[_THP_FILE] != 0:
         offset = file_offset
         first = (offset + PMD - 1) & ~(PMD - 1)
@@ -217,6 +234,7 @@ def map_flags(state: Core, rules: I64, space: int, prot: int, flags: int, file: 
         bits |= NORESERVE
     if flags & MAP_HUGETLB:
         bits |= HUGETLB | SPECIAL
+    if bits & (HUGETLB | DROPPABLE):
         bits &= ~LOCK_MASK
     if bits & (NORESERVE | SHARED | WRITE | HUGETLB) == WRITE:
         bits |= ACCOUNT

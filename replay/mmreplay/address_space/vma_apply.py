@@ -7,7 +7,9 @@ from mmreplay.address_space.rules import Rule
 from mmreplay.address_space.vma_abi import (
     ACCESS,
     DROPPABLE,
+    EINVAL,
     ENOMEM,
+    EPERM,
     EXEC,
     GROWSDOWN,
     LOCKED,
@@ -15,11 +17,16 @@ from mmreplay.address_space.vma_abi import (
     MAP_FIXED,
     MAY,
     MAYSHARE,
+    MAYWRITE,
     PAGE,
     READ,
     SEALED,
     SHARED,
+    SHM_EXEC,
+    SHM_RDONLY,
     SPECIAL,
+    STACK_LIMIT,
+    SYSV,
     UFFD,
     WRITE,
     page_up,
@@ -55,6 +62,7 @@ from mmreplay.address_space.vma_state import (
     LISTED,
     NONE,
     S_BRK,
+    S_FLAGS,
     S_LAST,
     S_VMAS,
     V_ANON,
@@ -129,7 +137,6 @@ _MBIND = int(OpKind.MBIND)
 _UFFD = int(OpKind.UFFD)
 _UFFD_REGISTER = int(UffdOp.REGISTER)
 _UFFD_UNREGISTER = int(UffdOp.UNREGISTER)
-_SYSV = int(Vm.SYSV)
 # errno values after which a part of the work may have been done
 _PARTIAL_ERRORS = (1, 12, 13, 22)
 
@@ -184,6 +191,8 @@ def _would_fail(
         bits = state.vma[slot, V_FLAGS]
         if bits & SEALED and kind != _MLOCK:
             return True
+        if kind == _MLOCK and not bits & (ACCESS | SPECIAL) and (flags == _NONE or not flags & 1):
+            return True  # mlock without MLOCK_ONFAULT: flags are set, then populating fails
         if kind in (_MPROTECT, _PKEY_MPROTECT):
             wanted = 0
             if prot & 1:
@@ -243,6 +252,10 @@ def apply_core(
     error = 0
     if kind == _MMAP:
         if failed:
+            if result == -EPERM and flags & MAP_FIXED and length > 0 and address2 > 0:
+                end = address2 + page_up(length)
+                if _would_fail(state, space, kind, address2, end, flags, prot):
+                    unmap(state, space, address2, end)  # a sealed VMA; what was cut stays cut
             state.info[_ERROR] = -result
             return _FAILED
         placed = result
@@ -292,15 +305,15 @@ def apply_core(
         _survey(state, space, address, end)
         if failed and (
             -result not in _PARTIAL_ERRORS
+            or (result == -EINVAL and kind != _MADVISE)  # arguments are checked first
+            or (result != -EPERM and kind == _MUNMAP)
+            or kind == _SHMAT
             or not _would_fail(state, space, kind, address, end, flags, prot)
         ):
             state.info[_ERROR] = -result
             state.info[_NO_CHANGE] = 1
             return _FAILED
         if kind == _MUNMAP:
-            if failed:
-                state.info[_ERROR] = -result
-                return _FAILED
             error = do_munmap(state, space, address, length)
         elif kind in (_MPROTECT, _PKEY_MPROTECT):
             error = do_mprotect(state, rules, space, address, length, prot, lenient)
@@ -320,7 +333,7 @@ def apply_core(
         elif kind == _MBIND:
             error = do_touch_vmas(state, space, address, length)
         elif kind == _SHMAT:
-            error = _attach(state, space, result if lenient else address, length, prot, file_id)
+            error = _attach(state, space, result if lenient else address, length, flags, file_id)
         else:
             return _IGNORED
     slot = state.info[_TARGET_SLOT]
@@ -333,13 +346,19 @@ def apply_core(
 
 
 @borrowing_helper
-def _attach(state: Core, space: int, address: int, length: int, prot: int, file: int) -> int:
+def _attach(state: Core, space: int, address: int, length: int, flags: int, file: int) -> int:
     """shmat: a shared mapping that no merge removes (its vm_ops has close)."""
     if address <= 0 or length <= 0:
         return ENOMEM
-    bits = SHARED | MAYSHARE | MAY | READ | _SYSV
-    if prot == _NONE or prot & 2:
-        bits |= WRITE
+    if flags == _NONE:
+        flags = 0
+    bits = MAYSHARE | MAY | READ | SYSV | state.spaces[space, S_FLAGS]
+    if flags & SHM_RDONLY:
+        bits &= ~MAYWRITE  # do_mmap of a file that is not open for writing
+    else:
+        bits |= SHARED | WRITE
+    if flags & SHM_EXEC:
+        bits |= EXEC
     end = address + page_up(length)
     unmap(state, space, address, end)
     following = find(state, space, address)
@@ -355,7 +374,7 @@ def _attach(state: Core, space: int, address: int, length: int, prot: int, file:
 def _detach(state: Core, space: int, address: int) -> int:
     """shmdt: every VMA of the segment that was attached at ``address``."""
     slot = find(state, space, address)
-    if slot < 0 or state.vma[slot, V_START] != address or not state.vma[slot, V_FLAGS] & _SYSV:
+    if slot < 0 or state.vma[slot, V_START] != address or not state.vma[slot, V_FLAGS] & SYSV:
         return 22
     file = state.vma[slot, V_FILE]
     base = address - (state.vma[slot, V_PGOFF] << 12)
@@ -433,7 +452,7 @@ def _grow_stack(state: Core, rules: I64, slot: int, address: int) -> int:
         if near and bits & ACCESS and not bits & GROWSDOWN:
             return -1
     pages = (state.vma[slot, V_START] - address) >> 12
-    if pages > state.vma[slot, V_PGOFF]:
+    if pages > state.vma[slot, V_PGOFF] or state.vma[slot, V_END] - address > STACK_LIMIT:
         return -1
     mark(state, slot, TARGETS)
     state.info[_FIRST_ANON] = state.vma[slot, V_ANON]

@@ -104,7 +104,9 @@ def search(
     state: MapState, rules: I64, space: int, length: int, flags: int, file_id: int, file_offset: int
 ) -> int:
     """Address that the kernel gives a mapping without a hint (``flags``: MAP_*); -1: no room."""
-    return int(search_core(lean(state.core), rules, space, length, flags, file_id, file_offset))
+    return int(
+        search_core(lean(state.core), rules, space, length, flags, file_id, file_offset, False)
+    )
 
 
 @njit

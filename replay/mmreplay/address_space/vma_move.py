@@ -38,6 +38,7 @@ from mmreplay.address_space.vma_abi import (
     SEALED,
     SHARED,
     SPECIAL,
+    SYSV,
     UFFD,
     WIPEONFORK,
     WRITE,
@@ -295,7 +296,14 @@ def do_mremap(
             target = wish
         else:
             target = search_core(
-                state, rules, space, new_len, shared, state.vma[source, V_FILE], offset
+                state,
+                rules,
+                space,
+                new_len,
+                shared,
+                state.vma[source, V_FILE],
+                offset,
+                keep and wish > 0,
             )
         if target < 0:
             return ENOMEM
@@ -324,6 +332,9 @@ def _move_fixed(
         if removed < 0:
             return EPERM
         state.info[_OVERLAPPED] += removed
+        source = find(state, space, old)
+        if source < 0 or state.vma[source, V_START] > old:
+            return EFAULT  # old_len 0: the source itself was in the way
         if old_len > new_len:
             if unmap(state, space, old + new_len, end) < 0:
                 return EPERM
@@ -333,9 +344,12 @@ def _move_fixed(
         return 0
     at = old
     slot = source
-    while slot >= 0 and state.vma[slot, V_START] < end:
+    while at < end and slot >= 0 and state.vma[slot, V_START] < end:
         if state.vma[slot, V_FLAGS] & SEALED:
             return EPERM
+        # vma_multi_allowed: nothing that places itself, or is watched, moves with others
+        if state.vma[slot, V_FLAGS] & (SYSV | UFFD) and (at > old or state.vma[slot, V_END] < end):
+            return EFAULT
         begin = max(at, state.vma[slot, V_START])
         top = min(end, state.vma[slot, V_END])
         target = new + (begin - old)

@@ -32,6 +32,7 @@ from mmreplay.address_space.vma_abi import (
     LOCK_MASK,
     LOCKED,
     LOCKONFAULT,
+    LOWEST,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_HUGETLB,
@@ -46,6 +47,7 @@ from mmreplay.address_space.vma_abi import (
     NORESERVE,
     PAGE,
     PMD,
+    PROT_GROWSDOWN,
     RANDOM,
     SEALED,
     SEQ,
@@ -117,12 +119,13 @@ def do_mmap(
         address = hint
     else:
         address = -1
-        if hint > 0 and hint != _NONE:
-            wish = page_up(hint)
+        wish = max(hint, 0) & ~(PAGE - 1)
+        if wish:  # mm/mmap.c:round_hint_to_min
+            wish = max(wish, LOWEST)
             if hint_fits(state, rules, space, wish, length):
                 address = wish
         if address < 0:
-            address = search_core(state, rules, space, length, flags, file, file_offset)
+            address = search_core(state, rules, space, length, flags, file, file_offset, wish != 0)
     if address < 0 or length > TASK_SIZE - address:
         return ENOMEM
     if address & (PAGE - 1):
@@ -199,13 +202,13 @@ def do_mprotect(
     if end <= address:
         return ENOMEM
     slot = find(state, space, address)
-    if slot < 0 or (state.vma[slot, V_START] > address and not lenient):
-        state.info[_NO_CHANGE] = 1
-        return ENOMEM
-    if prot & 0x01000000:  # PROT_GROWSDOWN
+    if slot >= 0 and prot & PROT_GROWSDOWN and state.vma[slot, V_START] < end:
         if state.vma[slot, V_FLAGS] & GROWSDOWN == 0:
             return EINVAL
         address = state.vma[slot, V_START]
+    if slot < 0 or (state.vma[slot, V_START] > address and not lenient):
+        state.info[_NO_CHANGE] = 1
+        return ENOMEM
     at = address
     changed = False
     error = 0
@@ -287,15 +290,17 @@ def is_flag_advice(advice: int) -> bool:
 def do_madvise(
     state: Core, rules: I64, space: int, address: int, length: int, advice: int, lenient: bool
 ) -> int:
-    """Flag advice, and the anon_vmas that POPULATE_WRITE leaves; other advice changes nothing."""
+    """Flag advice, and the anon_vmas that POPULATE_WRITE and GUARD_INSTALL leave; no other does."""
     if address & (PAGE - 1) or length < 0:
         return EINVAL
     end = address + page_up(length)
-    if end == address or not (is_flag_advice(advice) or advice == 23):
+    if end == address or not (is_flag_advice(advice) or advice in (23, 102)):
         state.info[_NO_CHANGE] = 1
         return 0
     if advice == 23:  # MADV_POPULATE_WRITE
         return int(_populate_write(state, space, address, end))
+    if advice == 102:  # MADV_GUARD_INSTALL
+        return int(_install_guards(state, space, address, end))
     slot = find(state, space, address)
     at = address
     changed = False
@@ -346,6 +351,23 @@ def _populate_write(state: Core, space: int, start: int, end: int) -> int:
         at = state.vma[slot, V_END]
         slot = state.vma[slot, V_NEXT]
     return 0
+
+
+@borrowing_helper
+def _install_guards(state: Core, space: int, start: int, end: int) -> int:
+    """madvise_guard_install@6.18: page tables that are not empty ask for an anon_vma at once."""
+    slot = find(state, space, start)
+    at = start
+    error = 0
+    while slot >= 0 and state.vma[slot, V_START] < end:
+        if state.vma[slot, V_START] > at:
+            error = ENOMEM
+        if state.vma[slot, V_FLAGS] & (SPECIAL | HUGETLB | LOCKED):
+            return EINVAL
+        prepare_anon(state, slot)
+        at = state.vma[slot, V_END]
+        slot = state.vma[slot, V_NEXT]
+    return ENOMEM if at < end else error
 
 
 @borrowing_helper
@@ -428,17 +450,17 @@ def do_mlockall(state: Core, rules: I64, space: int, flags: int) -> int:
 def do_set_flag(
     state: Core, rules: I64, space: int, address: int, length: int, set_: int, clear: int
 ) -> int:
-    """Set or clear a flag over a range without holes (mseal, userfaultfd register)."""
+    """Set or clear a flag over a range: mseal, which wants no holes, userfaultfd register."""
     end = address + page_up(length)
     slot = find(state, space, address)
     scan = slot
     at = address
-    while scan >= 0 and state.vma[scan, V_START] < end:
+    while set_ == SEALED and scan >= 0 and state.vma[scan, V_START] < end:
         if state.vma[scan, V_START] > at:
             return ENOMEM
         at = state.vma[scan, V_END]
         scan = state.vma[scan, V_NEXT]
-    if at < end:
+    if set_ == SEALED and at < end:
         return ENOMEM
     state.info[_NO_CHANGE] = 1
     while slot >= 0 and state.vma[slot, V_START] < end:
