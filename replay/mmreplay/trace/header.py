@@ -10,6 +10,7 @@ without it (loading it takes as long as reading half a million events).
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +21,7 @@ from mmreplay.errors import UserError, closest
 from mmreplay.schema import TRACE_SCHEMA
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
 _RELEASE = re.compile(r"^\d+\.\d+(\.\d+)?$")
 _LEADING_RELEASE = re.compile(r"^(\d+\.\d+(?:\.\d+)?)")
@@ -220,6 +221,14 @@ def plain_release(release: str) -> str | None:
     return match.group(1) if match else None
 
 
+@functools.cache
+def _checker() -> TypeAdapter[Header]:
+    """Made once: that takes longer than an import of a small recording."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Header)
+
+
 def parse_header(text: str, where: str) -> Header:
     """The header in ``text``; a :class:`UserError` names the key that is wrong."""
     try:
@@ -237,10 +246,10 @@ def parse_header(text: str, where: str) -> Header:
             where=where,
             fix="update mmreplay, or import the recording again with this version",
         )
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(Header).validate_python(raw)
+        return _checker().validate_python(raw)
     except ValidationError as error:
         raise _as_user_error(error, where) from None
 

@@ -6,7 +6,7 @@ ranges, enumerations, order, and references between tables.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +62,9 @@ _NOT_NEGATIVE: Final[dict[str, tuple[str, ...]]] = {
 }
 _ALL_MARKS: Final = sum(int(mark) for mark in Quality)
 
+#: A column, the condition under which a row of it is wrong, and what is wrong then.
+_Rule = tuple[str, pl.Expr, str]
+
 
 def validate(trace: Trace) -> None:
     """Raise a :class:`UserError` for the first rule broken, table by table."""
@@ -73,25 +76,23 @@ def validate(trace: Trace) -> None:
         first_row = 0
         last: tuple[int, int] | None = None
         for batch in trace.batches(table.name):
-            for column in table.columns:
-                if not column.nullable:
-                    _rule(
-                        table.name,
-                        column.name,
-                        batch,
-                        pl.col(column.name).is_null(),
-                        first_row,
-                        "is null, which the schema does not allow",
-                    )
-            for column_name, bad, rule in _rules(table.name):
-                _rule(table.name, column_name, batch, bad, first_row, rule)
+            rules = [
+                (
+                    column.name,
+                    pl.col(column.name).is_null(),
+                    "is null, which the schema does not allow",
+                )
+                for column in table.columns
+                if not column.nullable
+            ]
+            rules += _rules(table.name)
             if "tid" in batch.columns and table.name != "threads":
                 unknown = ~pl.col("tid").is_in(tids.implode())
-                _rule(
-                    table.name, "tid", batch, unknown, first_row, "is not in the table of threads"
-                )
-            if table.name == "operations":
-                last = _check_order(batch, first_row, last)
+                rules.append(("tid", unknown, "is not in the table of threads"))
+            if table.name == "operations" and batch.height:
+                rules.append(_order(last))
+                last = int(batch["begin_ns"][-1]), int(batch["seq"][-1])
+            _check(table.name, batch, rules, first_row)
             first_row += batch.height
 
 
@@ -100,7 +101,7 @@ def _thread_ids(trace: Trace) -> pl.Series:
     return pl.concat(parts).unique() if parts else pl.Series("tid", [], dtype=pl.Int32)
 
 
-def _rules(table: str) -> Iterator[tuple[str, pl.Expr, str]]:
+def _rules(table: str) -> Iterator[_Rule]:
     for (name, column), enum in _ENUMS.items():
         if name == table:
             values = [int(value) for value in enum]
@@ -142,33 +143,24 @@ def _rules(table: str) -> Iterator[tuple[str, pl.Expr, str]]:
         yield ("end_ns", pl.col("end_ns") < pl.col("begin_ns"), "is before begin_ns")
 
 
-def _rule(
-    table: str, column: str, batch: pl.DataFrame, bad: pl.Expr, first_row: int, rule: str
-) -> None:
+def _check(table: str, batch: pl.DataFrame, rules: Sequence[_Rule], first_row: int) -> None:
+    """Raise for the first rule broken; one query finds whether there is one."""
     # A comparison with null is null: only what is known to be wrong counts.
-    hit = batch.select(bad.fill_null(False).alias("bad"))["bad"].arg_true()
-    if len(hit):
-        raise _broken(table, column, first_row + hit[0], batch[column][hit[0]], rule)
+    wrong = [bad.fill_null(False) for _, bad, _ in rules]
+    found = batch.select(bad.any().alias(str(k)) for k, bad in enumerate(wrong)).row(0)
+    if True in found:
+        k = found.index(True)
+        column, _, rule = rules[k]
+        row = batch.select(wrong[k].alias("bad"))["bad"].arg_true()[0]
+        raise _broken(table, column, first_row + row, batch[column][row], rule)
 
 
-def _check_order(
-    batch: pl.DataFrame, first_row: int, last: tuple[int, int] | None
-) -> tuple[int, int] | None:
-    if batch.height == 0:
-        return last
+def _order(last: tuple[int, int] | None) -> _Rule:
     begin, seq = pl.col("begin_ns"), pl.col("seq")
     before_begin = begin.shift(1, fill_value=last[0] if last else None)
     before_seq = seq.shift(1, fill_value=last[1] if last else None)
     bad = (begin < before_begin) | ((begin == before_begin) & (seq <= before_seq))
-    _rule(
-        "operations",
-        "begin_ns",
-        batch,
-        bad,
-        first_row,
-        "breaks the order: rows ascend strictly by (begin_ns, seq)",
-    )
-    return int(batch["begin_ns"][-1]), int(batch["seq"][-1])
+    return "begin_ns", bad, "breaks the order: rows ascend strictly by (begin_ns, seq)"
 
 
 def _broken(table: str, column: str, row: int, value: object, rule: str) -> UserError:
