@@ -123,6 +123,8 @@ class Trait(IntFlag):
     UNKNOWN_VMA = 1 << 39  # the VMA was guessed (counted)
     GATE_VMA = 1 << 40  # /proc/PID/maps and smaps end with [vsyscall]
     GROWSDOWN = 1 << 41  # the VMA is a stack (VM_GROWSDOWN)
+    COLD = 1 << 42  # the pages that it allocates are in no cache (``cold_pages``)
+    COLD_FILE = 1 << 43  # nor are the pages of the file that it maps or copies
 
 
 #: In ``traits`` of a row NONE: no operation, but a point in its thread's time at which it woke

@@ -132,6 +132,6 @@ NF: Final = 8
 
 # What an operation has of each scope, two bits each from CLASS_SHIFT on, in the class key.
 NONE, PRIVATE, SHARED_OBJECT = range(3)
-CLASS_OP_SHIFT: Final = 42
-CLASS_SHIFT: Final = 48
+CLASS_OP_SHIFT: Final = 44
+CLASS_SHIFT: Final = 50
 (CLASS_MM, CLASS_VMA, CLASS_TABLE, CLASS_FILE, CLASS_ANON, CLASS_CHILD) = range(6)
