@@ -534,6 +534,10 @@ RUNS = Table(
         _c("missed_accesses", "Int64", "", True, "accesses that met no accessible page"),
         _c("other_cpu_s", "Float64", "s", True, "CPU time that other processes took meanwhile"),
         _c("steal_s", "Float64", "s", True, "CPU time that a hypervisor withheld"),
+        _c("line_before_ns", "Float64", "ns", True, "cache line between two CPUs, before the run"),
+        _c("line_after_ns", "Float64", "ns", True, "the same after it"),
+        _c("loop_ratio", "Float64", "", True, "a fixed loop beside the run by its fastest ever"),
+        _c("disturbed", "String", "", True, "what disturbed the run; null: nothing that was seen"),
         *(
             _c(f"vmstat_{name}", "Int64", "", True, f"{name} of /proc/vmstat, whole machine")
             for name in (

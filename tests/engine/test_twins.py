@@ -261,3 +261,18 @@ def test_compiled_equals_oracle(world: tuple[Any, ...]) -> None:
     assert_equal(result, again)
     if not options.wrap:
         assert result.ops == int((the_plan.traits & WAKE_POINT == 0).sum())
+
+
+def test_every_trait_reaches_the_compiled_loop() -> None:
+    """A class of operations is told apart by each trait that its program tests."""
+    for trait in Trait:
+        program = [
+            (Op.BRANCH, (int(trait),), "yes"), (Op.COST, "a"), (Op.DONE,),
+            "yes", (Op.COST, "b"), (Op.DONE,),
+        ]  # fmt: skip
+        the_model = model({PlanOp.FAULT: program})
+        the_machine = machine(costs={"a": 100.0, "b": 7000.0})
+        the_plan = plan([[op(PlanOp.FAULT), op(PlanOp.FAULT, traits=trait)]])
+        expected = simulate_oracle(the_plan, the_model, the_machine, Options(cores=1))
+        assert expected.makespan_ns == 7100, trait
+        assert_equal(simulate(the_plan, the_model, the_machine, Options(cores=1)), expected)

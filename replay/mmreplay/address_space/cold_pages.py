@@ -33,9 +33,9 @@ _NOT_MAPPED = np.uint64(
 )
 #: Operations that give pages back (PAGES_PRESENT); an exit gives back what is left.
 _FREES = np.zeros(256, np.bool_)
-_FREES[[PlanOp.MUNMAP, PlanOp.MADVISE_ZAP, PlanOp.BRK_SHRINK, PlanOp.MREMAP_SHRINK, PlanOp.MMAP]] = (
-    True
-)
+_FREES[
+    [PlanOp.MUNMAP, PlanOp.MADVISE_ZAP, PlanOp.BRK_SHRINK, PlanOp.MREMAP_SHRINK, PlanOp.MMAP]
+] = True
 _EXIT = int(PlanOp.PROCESS_EXIT)
 _PRESENT, _HUGE = np.uint64(int(Trait.PRESENT)), np.uint64(int(Trait.HUGE))
 _PAGES_PRESENT = np.uint64(int(Trait.PAGES_PRESENT))

@@ -35,6 +35,7 @@ class Compared:
     simulated: float
     trained: bool  # the profile was fitted on this workload
     rates: tuple[float, ...] = ()  # measured, of each repetition
+    numbers: tuple[int, ...] = ()  # which repetitions these are
 
     @property
     def error(self) -> float:
@@ -107,8 +108,9 @@ def gains(points: Sequence[Compared]) -> list[dict[str, Any]]:
     """What the per-VMA path gains over the mmap_lock path, measured and simulated.
 
     One row per machine, workload, placement and thread count that was measured by both paths.
-    ``noise``: relative spread of the measured ratio; ``right_sign``: null where the measured
-    gain does not exceed it.
+    Measured: the median over the repetitions that both have, whose runs are neighbours in time,
+    else the ratio of the medians.  ``noise``: relative spread of the measured ratio;
+    ``right_sign``: null where the measured gain does not exceed it.
     """
     by_key = {(p.machine, p.workload, p.placement, p.threads, p.path): p for p in points}
     rows = []
@@ -116,9 +118,14 @@ def gains(points: Sequence[Compared]) -> list[dict[str, Any]]:
         slow = by_key.get((*key[:4], "mmap_lock"))
         if key[4] != "vma" or slow is None:
             continue
-        measured = fast.measured / slow.measured
+        pairs = paired_gains(fast, slow)
         simulated = fast.simulated / slow.simulated
-        noise = float(np.hypot(fast.spread, slow.spread))
+        if len(pairs) > 1:
+            low, measured, high = np.quantile(pairs, [0.25, 0.5, 0.75]).tolist()
+            noise = (high - low) / measured
+        else:
+            measured = fast.measured / slow.measured
+            noise = float(np.hypot(fast.spread, slow.spread))
         clear = abs(np.log(measured)) > noise
         rows.append(
             {
@@ -134,6 +141,13 @@ def gains(points: Sequence[Compared]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def paired_gains(fast: Compared, slow: Compared) -> list[float]:
+    """Measured rates of one path by those of the other, of each repetition that both have."""
+    other = dict(zip(slow.numbers, slow.rates, strict=False))
+    mine = zip(fast.numbers, fast.rates, strict=False)
+    return [rate / other[k] for k, rate in mine if other.get(k)]
 
 
 def gain_summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -277,6 +277,7 @@ def compare(
             rate,
             p.workload in machine.fitted_on,
             p.rates,
+            p.numbers,
         )
         for p, rate in zip(points, rates, strict=True)
     ]

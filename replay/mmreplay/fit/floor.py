@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmreplay.fit.accuracy import GAIN_BAND, Compared, curves
+from mmreplay.fit.accuracy import GAIN_BAND, Compared, curves, paired_gains
 
 #: What is predicted by: another single run of the same point; the simulation; the rate of the
 #: fewest threads times their number; that rate as it is.
@@ -68,6 +68,6 @@ def repeated_gains(points: Iterable[Compared]) -> float | None:
         slow = by_key.get((*key[:4], "mmap_lock"))
         if key[4] != "vma" or slow is None:
             continue
-        found = [a / b for a, b in zip(fast.rates, slow.rates, strict=False)]
+        found = paired_gains(fast, slow)
         met += [abs(a / b - 1) <= GAIN_BAND for a, b in permutations(found, 2)]
     return float(np.mean(met)) if met else None

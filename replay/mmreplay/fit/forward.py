@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from mmreplay.address_space.plan import PlanOp
 from mmreplay.address_space.planner import PlanBundle, build_plan
 from mmreplay.address_space.rules import load_rules
 from mmreplay.engine import Options, Replay
+from mmreplay.hardware.disturbance import chosen
 from mmreplay.hardware.runs import POINT, Runs, spread_ratio
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
@@ -50,6 +51,7 @@ class Measured:
     ops_per_s: float
     spread: float  # relative interquartile range
     rates: tuple[float, ...]  # of the repetitions, in their order
+    numbers: tuple[int, ...] = ()  # which repetitions they are: those of two paths are neighbours
 
     @property
     def repetitions(self) -> int:
@@ -59,20 +61,21 @@ class Measured:
 def measured_points(runs: Runs) -> list[Measured]:
     """The points of RUNS, sorted by workload, path, threads and placement.
 
-    Those that counted nothing are left out: there is no ratio to nothing.
+    Those that counted nothing are left out: there is no ratio to nothing.  Disturbed runs
+    count where too few others remain (:func:`~mmreplay.hardware.disturbance.chosen`).
     """
-    rates: dict[tuple[str, Path, int, str], list[float]] = {}
+    points: dict[tuple[str, Path, int, str], list[Mapping[str, Any]]] = {}
     for row in runs.rows:
-        key = tuple(row[name] for name in POINT)
-        rates.setdefault(key, []).append(row["ops_per_s"])
+        points.setdefault(tuple(row[name] for name in POINT), []).append(row)
     found = []
-    for key in sorted(rates):
-        middle = statistics.median(rates[key])
+    for key in sorted(points):
+        rows = chosen(points[key])
+        rates = tuple(row["ops_per_s"] for row in rows)
+        middle = statistics.median(rates)
         if middle > 0:
-            spread = spread_ratio(rates[key])
-            found.append(
-                Measured(*key, middle, ONCE if spread is None else spread, tuple(rates[key]))
-            )
+            spread = spread_ratio(rates)
+            numbers = tuple(row["repetition"] for row in rows)
+            found.append(Measured(*key, middle, ONCE if spread is None else spread, rates, numbers))
     return found
 
 

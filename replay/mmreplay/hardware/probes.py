@@ -31,6 +31,8 @@ ROUNDS: Final = 15
 #: How many pairs of CPUs stand for one distance.
 PAIRS: Final = 6
 _HANDOVERS, _SLEEPS, _FLUSHES, _SPINS = 5_000, 40, 300, 2_000_000
+#: Of a glance between two runs: hand-overs, and rounds of each of its three loops.
+_GLANCES, _GLANCE_SPINS = 1_000, 200_000
 #: A waker waits so long after the sleeper announced itself: it sleeps by then, its CPU idle.
 _PAUSE_NS: Final = 30_000
 #: Threads get so long to reach their loops.
@@ -156,6 +158,18 @@ def _compute(flags: Any, rounds: Any, clock: Any) -> Any:
     return now_ns(clock) - begin
 
 
+@njit
+def _glance(word: Any, parity: Any, rounds: Any, spins: Any, clock: Any) -> Any:
+    """(ns of handing a counter over ``rounds`` times, ns of the fastest of three loops)."""
+    handed = _hand_over(word, parity, rounds, clock)
+    best = np.int64(1) << 62
+    for _ in range(3):
+        begin = now_ns(clock)
+        spin(spins)
+        best = min(best, now_ns(clock) - begin)
+    return handed, best
+
+
 # -- threads ----------------------------------------------------------------------------------
 
 
@@ -272,6 +286,26 @@ def _rounds_per_ns(cpu: int) -> float:
 
 def _set(address: int) -> None:
     ctypes.c_int64.from_address(address).value = 1
+
+
+def glance(cpus: Sequence[int]) -> tuple[float | None, float]:
+    """What a cache line takes between the first two of ``cpus`` and what a fixed loop takes, ns.
+
+    Some 5 ms.  The line is None with one CPU; the loop is the slower of the CPUs' fastest.
+    """
+    pair = list(cpus[:2])
+    rounds = _GLANCES if len(pair) == 2 else 0
+
+    def job(parity: int) -> _Job:
+        return lambda f, clock: _glance(f.at + 2 * _LINE, parity, rounds, _GLANCE_SPINS, clock)
+
+    before = os.sched_getaffinity(0)
+    try:
+        found = _together([(cpu, job(k)) for k, cpu in enumerate(pair)])
+    finally:
+        os.sched_setaffinity(0, before)
+    line = max(handed for handed, _ in found) / rounds if rounds else None
+    return line, float(max(loop for _, loop in found))
 
 
 def _speed(cpus: Sequence[int], out: _Samples) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mmreplay.errors import UserError
+from mmreplay.hardware.disturbance import chosen
 from mmreplay.schema import RUNS, RUNS_SCHEMA
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _KEY: Final = b"mmreplay_runs"
 #: A point: what is measured again and again.
 POINT: Final = ("workload", "path", "threads", "placement")
+#: Columns that the first files of this schema did not have: null there.
+_LATER: Final = frozenset({"line_before_ns", "line_after_ns", "loop_ratio", "disturbed"})
 _AGAIN: Final = "measure again with this version"
 
 
@@ -114,10 +117,12 @@ def read_runs(path: Path) -> Runs:
     if _KEY not in metadata:
         raise UserError("not a RUNS file of mmreplay measure", where=str(path), fix=_AGAIN)
     header = _header(metadata[_KEY], path)
-    missing = [c.name for c in RUNS.columns if c.name not in table.column_names]
-    if missing:
-        raise UserError(f"column {missing[0]} is missing", where=str(path), fix=_AGAIN)
-    for column in RUNS.columns:
+    missing = [c for c in RUNS.columns if c.name not in table.column_names]
+    for column in missing:
+        if column.name not in _LATER:
+            raise UserError(f"column {column.name} is missing", where=str(path), fix=_AGAIN)
+    known = [c for c in RUNS.columns if c not in missing]
+    for column in known:
         kind = _ARROW[column.dtype]
         values = table[column.name]
         if str(values.type) not in (kind, f"large_{kind}"):
@@ -128,12 +133,13 @@ def read_runs(path: Path) -> Runs:
             raise UserError(
                 f"{values.null_count:,} rows have no {column.name}", where=str(path), fix=_AGAIN
             )
-    rows = table.select([c.name for c in RUNS.columns]).to_pylist()
+    rows = table.select([c.name for c in known]).to_pylist()
     fewest = min((row["threads"] for row in rows), default=1)
     if fewest < 1:
         raise UserError(f"a row of {fewest} threads", where=str(path), fix=_AGAIN)
+    nothing = dict.fromkeys(column.name for column in missing)
     return Runs(
-        rows=rows,
+        rows=[row | nothing for row in rows],
         machine=header["machine"],
         workloads=header["workloads"],
         not_measured=header["not_measured"],
@@ -192,7 +198,8 @@ def _median(values: Sequence[float | None]) -> float | None:
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per point, in the order of first appearance sorted by workload, path, threads.
 
-    ``ops_per_s`` and ``fairness`` are medians over the repetitions; ``spread_ratio`` see
+    ``ops_per_s`` and ``fairness`` are medians over the repetitions, without disturbed ones where
+    enough remain (:func:`~mmreplay.hardware.disturbance.chosen`); ``spread_ratio`` see
     :func:`spread_ratio`.  Traces have ``makespan_s`` and ``useful_work`` too.
     """
     points: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
@@ -200,7 +207,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         points.setdefault(tuple(row[name] for name in POINT), []).append(row)
     found = []
     for key in sorted(points):
-        group = points[key]
+        group = chosen(points[key])
         rates = [row["ops_per_s"] for row in group]
         found.append(
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -49,6 +49,13 @@ def _disturbed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         share = sum(row[column] for row in rows) / windows if windows else 0.0
         if share > DISTURBED:
             lines.append(who.format(share=share))
+    reasons = Counter(row["disturbed"] for row in rows if row.get("disturbed"))
+    if sum(reasons.values()) > DISTURBED * len(rows):
+        what = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
+        lines.append(
+            f"{sum(reasons.values())} of {len(rows)} runs were disturbed ({what}); they count"
+            " where too few others remain: measure again when the machine is idle"
+        )
     return lines
 
 

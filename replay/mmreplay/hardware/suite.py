@@ -1,9 +1,10 @@
-"""Measures workloads on this machine: every point several times, in random order."""
+"""Measures workloads on this machine: every point several times, paths beside each other."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import mmap
 import os
@@ -21,9 +22,10 @@ from mmreplay import __version__
 from mmreplay.errors import UserError
 from mmreplay.hardware import facts, tracing
 from mmreplay.hardware.child import Child
+from mmreplay.hardware.disturbance import AGAIN, Watch
 from mmreplay.hardware.figures import failure, figures
 from mmreplay.hardware.path_check import Traced, buffers, verdict
-from mmreplay.hardware.probes import ROUNDS, Prober
+from mmreplay.hardware.probes import ROUNDS, Prober, glance
 from mmreplay.hardware.run_worker import available_bytes
 from mmreplay.hardware.runner import RunAnswer, RunRequest
 from mmreplay.hardware.runs import Runs
@@ -237,14 +239,24 @@ def check_threads(wanted: int) -> None:
         )
 
 
-def order_of(plan: Plan) -> list[tuple[int, Point]]:
-    """Repetition and point of each run: every repetition is a random order of all points."""
+def order_of(plan: Plan) -> list[tuple[int, list[Point]]]:
+    """Repetition and points of each group of neighbouring runs.
+
+    A group is a workload with a number of threads by every path, so that what the paths differ
+    by comes from runs that followed each other.  Every repetition is a random order of all
+    groups, each a random order of its paths.
+    """
+    groups: dict[tuple[str, int, str], list[Point]] = {}
+    for point in plan.points:
+        groups.setdefault((point.workload, point.threads, point.placement), []).append(point)
     stream = random.Random(plan.options.seed)
     found = []
     for repetition in range(plan.options.repetitions):
-        points = list(plan.points)
-        stream.shuffle(points)
-        found += [(repetition, point) for point in points]
+        order = [list(group) for group in groups.values()]
+        stream.shuffle(order)
+        for group in order:
+            stream.shuffle(group)
+        found += [(repetition, group) for group in order]
     return found
 
 
@@ -269,56 +281,93 @@ def measure(plan: Plan, progress: Progress = lambda done, total, label: None) ->
         try:
             prober = Prober(facts.cache_places()) if options.probe else None
             checks = check_paths(plan, worker, progress) if options.check else {}
-            failed: set[str] = set()
-            probed = -1
-            for number, (repetition, point) in enumerate(order):
-                if number % len(plan.points) == 0:
+            watch = Watch(functools.partial(glance, facts.pinning_order()))
+            running = _Running(plan, worker, checks, watch, runs, progress)
+            probed = begun = -1
+            for number, (repetition, group) in enumerate(order):
+                if repetition != begun:
                     # A new address layout: what it does to a figure differs by 20 % and more,
                     # and shall show as spread.
                     worker.renew()
+                    begun = repetition
                 if prober is not None and number * ROUNDS // len(order) != probed:
                     probed = number * ROUNDS // len(order)
                     prober.round()
-                if point.label in failed:
-                    continue
-                progress(number, len(order), point.label)
-                request = RunRequest(
-                    point.program,
-                    seed=options.seed + repetition,
-                    cpus=point.cpus,
-                    warm_up_s=options.warm_up_s,
-                    seconds=options.seconds,
-                )
-                answer = _ask(worker, request)
-                problem = answer.problem
-                if not problem:
-                    problem = failure(point.program, answer)
-                if problem:
-                    failed.add(point.label)
-                    runs.not_measured[point.label] = problem
-                    continue
-                runs.rows.append(
-                    {
-                        "workload": point.workload,
-                        "path": point.path,
-                        "threads": point.threads,
-                        "placement": point.placement,
-                        "repetition": repetition,
-                        "order": number,
-                        "seed": request.seed,
-                        "warm_up_s": request.warm_up_s,
-                        "makespan_s": None,
-                        "useful_work": None,
-                        **figures(point.program, answer),
-                        **checks.get((point.workload, point.path), UNCHECKED),
-                    }
-                )
+                    watch.again()
+                running.group(repetition, group)
+                if running.was_disturbed and running.repeated < max(1, AGAIN * number):
+                    running.repeated += 1
+                    running.group(repetition, group, again=True)
         except (KeyboardInterrupt, Terminated):
             complete = False
     if prober is not None:
         runs.machine["probes"] = [asdict(one) for one in prober.results()]
-    progress(len(order), len(order), "")
+    progress(plan.runs, plan.runs, "")
     return replace(runs, complete=complete)
+
+
+@dataclass(slots=True)
+class _Running:
+    """What goes from run to run.  ``failed``: points that are not tried again."""
+
+    plan: Plan
+    worker: Child
+    checks: dict[tuple[str, Way], dict[str, Any]]
+    watch: Watch
+    runs: Runs
+    progress: Progress
+    failed: set[str] = field(default_factory=set)
+    done: int = 0
+    order: int = 0
+    repeated: int = 0
+    was_disturbed: bool = False  # a run of the last group
+
+    def group(self, repetition: int, points: Sequence[Point], *, again: bool = False) -> None:
+        """Run each of the points once; their rows join the runs."""
+        self.was_disturbed = False
+        for point in points:
+            if not again:
+                self.done += 1
+            if point.label in self.failed:
+                continue
+            self.progress(self.done - 1, self.plan.runs, point.label)
+            row = self._run(repetition, point)
+            if row is not None:
+                self.was_disturbed |= row["disturbed"] is not None
+                self.runs.rows.append(row)
+                self.order += 1
+
+    def _run(self, repetition: int, point: Point) -> dict[str, Any] | None:
+        options = self.plan.options
+        request = RunRequest(
+            point.program,
+            seed=options.seed + repetition,
+            cpus=point.cpus,
+            warm_up_s=options.warm_up_s,
+            seconds=options.seconds,
+        )
+        answer = _ask(self.worker, request)
+        problem = answer.problem or failure(point.program, answer)
+        if problem:
+            self.failed.add(point.label)
+            self.runs.not_measured[point.label] = problem
+            return None
+        row = figures(point.program, answer)
+        return {
+            "workload": point.workload,
+            "path": point.path,
+            "threads": point.threads,
+            "placement": point.placement,
+            "repetition": repetition,
+            "order": self.order,
+            "seed": request.seed,
+            "warm_up_s": request.warm_up_s,
+            "makespan_s": None,
+            "useful_work": None,
+            **row,
+            **self.watch.columns(row),
+            **self.checks.get((point.workload, point.path), UNCHECKED),
+        }
 
 
 class Terminated(Exception):

@@ -1,0 +1,78 @@
+"""Which faults find their pages in no cache: seen through plans of generated workloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmreplay.address_space.plan import Plan, PlanOp, Trait
+from mmreplay.address_space.planner import build_plan
+from mmreplay.address_space.rules import load_rules
+from mmreplay.workloads.compiler import compile_workload
+from mmreplay.workloads.definition import load_workload
+from mmreplay.workloads.generator import generate_trace
+
+TEXT = """
+schema = 1
+title = "one region, touched and dropped"
+stands_for = "nothing"
+source = "test"
+counts = "pages"
+{file}
+[regions.r]
+size = "{size}"
+{kind}
+[roles.worker]
+threads = "rest"
+once = [ {{ do = "mmap", on = "r" }} ]
+loop = [
+    {{ do = "touch", on = "r", access = "{access}", counts = 1 }},
+    {{ do = "madvise", on = "r", advice = "dontneed" }},
+]
+"""
+
+
+def planned(folder: Path, size: str, access: str, kind: str = "", path: str = "vma") -> Plan:
+    file = f'[files.data]\nsize = "{size}"\n' if kind else ""
+    text = TEXT.format(size=size, access=access, kind=kind, file=file)
+    (folder / "w.toml").write_text(text)
+    program = compile_workload(load_workload(folder / "w.toml"), 1)
+    trace = generate_trace(program.by_path(path), None, seed=1, ops=30_000, duration_s=10.0).trace
+    return build_plan(trace, load_rules("linux-6.18")).plan
+
+
+def share(plan: Plan, trait: Trait, op: PlanOp = PlanOp.FAULT) -> float:
+    """Of those operations in the second half, how many have the trait."""
+    mine = plan.traits[plan.op == op]
+    later = mine[len(mine) // 2 :]
+    return float(((later & np.uint64(int(trait))) != 0).mean())
+
+
+@pytest.mark.parametrize(
+    ("path", "op"), [("vma", PlanOp.FAULT), ("mmap_lock", PlanOp.MADVISE_POPULATE)]
+)
+def test_memory_that_is_freed_in_small_pieces_stays_warm(
+    tmp_path: Path, path: str, op: PlanOp
+) -> None:
+    assert share(planned(tmp_path, "4 MiB", "write", path=path), Trait.COLD, op) == 0
+    assert share(planned(tmp_path, "32 MiB", "write", path=path), Trait.COLD, op) == 1
+
+
+def test_the_zero_page_is_never_cold(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "32 MiB", "read")
+    assert share(plan, Trait.COLD | Trait.COLD_FILE) == 0
+
+
+def test_files_are_cold_where_their_mapping_is_large(tmp_path: Path) -> None:
+    shared = 'file = "data"\nshared = true'
+    small, large = (planned(tmp_path, size, "write", shared) for size in ("4 MiB", "32 MiB"))
+    assert share(small, Trait.COLD_FILE) == 0
+    assert share(large, Trait.COLD_FILE) == 1
+    assert share(large, Trait.COLD) == 0  # it has no page of its own
+
+
+def test_a_copy_of_a_file_page_is_cold_twice(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "32 MiB", "write", 'file = "data"')
+    assert share(plan, Trait.COLD) == share(plan, Trait.COLD_FILE) == 1
