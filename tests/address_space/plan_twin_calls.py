@@ -134,7 +134,7 @@ class PlanTwin(Faults):
             op.traits |= Trait.PAGES_PRESENT
 
     def _fill(self, space: Space, op: Op, first: int, last: int, write: bool) -> None:
-        """Populate what is mapped and absent; makes tables, which nobody finds missing."""
+        """Populate what is mapped and absent; pays for the first table that it makes."""
         filled = 0
         for area in space.map.inside(first * PAGE, (last + 1) * PAGE):
             if not area.flags & ACCESS:
@@ -149,7 +149,14 @@ class PlanTwin(Faults):
             low, high = max(first, area.start // PAGE), min(last, area.end // PAGE - 1)
             around = not writes and area.file is not None and area.file[0] != "shmem"
             for page in range(low, high + 1):
-                space.tables.setdefault(page // TABLE, Table(initial=True))
+                if page // TABLE not in space.tables:
+                    table = space.tables[page // TABLE] = Table(initial=True)
+                    pays = op.op in (PlanOp.MADVISE_POPULATE, PlanOp.MMAP)
+                    if pays and op.table is None and not self.before:
+                        table.initial = False
+                        table.seen.add(op.thread)
+                        op.table = table
+                        op.traits |= Trait.TABLE_MISSING
                 if page not in space.pages:
                     begin, end = page, page + 1
                     if around:

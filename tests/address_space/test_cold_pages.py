@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cold_twin import cold_traits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plan_twin import Op
 
+from mmreplay.address_space.cold_pages import mark_cold
 from mmreplay.address_space.plan import Plan, PlanOp, Trait
+from mmreplay.address_space.plan_state import OPERATION
 from mmreplay.address_space.planner import build_plan
 from mmreplay.address_space.rules import load_rules
 from mmreplay.workloads.compiler import compile_workload
@@ -76,3 +84,32 @@ def test_files_are_cold_where_their_mapping_is_large(tmp_path: Path) -> None:
 def test_a_copy_of_a_file_page_is_cold_twice(tmp_path: Path) -> None:
     plan = planned(tmp_path, "32 MiB", "write", 'file = "data"')
     assert share(plan, Trait.COLD) == share(plan, Trait.COLD_FILE) == 1
+
+
+OPS = [PlanOp.FAULT, PlanOp.FAULT, PlanOp.MADVISE_POPULATE, PlanOp.MUNMAP, PlanOp.MADVISE_ZAP,
+       PlanOp.MPROTECT, PlanOp.PROCESS_EXIT]  # fmt: skip
+TRAITS = [Trait.WRITE, Trait.ANON, Trait.SHMEM, Trait.FILE, Trait.SHARED, Trait.COW, Trait.HUGE,
+          Trait.PRESENT, Trait.FIRST_IN_FILE, Trait.FAULT_AROUND, Trait.PAGES_PRESENT,
+          Trait.FAILED]  # fmt: skip
+some_traits = st.sets(st.sampled_from(TRAITS), max_size=5).map(
+    lambda traits: functools.reduce(operator.or_, traits, Trait(0))
+)
+planned_ops = st.builds(
+    lambda op, traits, pages, mm, last: Op(
+        0, 0, mm, op=op, traits=traits, pages=pages, bounds=(0, last)
+    ),
+    st.sampled_from(OPS), some_traits,
+    st.sampled_from([0, 1, 1, 3, 9]), st.integers(0, 1), st.sampled_from([-1, 3, 40]),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(planned_ops, max_size=60))
+def test_the_pass_equals_its_twin(ops: list[Op]) -> None:
+    rows = np.zeros(len(ops), OPERATION).view(np.recarray)
+    for row, op in zip(rows, ops, strict=True):
+        row.op, row.traits, row.pages, row.mm = int(op.op), int(op.traits), op.pages, op.mm
+        row.vma_first_page, row.vma_last_page = op.bounds
+    mark_cold(rows, len(rows), 8, np.zeros(2, np.int64))
+    found = [Trait(int(row.traits)) for row in rows]
+    assert found == [o.traits | cold for o, cold in zip(ops, cold_traits(ops, 8), strict=True)]

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cold_twin import cold_traits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_twin import Op
 from plan_twin_calls import PlanTwin
 
+from mmreplay.address_space.cold_pages import CACHED_PAGES
 from mmreplay.address_space.plan import MarkSet, PlanOp, Trait
 from mmreplay.address_space.planner import PlanBundle, build_plan
 from mmreplay.address_space.rules import load_rules, names
@@ -248,13 +250,13 @@ def compare(bundle: PlanBundle, ops: list[Op]) -> None:
     assert plan.n_ops == len(ops)
     vmas, bits, tables, files, mms = Same(), Same(), Same(), Same(), Same()
     place = {int(row): k for k, row in enumerate(plan.row)}
-    for op in ops:
+    for op, cold in zip(ops, cold_traits(ops, CACHED_PAGES), strict=True):
         k = place[op.row]
         thread = int(np.searchsorted(plan.thread_first, k, side="right")) - 1
         assert bundle.threads[thread].index == op.thread
         where = f"row {op.row}"
         assert PlanOp(int(plan.op[k])) == op.op, where
-        assert Trait(int(plan.traits[k])) == op.traits, where
+        assert Trait(int(plan.traits[k])) == op.traits | cold, where
         for name in ("pages", "vmas", "tables", "first_page", "last_page"):
             assert (name, int(getattr(plan, name)[k])) == (name, getattr(op, name)), where
         bounds = int(plan.vma_first_page[k]), int(plan.vma_last_page[k])

@@ -64,10 +64,11 @@ def test_json_and_the_file_say_the_same(tmp_path: Path) -> None:
     assert frame.null_count().select(c.name for c in RUNS.columns if not c.nullable).row(0) == (
         0,
     ) * sum(not c.nullable for c in RUNS.columns)
-    assert (frame["order"].sort() == pl.Series(range(16))).all()
-    assert frame["order"].to_list() == list(range(16))  # in the order measured
+    n = len(frame)  # more than 16 where some were disturbed and measured again
+    assert n >= 16
+    assert frame["order"].to_list() == list(range(n))  # in the order measured
     by_point = frame.sort("workload", "path", "threads", "repetition")
-    assert by_point["order"].to_list() != list(range(16))  # which is a random one
+    assert by_point["order"].to_list() != list(range(n))  # which is a random one
 
 
 def test_nothing_that_tells_about_the_owner_is_written(tmp_path: Path) -> None:
@@ -186,8 +187,9 @@ def test_a_process_that_is_killed_costs_its_point_only(monkeypatch: pytest.Monke
     assert list(runs.not_measured.values()) == [
         "its process was killed by SIGKILL (out of memory?)"
     ]
-    assert len(runs.rows) == 2
-    assert len(asked) == 3  # the point is not tried again
+    assert {row["repetition"] for row in runs.rows} == {0, 1}
+    assert len({row["workload"] for row in runs.rows}) == 1
+    assert len(asked) == 1 + len(runs.rows)  # the point is not tried again
 
 
 # -- the file ------------------------------------------------------------------------------------
@@ -197,7 +199,14 @@ def a_row(**changed: Any) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for column in RUNS.columns:
         row[column.name] = {"String": "x", "Float64": 1.0}.get(column.dtype, 1)
-    return {**row, "path_check": "verified", "other_cpu_s": 0.0, "steal_s": 0.0, **changed}
+    return {
+        **row,
+        "path_check": "verified",
+        "other_cpu_s": 0.0,
+        "steal_s": 0.0,
+        "disturbed": None,
+        **changed,
+    }
 
 
 def test_a_written_file_is_read_back(tmp_path: Path) -> None:

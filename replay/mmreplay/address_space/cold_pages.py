@@ -63,8 +63,9 @@ def mark_cold(ops: Any, n: int, cached: int, held: Any) -> None:
     pages they were does not matter: threads share the last-level cache.  A page of a file is
     cold where the mapping it is faulted in is larger than the caches.  ``held``, zeros on
     entry: pages that each address space has allocated (what it had before is freed unseen).
+    What is free at the beginning counts as warm.
     """
-    warm = np.int64(0)  # freed pages that are still in a cache
+    warm = np.int64(cached)  # freed pages that are still in a cache
     for o in range(n):
         traits = ops[o].traits
         op = ops[o].op

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmreplay.address_space import page_state as pages_
 from mmreplay.address_space.page_state import ANON, CACHE, DIRTY, REGION_SHIFT, ZERO
-from mmreplay.address_space.plan import Trait
+from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
     OWN_FILES,
@@ -22,8 +22,23 @@ from mmreplay.address_space.vma_state import (
 from mmreplay.jit import borrowing_helper
 
 _T_COW: Final = int(Trait.COW)
+_T_TABLE: Final = int(Trait.TABLE_MISSING)
+_POPULATE, _MMAP = int(PlanOp.MADVISE_POPULATE), int(PlanOp.MMAP)
 _V_WRITE, _V_SHARED = int(Vm.WRITE), int(Vm.SHARED)
 _V_ACCESS: Final = int(Vm.READ | Vm.WRITE | Vm.EXEC)
+
+
+@borrowing_helper
+def _makes_table(p, w, out, o, space, region, table):
+    """Row ``o`` pays for one page table, the first that it made, from ``region`` on."""
+    slot = pages_.find(p, space, region)
+    while slot < 0 or p.slot[slot].table != table:
+        region += 1
+        slot = pages_.find(p, space, region)
+    w.table_initial[table] = 0
+    p.slot[slot].seen |= np.uint64(1) << np.uint64(out.ops[o].thread & 63)
+    out.ops[o].table = table
+    out.ops[o].traits |= np.uint64(_T_TABLE)
 
 
 @borrowing_helper
@@ -54,5 +69,9 @@ def fill(m, p, w, out, o, space, first, last, write):
         slot = m.vma[slot, V_NEXT]
     for table in range(before, p.meta[2]):
         w.table_initial[table] = 1  # the populating call made it: nobody else finds it missing
+    if p.meta[2] > before and o < len(out.ops) - 1:  # the last row is not planned
+        op = out.ops[o].op
+        if op == _POPULATE or op == _MMAP:
+            _makes_table(p, w, out, o, space, first >> REGION_SHIFT, before)
     out.ops[o].pages = filled
     out.ops[o].tables = (last >> REGION_SHIFT) - (first >> REGION_SHIFT) + 1

@@ -145,8 +145,8 @@ def gains(points: Sequence[Compared]) -> list[dict[str, Any]]:
 
 def paired_gains(fast: Compared, slow: Compared) -> list[float]:
     """Measured rates of one path by those of the other, of each repetition that both have."""
-    other = dict(zip(slow.numbers, slow.rates, strict=False))
-    mine = zip(fast.numbers, fast.rates, strict=False)
+    other = dict(zip(slow.numbers or range(len(slow.rates)), slow.rates, strict=True))
+    mine = zip(fast.numbers or range(len(fast.rates)), fast.rates, strict=True)
     return [rate / other[k] for k, rate in mine if other.get(k)]
 
 
