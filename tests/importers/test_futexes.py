@@ -331,3 +331,17 @@ def test_a_pipeline_by_strace(program: Path, tmp_path: Path) -> None:  # noqa: F
     assert trace.rows("wakeups") > 20
     untold = trace.header.counters.get("futex_waits_without_waker", 0)
     assert untold <= trace.rows("wakeups") // 20
+
+
+def test_a_thread_id_that_is_given_again_leaves_the_queue(tmp_path: Path) -> None:
+    """Whose end was not recorded still waits there, until another process has its id."""
+    w = recorder()
+    w.enter(20_000, A, WAIT)
+    w.switch(21_000, 100, A, out=True)
+    w.waits(22_000, 80_000, B)
+    w.call(FUTEX_IN, 30_000, A, HERE, WAIT, 0, 0, 0, 0, pid=300)  # the same id elsewhere
+    w.enter(40_000, A, WAIT, pid=100)  # and here again
+    w.waits(41_000, 90_000, C)
+    w.wakes(70_000, MAIN, 3)
+    rows, _ = edges(w, tmp_path)
+    assert rows == [(B, MAIN), (C, MAIN)]

@@ -14,6 +14,7 @@ import numpy as np
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import mix
+from mmreplay.importers.pair_queue import bucket_of, futex_leave, queue, unqueue
 from mmreplay.importers.pair_thread import account, put_wakeup
 from mmreplay.jit import borrowing_helper
 
@@ -47,51 +48,6 @@ def _kind_of(command: Any) -> Any:
     ):
         return ps.FUTEX_WAKES
     return ps.FUTEX_NONE
-
-
-@borrowing_helper
-def _bucket(a: Any, key: Any) -> Any:
-    return a[ps.B_FUTEXES] + 2 * (key & (ps.FUTEX_BUCKETS - 1))
-
-
-@borrowing_helper
-def _queue(a: Any, slot: Any) -> None:
-    """Put the thread at the end of its key's bucket."""
-    t = ps.threads_at(a, slot)
-    bucket = _bucket(a, a[t + ps.S_FUTEX_KEY])
-    last = a[bucket + 1]
-    a[t + ps.S_FUTEX_NEXT] = 0
-    a[t + ps.S_FUTEX_BEFORE] = last
-    if last:
-        a[ps.threads_at(a, last - 1) + ps.S_FUTEX_NEXT] = slot + 1
-    else:
-        a[bucket] = slot + 1
-    a[bucket + 1] = slot + 1
-
-
-@borrowing_helper
-def _unqueue(a: Any, slot: Any) -> None:
-    t = ps.threads_at(a, slot)
-    bucket = _bucket(a, a[t + ps.S_FUTEX_KEY])
-    before, following = a[t + ps.S_FUTEX_BEFORE], a[t + ps.S_FUTEX_NEXT]
-    if before:
-        a[ps.threads_at(a, before - 1) + ps.S_FUTEX_NEXT] = following
-    else:
-        a[bucket] = following
-    if following:
-        a[ps.threads_at(a, following - 1) + ps.S_FUTEX_BEFORE] = before
-    else:
-        a[bucket + 1] = before
-
-
-@borrowing_helper
-def futex_leave(a: Any, slot: Any) -> None:
-    """The thread is in no futex call any more."""
-    t = ps.threads_at(a, slot)
-    kind = a[t + ps.S_FUTEX]
-    if kind == ps.FUTEX_WAITS or kind == ps.FUTEX_WAKES:
-        _unqueue(a, slot)
-    a[t + ps.S_FUTEX] = ps.FUTEX_NONE
 
 
 @borrowing_helper
@@ -156,13 +112,13 @@ def futex_enter(a: Any, slot: Any, arg: Any, i: Any, now: Any) -> None:
         a[t + ps.S_NAP_EVENTS] = a[t + ps.S_PRE_EVENTS]
         a[t + ps.S_NAP_BLOCKED] = a[t + ps.S_PRE_BLOCKED]
     if kind != ps.FUTEX_JOINS:
-        _queue(a, slot)
+        queue(a, slot)
 
 
 @borrowing_helper
 def _give(a: Any, w: Any, key: Any, count: Any) -> Any:
     """Mark the ``count`` longest waiting with whom ``w`` is marked; returns how many too few."""
-    slot = a[_bucket(a, key)]
+    slot = a[bucket_of(a, key)]
     while slot and count > 0:
         o = ps.threads_at(a, slot - 1)
         if (
@@ -181,15 +137,15 @@ def _give(a: Any, w: Any, key: Any, count: Any) -> Any:
 def _requeue(a: Any, w: Any, count: Any) -> None:
     """Let the longest waiting for one address wait for the other."""
     key = a[w + ps.S_FUTEX_KEY]
-    slot = a[_bucket(a, key)]
+    slot = a[bucket_of(a, key)]
     while slot and count > 0:
         o = ps.threads_at(a, slot - 1)
         following = a[o + ps.S_FUTEX_NEXT]
         waits = a[o + ps.S_FUTEX] == ps.FUTEX_WAITS and a[o + ps.S_MARK_NS] == 0
         if waits and a[o + ps.S_FUTEX_KEY] == key and key != a[w + ps.S_FUTEX_KEY2]:
-            _unqueue(a, slot - 1)
+            unqueue(a, slot - 1)
             a[o + ps.S_FUTEX_KEY] = a[w + ps.S_FUTEX_KEY2]
-            _queue(a, slot - 1)
+            queue(a, slot - 1)
             count -= 1
         slot = following
 
@@ -220,7 +176,7 @@ def _find_waker(a: Any, t: Any) -> None:
     """Who woke a thread that returns unmarked: a call that has not returned yet, else one whose
     wake-up was given to another waiter, who goes on waiting."""
     key = a[t + ps.S_FUTEX_KEY]
-    slot = a[_bucket(a, key)]
+    slot = a[bucket_of(a, key)]
     other = np.int64(0)
     while slot:
         w = ps.threads_at(a, slot - 1)
@@ -305,7 +261,7 @@ def futex_exit(a: Any, slot: Any, result: Any, now: Any) -> None:
         futex_leave(a, slot)
         _has_woken(a, t, result)
     elif kind == ps.FUTEX_WAITS:
-        _unqueue(a, slot)
+        unqueue(a, slot)
         if result != 0:
             if a[t + ps.S_MARK_NS]:  # it was another that was woken
                 a[t + ps.S_FUTEX] = ps.FUTEX_NONE

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmreplay.importers import pair_state as ps
+from mmreplay.importers.pair_queue import futex_leave
 from mmreplay.importers.pair_state import (
     A_ALIAS,
     A_USERS,
@@ -151,6 +152,7 @@ def new_thread(a: Any, ops: Any, tid: Any, proc: Any, kind: Any, now: Any) -> An
         a[C_THREADS] += 1
         ps.tid_put(a, tid, slot)
     else:
+        futex_leave(a, slot)
         emit_thread(a, ops, slot)
     t = ps.threads_at(a, slot)
     for k in range(ps.S_SIZE):

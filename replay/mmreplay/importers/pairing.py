@@ -14,7 +14,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare
-from mmreplay.importers.pair_futex import futex_enter, futex_exit, futex_leave, joined
+from mmreplay.importers.pair_futex import futex_enter, futex_exit, joined
 from mmreplay.importers.pair_process import (
     end_of_thread,
     finish_clone,
@@ -24,6 +24,7 @@ from mmreplay.importers.pair_process import (
     result_of,
     start_thread,
 )
+from mmreplay.importers.pair_queue import futex_leave
 from mmreplay.importers.pair_spans import contention_begin, contention_end, mapping, mmap_lock
 from mmreplay.importers.pair_thread import (
     account,
