@@ -354,7 +354,7 @@ def run(
         os.close(ready[1])
         return _watch(request, block, pid)
     except Ended as ended:
-        return RunAnswer(problem=str(ended))
+        return RunAnswer(problem=_endless(request.program, block) or str(ended))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
@@ -447,12 +447,18 @@ def _refuse_start(program: Program, block: _Block) -> None:
 
 
 def _refuse(program: Program, block: _Block) -> None:
+    if why := _endless(program, block):
+        raise Ended(why)
+
+
+def _endless(program: Program, block: _Block) -> str:
+    """Which role does nothing for ever, in words; empty where none does."""
     endless = np.nonzero(block.rows[:, Row.ENDLESS])[0]
-    if len(endless):
-        raise Ended(
-            f"role {_role(program, int(endless[0]))} steers in circles and does nothing;"
-            " mend its steps"
-        )
+    if not len(endless):
+        return ""
+    return (
+        f"role {_role(program, int(endless[0]))} steers in circles and does nothing; mend its steps"
+    )
 
 
 def _role(program: Program, number: int) -> str:
