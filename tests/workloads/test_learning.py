@@ -167,3 +167,33 @@ def test_the_commands(tmp_path: Path) -> None:
         code, out = run("workloads", "show", text, "--threads", "5", "--format", form)
         assert code == 0
         assert "Learnt from a.mmt" in out
+
+
+MAPPED_RARELY = """
+schema = 1
+title = "One buffer after the other"
+stands_for = "a sort with one large buffer"
+source = "this test"
+counts = "pages"
+
+[regions.buffer]
+size = "64 MiB"
+
+[roles.worker]
+threads = "rest"
+loop = [
+    { do = "mmap", on = "buffer" },
+    { do = "touch", on = "buffer", access = "write", counts = 1 },
+    { do = "munmap", on = "buffer" },
+]
+"""
+
+
+def test_faults_in_a_buffer_that_is_mapped_rarely_are_learnt() -> None:
+    workload = parse_workload(MAPPED_RARELY, "buffer", "here")
+    ops = 1 + 2 * (16_384 + 2)  # a start, and two buffers that are both unmapped again
+    trace = synthesise(workload, threads=1, ops=ops, duration_s=100).trace
+    again = parse_workload(learn(trace, "buffer").text, "learnt", "learnt")
+    made = synthesise(again, threads=1, ops=ops, duration_s=100).trace
+    kinds = Counter(made.operations.select("kind").collect()["kind"].to_list())
+    assert kinds[int(OpKind.FAULT_USER)] >= 0.95 * ops

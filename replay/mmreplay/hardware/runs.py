@@ -60,7 +60,9 @@ def check_output(output: str) -> Path:
         )
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(
-            f"cannot write into {path.parent}", where="-o", fix="choose a directory that you can write to"
+            f"cannot write into {path.parent}",
+            where="-o",
+            fix="choose a directory that you can write to",
         )
     return path
 

@@ -117,11 +117,15 @@ class Writer:
         creator = p[:, Piece.CREATOR]
         pages = np.maximum(p[:, Piece.SIZE] >> 12, 1)
         lasting = (creator < 0) | ((p[:, Piece.DIED] < 0) & (pages >= _LASTING_PAGES))
+        role_of_thread = r.role_of_thread
+        alike = Counter(self._alike(k, int(pages[k])) for k in np.flatnonzero(~lasting).tolist())
+        for k in np.flatnonzero(~lasting).tolist():
+            # Mapped too rarely for a state of the chain: what is done in it is learnt all the same.
+            lasting[k] = alike[self._alike(k, int(pages[k]))] < _LEAST_SEEN
         made: dict[tuple[Any, ...], str] = {}
         live = self._live(np.where(lasting, -1, creator))
         first_user = p[:, Piece.USER]
         names = []
-        role_of_thread = r.role_of_thread
         for k in range(len(p)):
             file = _FILES[p[k, Piece.FILE]]
             if lasting[k]:
@@ -135,18 +139,23 @@ class Writer:
                 if not shared:
                     self._once(int(role_of_thread[first_user[k]]), made[key])
             else:
-                bucket = int(pages[k]).bit_length()
-                role = int(role_of_thread[creator[k]])
-                key = (role, bucket, file, int(p[k, Piece.FLAGS]) & 1, int(p[k, Piece.PROT]) & 7)
+                key = self._alike(k, int(pages[k]))
                 if key not in made:
-                    made[key] = f"m{len(made)}-{2**bucket}"
-                    self._passing(made[key], file, bool(p[k, Piece.FLAGS] & 1), key[4])
+                    made[key] = f"m{len(made)}-{2 ** key[1]}"
+                    self._passing(made[key], file, bool(key[3]), key[4])
                 region = self.regions[made[key]]
                 region["pages"] = max(region["pages"], int(pages[k]))
                 region["count"] = max(region["count"], int(live[k]))
                 region["faults"] += int(p[k, Piece.FAULTS])
             names.append(made[key])
         return names
+
+    def _alike(self, k: int, pages: int) -> tuple[int, int, str, int, int]:
+        """What pieces have in common that one region stands for: role, size, file, ..."""
+        p = self.r.pieces
+        role = int(self.r.role_of_thread[p[k, Piece.CREATOR]])
+        flags, prot = int(p[k, Piece.FLAGS]) & 1, int(p[k, Piece.PROT]) & 7
+        return role, pages.bit_length(), _FILES[p[k, Piece.FILE]], flags, prot
 
     def _live(self, creator: I64) -> I64:
         """(pieces,) how many passing pieces its creator had when it was born."""
