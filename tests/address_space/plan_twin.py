@@ -212,9 +212,12 @@ class Faults(ABC):
                 old = self.space(home)
                 old.users -= 1
                 if old.users <= 0 and old.ending:
-                    users, partner = old.users, old.partner
-                    self.spaces[home] = Space(self.rules, self.ids)
-                    self.spaces[home].users, self.spaces[home].partner = users, partner
+                    new = Space(self.rules, self.ids)
+                    new.users, new.partner = old.users, old.partner
+                    self.spaces[home] = new
+                    for other in self.spaces.values():  # share no pages with it any more
+                        if other.partner is old:
+                            other.partner = new
             self.space(number).users += 1
         self.home[thread] = number
 
