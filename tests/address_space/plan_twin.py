@@ -67,8 +67,10 @@ class Op:
     bounds: tuple[int, int] = (-1, -1)
     bit: Bit | None = None
     table: Table | None = None
+    listed: list[Table] = field(default_factory=list)  # further tables
+    rewritten: int = 0
     file: Any = None
-    marks: list[tuple[MarkSet, int]] = field(default_factory=list)
+    marks: list[tuple[MarkSet, Any]] = field(default_factory=list)
     deps: list[int] = field(default_factory=list)  # positions in ``ops``
 
 
@@ -87,7 +89,10 @@ class Space:
         self.partner: Space | None = None
 
     def regions(self, first: int, last: int) -> list[int]:
-        return [r for r in self.tables if first // TABLE <= r <= last // TABLE]
+        """By address, or where there are fewer of them than places: the newest first."""
+        low, high = first // TABLE, last // TABLE
+        found = [r for r in self.tables if low <= r <= high]
+        return sorted(found) if high - low < len(self.tables) else found[::-1]
 
     def present(self, first: int, last: int) -> int:
         return sum(first <= p <= last for p in self.pages)
@@ -323,6 +328,8 @@ class Faults(ABC):
     def _finish_marks(self, op: Op, space: Space) -> None:
         by_set = sorted(space.map.found.marks, key=lambda entry: entry[0])
         op.marks = [(role, area.uid) for role, area in by_set]
+        op.marks += [(MarkSet.TABLES, table) for table in op.listed]
+        op.marks += [(MarkSet.REWRITTEN, op.vma)] * op.rewritten
 
     def _set_vma(self, op: Op, area: Area) -> None:
         op.vma, op.file = area.uid, area.file

@@ -34,6 +34,7 @@ ADVICE_OPS = {
     3: PlanOp.MADVISE_WILLNEED,
     **dict.fromkeys((22, 23), PlanOp.MADVISE_POPULATE),
 }
+MADV_FREE = 8
 ZAPS = (4, 24, 9, 21)  # advice that unmaps pages at once
 REMAPS = {
     "noop": PlanOp.MREMAP_NOOP,
@@ -66,6 +67,13 @@ class PlanTwin(Faults):
             self._unmapped(space, op, op.first_page, op.last_page)
         elif kind is OpKind.MPROTECT:
             op.op = PlanOp.MPROTECT
+            several = vmas.inside(start, end)
+            if len(several) > 1:
+                op.rewritten = sum(
+                    bool(space.present(max(a.start, start) // PAGE, min(a.end, end) // PAGE - 1))
+                    for a in several
+                    if a.flags & ACCESS != Vm(row["prot"])
+                )
             vmas.protect(start, end, Vm(row["prot"]))
             self._describe(op, space, target=False, changed=False)
             self._range_waits(space, op, op.first_page, op.last_page, False)
@@ -82,6 +90,7 @@ class PlanTwin(Faults):
             if vmas.found.populates:
                 op.traits |= Trait.POPULATE
                 self._fill(space, op, op.first_page, op.last_page, True)
+                self._list_tables(space, op, op.first_page, op.last_page)
                 if op.pages:
                     op.traits |= Trait.PAGES_PRESENT
             else:
@@ -129,9 +138,16 @@ class PlanTwin(Faults):
 
     def _count_pages(self, space: Space, op: Op) -> None:
         op.pages = space.present(op.first_page, op.last_page)
-        op.tables = len(space.regions(op.first_page, op.last_page))
+        self._list_tables(space, op, op.first_page, op.last_page)
         if op.pages:
             op.traits |= Trait.PAGES_PRESENT
+
+    @staticmethod
+    def _list_tables(space: Space, op: Op, first: int, last: int) -> None:
+        tables = [space.tables[region] for region in space.regions(first, last)]
+        op.tables = len(tables)
+        if tables:
+            op.table, *op.listed = tables
 
     def _fill(self, space: Space, op: Op, first: int, last: int, write: bool) -> None:
         """Populate what is mapped and absent; pays for the first table that it makes."""
@@ -174,7 +190,7 @@ class PlanTwin(Faults):
 
     def _unmapped(self, space: Space, op: Op, first: int, last: int) -> None:
         self._range_waits(space, op, first, last, True)
-        op.tables = len(space.regions(first, last))
+        self._list_tables(space, op, first, last)
         op.pages = space.zap(first, last)
         freed = self._release(space, first, last)
         space.clear(first, last + 1)
@@ -223,7 +239,8 @@ class PlanTwin(Faults):
         if found.overlapped:
             op.traits |= Trait.OVERLAPS
         self._range_waits(space, op, op.first_page, op.last_page, True)
-        op.tables = len(space.regions(op.first_page, op.last_page))
+        if found.overlapped:
+            self._list_tables(space, op, op.first_page, op.last_page)
         zapped = space.zap(op.first_page, op.last_page)
         space.forget_uses(op.first_page, op.last_page)
         if zapped and not found.overlapped:
@@ -255,13 +272,17 @@ class PlanTwin(Faults):
             op.traits |= Trait.POPULATE | (Trait.WRITE if advice == 23 else Trait(0))
             self._fill(space, op, first, last, advice == 23)
             return
+        if advice == MADV_FREE:
+            op.traits |= Trait.LAZY_FREE
         if advice in ZAPS:
-            op.tables = len(space.regions(first, last))
+            self._list_tables(space, op, first, last)
             op.pages = space.zap(first, last)
             if op.pages:
                 op.traits |= Trait.PAGES_PRESENT
         else:
             self._count_pages(space, op)
+            if op.op not in (PlanOp.MADVISE_ZAP, PlanOp.MADVISE_READ):
+                op.table, op.listed = None, []
 
     def _brk(self, row: dict[str, Any], space: Space, op: Op, here: int) -> None:
         before, now = space.map.brk, row["result"]
@@ -306,7 +327,7 @@ class PlanTwin(Faults):
             if space.zap(there, there_last):
                 op.traits |= Trait.OVERLAPS
             space.forget_uses(there, there_last)
-            op.tables = len(space.regions(first, first + min(old_len, new_len) // PAGE - 1))
+            self._list_tables(space, op, first, first + max(min(old_len, new_len) // PAGE, 1) - 1)
             op.pages = self._move(space, first, there, min(old_len, new_len) // PAGE)
             if op.pages:
                 op.traits |= Trait.PAGES_PRESENT
@@ -318,7 +339,9 @@ class PlanTwin(Faults):
     @staticmethod
     def _move(space: Space, first: int, there: int, pages: int) -> int:
         moved = 0
-        for page in range(first, first + pages):
+        order = {r: k for k, r in enumerate(space.regions(first, first + pages - 1))}
+        known = [p for p in range(first, first + pages) if p // TABLE in order]
+        for page in sorted(known, key=lambda p: (order[p // TABLE], p)):
             to = there + page - first
             if page in space.pages or page in space.used:
                 space.tables.setdefault(to // TABLE, Table(initial=True))
@@ -400,7 +423,8 @@ class PlanTwin(Faults):
                 space.pages[page] = state = COW
             op.pages += state == COW
             new.pages[page] = state
-        for region in {page // TABLE for page in space.pages}:
+        mapped = {page // TABLE for page in space.pages}
+        for region in [r for r in reversed(list(space.tables)) if r in mapped]:
             new.tables[region] = Table(True, everyone=True, huge=space.tables[region].huge)
         op.tables = len(new.tables)
         new.partner, space.partner = space, new

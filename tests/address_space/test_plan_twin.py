@@ -269,8 +269,8 @@ def compare(bundle: PlanBundle, ops: list[Op]) -> None:
         assert mms(int(plan.child_mm[k]), op.child_mm if op.child_mm >= 0 else None), where
         span = slice(int(plan.mark_first[k]), int(plan.mark_first[k + 1]))
         assert [MarkSet(int(s)) for s in plan.mark_set[span]] == [s for s, _ in op.marks], where
-        for vma, (_, uid) in zip(plan.mark_vma[span].tolist(), op.marks, strict=True):
-            assert vmas(vma, uid), where
+        for number, (which, thing) in zip(plan.mark_vma[span].tolist(), op.marks, strict=True):
+            assert (tables if which is MarkSet.TABLES else vmas)(number, thing), where
         deps = plan.dep_op[plan.dep_first[k] : plan.dep_first[k + 1]]
         assert sorted(plan.row[deps].tolist()) == sorted(ops[d].row for d in op.deps), where
     assert len(plan.anon_initial) == len(bits.there)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp, Trait
+from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait
 from mmreplay.locking.isa import (
     PARAMS,
     Count,
@@ -67,7 +67,7 @@ def model(
     """Assemble programs: tuples (Op, operands…), strings are labels.
 
     COST name [Count] · SLEEP name · FLUSH scope · TOUCH line write · LOCK/TRY/UNLOCK
-    lock mode [operand] (TRY: label last) · MARK/SNAP/CHECK lock [label] · BRANCH
+    lock mode [operand] (TRY: label last) · MARK/SNAP/CHECK/CONTENDED lock [label] · BRANCH
     (set, clear, bits set, bits clear, every) label · EACH set label · COUNT reason.
     """
     locks = LOCKS if locks is None else locks
@@ -129,7 +129,7 @@ def model(
                     row[4] = labels[args[-1]]
                 case Op.DOWNGRADE | Op.MARK:
                     row[1] = names.index(args[0])
-                case Op.SNAP | Op.CHECK:
+                case Op.SNAP | Op.CHECK | Op.CONTENDED:
                     row[1] = names.index(args[0])
                     row[4] = labels[args[1]] if len(args) > 1 else -1
                 case Op.BRANCH:
@@ -221,7 +221,7 @@ def machine(
 
 
 def op(kind: PlanOp = PlanOp.FAULT, **columns: Any) -> dict[str, Any]:
-    """One operation; see :class:`Plan` for the columns.  ``marks``: (set, vma) pairs."""
+    """One operation; see :class:`Plan` for the columns.  ``marks``: (set, VMA or table) pairs."""
     return {"op": int(kind), **columns}
 
 
@@ -273,7 +273,9 @@ def plan(
         return int(columns[name].max(initial=-1)) + 1
 
     mark_vma = np.array([v for x in marks for _, v in x], np.int32)
-    vmas = max(top("vma"), int(mark_vma.max(initial=-1)) + 1)
+    mark_set = np.array([s for x in marks for s, _ in x], np.uint8)
+    tables = mark_vma[mark_set == MarkSet.TABLES]
+    vmas = max(top("vma"), int(mark_vma[mark_set != MarkSet.TABLES].max(initial=-1)) + 1)
     mms = max(top("mm"), top("child_mm"))
     zeros = np.zeros(count, np.int64)
     return Plan(
@@ -287,12 +289,12 @@ def plan(
         **columns,
         mark_first=csr(marks),
         mark_vma=mark_vma,
-        mark_set=np.array([s for x in marks for s, _ in x], np.uint8),
+        mark_set=mark_set,
         dep_first=csr(deps),
         dep_op=np.array([d for x in deps for d in x], np.int64),
         vma_mm=np.zeros(vmas, np.int32),
         anon_initial=np.zeros(top("anon_slot"), np.uint8),
-        table_initial=np.zeros(top("table"), np.uint8),
+        table_initial=np.zeros(max(top("table"), int(tables.max(initial=-1)) + 1), np.uint8),
         mm_users=np.ones(mms, np.int32),
         n_files=top("file"),
     )

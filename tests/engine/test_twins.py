@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scenario import assert_equal, check_accounts
 from small import LOCKS, R, W, machine, model, op, plan
 
-from mmreplay.address_space.plan import WAKE_POINT, PlanOp, Trait
+from mmreplay.address_space.plan import WAKE_POINT, MarkSet, PlanOp, Trait
 from mmreplay.engine import Options, simulate
 from mmreplay.engine.oracle import simulate_oracle
 from mmreplay.locking.isa import Count, FlushScope, Form, Kind, Op, Operand, RuntimeBit, Scope
@@ -43,7 +43,7 @@ places = page_columns()
 
 # -- random programs ------------------------------------------------------------------
 costs = st.sampled_from(["a", "b", "c"]).flatmap(
-    lambda name: st.sampled_from([(Op.COST, name), (Op.COST, name, Count.PAGES)])
+    lambda name: st.sampled_from([(Op.COST, name), *((Op.COST, name, by) for by in Count)])
 )
 
 
@@ -52,7 +52,7 @@ def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[
     """A balanced piece of program; locks are taken in the order of ``ORDER``."""
     out: list[Any] = []
     for _ in range(draw(st.integers(1, 3))):
-        choice = draw(st.integers(0, 11))
+        choice = draw(st.integers(0, 13))
         tag[0] += 1
         label = f"l{tag[0]}"
         after = ORDER[max((ORDER.index(h) + 1 for h in held), default=0) :]
@@ -120,6 +120,23 @@ def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[
             ]
         elif choice == 10:
             out.append((Op.FLUSH, draw(st.sampled_from([FlushScope.MM, FlushScope.TOUCHED]))))
+        elif choice == 11:
+            lock = draw(st.sampled_from(ORDER))
+            out += [(Op.CONTENDED, lock, label), draw(costs), label]
+        elif choice == 12 and "ptl" in after:
+            out += [
+                (Op.EACH, MarkSet.TABLES, label),
+                label + "n",
+                (Op.LOCK, "ptl", W),
+                draw(costs),
+                *([(Op.BRANCH, (0, 0, TABLE), label + "b")] if draw(st.booleans()) else []),
+                *([(Op.SET, TABLE)] if draw(st.booleans()) else []),
+                label + "b",
+                (Op.UNLOCK, "ptl", W),
+                *([(Op.CONTENDED, "vma", label)] if draw(st.booleans()) else []),
+                (Op.END, label + "n"),
+                label,
+            ]
         elif sleep:
             out.append((Op.SLEEP, "io"))
     return out
@@ -188,7 +205,7 @@ def worlds(draw: Any) -> tuple[Any, ...]:
             obj = draw(st.integers(0, 2)) * mms + mm
             marks = [
                 (s, draw(st.integers(0, 2)) * mms + mm)
-                for s in draw(st.lists(st.sampled_from([1, 2]), max_size=2))
+                for s in draw(st.lists(st.sampled_from([1, 2, 7, 7]), max_size=3))
             ]
             point = kind == PlanOp.NONE and draw(st.booleans())
             dependent = rows and draw(st.integers(0, 1 if point else 5)) == 0
@@ -206,6 +223,7 @@ def worlds(draw: Any) -> tuple[Any, ...]:
                     table=draw(st.sampled_from([obj, own, -1])),
                     anon_slot=draw(st.sampled_from([obj, own, -1])),
                     pages=draw(st.integers(0, 3)),
+                    tables=draw(st.integers(0, 2)),
                     sleep_ns=draw(st.sampled_from([-1, 500])),
                     **draw(places),
                     marks=marks,

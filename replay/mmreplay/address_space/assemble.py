@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.cold_pages import CACHED_PAGES, mark_cold
-from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp
+from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp
 from mmreplay.address_space.plan_state import Cursor, Out, Work
 from mmreplay.address_space.threads import Threads
 from mmreplay.address_space.times import BEGIN, BLOCKED, PREEMPTED, SLEEP, THINK, Times
@@ -27,6 +27,7 @@ _LAST_WORDS: Final = np.isin(np.arange(256), (PlanOp.PROCESS_EXIT, PlanOp.EXEC, 
 
 # Objects that a plan numbers densely, each kind in ascending order of its identity.
 _VMA, _MM, _FILE, _TABLE, _ANON, _KINDS = range(6)
+_IN_TABLES: Final = int(MarkSet.TABLES)
 # Rows of the two blocks of columns that _cut fills; the first narrow ones are the objects.
 _FIRST_PAGE, _LAST_PAGE, _VMA_FIRST, _VMA_LAST, _ROW, _THINK, _BLOCKED, _SLEEP, _WIDE = range(9)
 # Rounds before a record is used, and words of a cache line.
@@ -74,7 +75,10 @@ def _survey(
         if ops[o].anon_slot >= 0:
             number[base[_ANON] + ops[o].anon_slot] = 0
     for k in range(n_marks):
-        number[_identity(marks[k].vma, vmas)] = 0
+        if marks[k].set == _IN_TABLES:
+            number[base[_TABLE] + marks[k].vma] = 0
+        else:
+            number[_identity(marks[k].vma, vmas)] = 0
     for kind in range(_KINDS):
         count = 0
         for i in range(base[kind], base[kind + 1]):
@@ -186,9 +190,12 @@ def _cut(
         mark_first[k] = m
         dep_first[k] = d
         for i in range(ops[o].mark_first, ops[o].mark_end):
-            mark_vma[m] = number[_identity(marks[i].vma, vmas)]
             mark_set[m] = marks[i].set
-            vma_mm[mark_vma[m]] = mm
+            if marks[i].set == _IN_TABLES:
+                mark_vma[m] = number[base[_TABLE] + marks[i].vma]
+            else:
+                mark_vma[m] = number[_identity(marks[i].vma, vmas)]
+                vma_mm[mark_vma[m]] = mm
             m += 1
         for i in range(ops[o].dep_first, ops[o].dep_end):
             dep_op[d] = rank[deps[i]]

@@ -125,6 +125,7 @@ class Trait(IntFlag):
     GROWSDOWN = 1 << 41  # the VMA is a stack (VM_GROWSDOWN)
     COLD = 1 << 42  # the pages that it allocates are in no cache (``cold_pages``)
     COLD_FILE = 1 << 43  # nor are the pages of the file that it maps or copies
+    LAZY_FREE = 1 << 44  # MADV_FREE: the pages stay until memory is short
 
 
 #: In ``traits`` of a row NONE: no operation, but a point in its thread's time at which it woke
@@ -135,7 +136,7 @@ WAKE_POINT: Final = np.uint64(1 << 63)
 
 
 class MarkSet(IntEnum):
-    """The sets that ``each SET`` walks: for every operation a list of VMAs per set."""
+    """The sets that ``each SET`` walks: lists of each operation, of VMAs but for TABLES."""
 
     SPLITS = 1  # VMAs that are cut in two (the parts that stay)
     REMOVED = 2  # VMAs that disappear (or whose middle does)
@@ -143,6 +144,8 @@ class MarkSet(IntEnum):
     NEIGHBOURS = 4  # prev/next that a merge extends or swallows
     CREATED = 5  # new VMAs (invisible until stored: marking them never waits)
     PARENT_VMAS = 6  # fork: every VMA of the parent, in address order
+    TABLES = 7  # page-table pages of the range but the first, which is ``table``
+    REWRITTEN = 8  # mprotect of several VMAs: those in which it changes pages that are mapped
 
 
 #: ``scale`` is fixed point: this is 1.0.
@@ -183,7 +186,7 @@ class Plan(NamedTuple):
     row: I64  # (N,) row of the trace's operations table; -1 for cloned or synthetic
     # -- lists per operation (CSR) -----------------------------------------------
     mark_first: I64  # (N+1,)
-    mark_vma: I32  # VMA lock object
+    mark_vma: I32  # VMA lock object; in the set TABLES: page-table page
     mark_set: I8  # MarkSet; the entries of one operation are grouped by set, ascending
     dep_first: I64  # (N+1,)
     dep_op: I64  # operation (row of this plan) that must have completed before this one starts

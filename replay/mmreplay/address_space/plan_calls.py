@@ -12,6 +12,7 @@ from mmreplay.address_space.opmap import (
     BEFORE_LOCK,
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
+    MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_PAGEOUT,
     MADV_POPULATE_READ,
@@ -30,7 +31,15 @@ from mmreplay.address_space.plan_fault import (
     vector_marks,
     vma_traits,
 )
-from mmreplay.address_space.plan_fill import fill
+from mmreplay.address_space.plan_fill import (
+    count_present,
+    fill,
+    flushes,
+    list_tables,
+    release,
+    rewritten,
+)
+from mmreplay.address_space.plan_proc import read_proc
 from mmreplay.address_space.plan_state import (
     Count,
     Cursor,
@@ -44,13 +53,11 @@ from mmreplay.address_space.vma_state import (
     NONE,
     S_BRK,
     S_FLAGS,
-    S_LAST,
     S_VMAS,
     V_END,
     V_FILE,
     V_FLAGS,
     V_NEXT,
-    V_PREV,
     V_START,
     V_UID,
     Info,
@@ -73,7 +80,7 @@ _T_FAILED = int(Trait.FAILED)
 _T_NEXT_DOWN = int(Trait.NEXT_GROWSDOWN)
 _T_HUGE = int(Trait.HUGE)
 _T_WRITE = int(Trait.WRITE)
-_T_GATE = int(Trait.GATE_VMA)
+_T_LAZY = int(Trait.LAZY_FREE)
 
 _NONE_OP = int(PlanOp.NONE)
 _BRK_GROW = int(PlanOp.BRK_GROW)
@@ -88,8 +95,10 @@ _MREMAP = (
 )
 _MADV_ZAP = int(PlanOp.MADVISE_ZAP)
 _MADV_POPULATE = int(PlanOp.MADVISE_POPULATE)
+#: Advice that goes through the page tables of its range, one lock of each after the other.
+_WALKS = (_MADV_ZAP, int(PlanOp.MADVISE_READ), int(PlanOp.MADVISE_GUARD))
 _MADV_COLLAPSE = int(PlanOp.MADVISE_COLLAPSE)
-_PROC_PAGEMAP, _REMOTE_ACCESS = int(PlanOp.PROC_PAGEMAP), int(PlanOp.REMOTE_ACCESS)
+_REMOTE_ACCESS = int(PlanOp.REMOTE_ACCESS)
 
 _MMAP = int(OpKind.MMAP)
 _MUNMAP = int(OpKind.MUNMAP)
@@ -144,8 +153,8 @@ _C_BRK = int(Count.BRK_UNKNOWN)
 _MARKS = int(Cursor.MARKS)
 _NEED = int(Cursor.NEED)
 _GROW_PAGES = int(Status.GROW_PAGES)
-_SETS = 7
 _A_BREAK = 11  # w.args: the break before the call
+_A_REWRITTEN = 12  # mprotect: VMAs of several in which pages change
 
 #: What comes next for an operation.
 STAGE_DONE: Final = 0
@@ -179,28 +188,6 @@ def range_deps(p, s, w, out, thread, space, first, last, users):
                 if op >= 0 and out.ops[op].thread != thread:
                     n = note_late(w, out, n, op)
     flush_late(w, out, n, thread)
-
-
-@borrowing_helper
-def release(m, p, space, first, last):
-    """Zap pages ``first..last`` and free the tables that no VMA needs any more.
-
-    Returns (pages, tables in the range, tables freed).
-    """
-    zapped, tables = pages_.zap(p, space, first, last)
-    pages_.forget_uses(p, space, first, last)
-    above = find(m, space, (last + 1) << 12)
-    ceiling = (m.vma[above, V_START] >> 12) if above >= 0 else np.int64(1) << 45
-    below = m.vma[above, V_PREV] if above >= 0 else m.spaces[space, S_LAST]
-    floor = (m.vma[below, V_END] >> 12) if below >= 0 else np.int64(0)
-    # only what this call uncovered: older holes lost their tables when they were made
-    freed = pages_.free_tables(
-        p,
-        space,
-        max(floor, (first >> REGION_SHIFT) << REGION_SHIFT),
-        min(ceiling, ((last >> REGION_SHIFT) + 1) << REGION_SHIFT),
-    )
-    return zapped, tables, freed
 
 
 @borrowing_helper
@@ -342,6 +329,10 @@ def prepare_call(rows, i, m, p, w, out, o, space):
         w.args[_A_BREAK] = m.spaces[space, S_BRK]
         if address2 == 0 and length > 0:
             address2 = rows[i].result
+    w.args[_A_REWRITTEN] = 0
+    if kind in (_MPROTECT, _PKEY_MPROTECT) and not failed:
+        first = rows[i].address >> 12
+        w.args[_A_REWRITTEN] = rewritten(m, p, space, first, first + pages - 1, rows[i].prot)
     w.args[0] = space
     w.args[1] = kind
     w.args[2] = rows[i].address if rows[i].address != -1 else NONE
@@ -391,13 +382,14 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
             traits |= _T_OVERLAPS
         target = m.info[_I_TARGET]
         range_deps(p, s, w, out, thread, space, first, last, True)
-        zapped, tables = pages_.zap(p, space, first, last)
+        if m.info[_I_OVERLAPPED] > 0:
+            list_tables(p, w, out, o, space, first, last)
+        zapped, _ = pages_.zap(p, space, first, last)
         pages_.forget_uses(p, space, first, last)
         if zapped and m.info[_I_OVERLAPPED] == 0:
             w.counters[_C_STALE] += zapped
             zapped = 0
         out.ops[o].pages = zapped
-        out.ops[o].tables = tables
         if zapped:
             traits |= _T_PAGES
         if m.info[_I_OVERLAPPED] > 0 and pages_.free_tables(p, space, first, last + 1):
@@ -415,7 +407,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
     elif kind in (_MPROTECT, _PKEY_MPROTECT):
         traits |= _describe(m, w, out, o, False, False)
         range_deps(p, s, w, out, thread, space, first, last, False)
-        out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
+        count_present(p, w, out, o, space, first, last)
+        flushes(w, out, o, w.args[_A_REWRITTEN])
         if out.ops[o].pages > 0:
             traits |= _T_PAGES
         if m.info[_I_NO_CHANGE] == 0:
@@ -460,8 +453,9 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         if kind == _MLOCK and m.info[_I_POPULATES] == 1:
             traits |= _T_POPULATE
             fill(m, p, w, out, o, space, first, last, True)
+            list_tables(p, w, out, o, space, first, last)
         else:
-            out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
+            count_present(p, w, out, o, space, first, last)
         if out.ops[o].pages > 0:
             traits |= _T_PAGES
     elif kind in (_MLOCKALL, _MUNLOCKALL):
@@ -472,17 +466,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         if m.info[_I_POPULATES] == 1:
             traits |= _T_POPULATE
     elif kind == _PROC_READ:
-        out.ops[o].vmas = m.spaces[space, S_VMAS]
-        out.ops[o].first_page = 0
-        out.ops[o].last_page = (np.int64(1) << 35) - 1
-        out.ops[o].pages = max(pages, 1)
-        if op == _PROC_PAGEMAP:  # 8 bytes a page; 2 MiB of pages at a time
-            out.ops[o].pages = max(rows[i].result >> 3, 1)
-            pieces(w, out, (rows[i].result - 1) >> 12, -2 - space)
-        if rows[i].result == 0:
-            traits |= _T_NO_CHANGE  # finds the end
-        if w.spaces[space].gate:
-            traits |= _T_GATE
+        traits |= read_proc(rows, i, m, p, w, out, o, space, op, pages)
     else:
         if kind == _REMAP_FILE_PAGES and not flags & _MAP_NONBLOCK:
             traits |= _T_POPULATE
@@ -493,10 +477,10 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
             if kind == _UFFD and (flags == 3 or flags == 4):
                 fill(m, p, w, out, o, space, first, last, flags == 3)
             else:
-                present, out.ops[o].tables = pages_.count(p, space, first, last)
-                out.ops[o].pages = max(pages, 1)
-                if present:
+                count_present(p, w, out, o, space, first, last)
+                if out.ops[o].pages > 0:
                     traits |= _T_PAGES
+                out.ops[o].pages = max(pages, 1)
             if op == _REMOTE_ACCESS:  # process_vm_rw_single_vec: two pages of pointers at a time
                 pieces(w, out, (pages - 1) >> 10, -2 - space)
     out.ops[o].op = op
@@ -506,7 +490,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
 @borrowing_helper
 def _unmap(m, p, s, w, out, o, thread, space, first, last):
     range_deps(p, s, w, out, thread, space, first, last, True)
-    out.ops[o].pages, out.ops[o].tables, freed = release(m, p, space, first, last)
+    list_tables(p, w, out, o, space, first, last)
+    out.ops[o].pages, freed = release(m, p, space, first, last)
     segments_.clear_core(s, space, first, last + 1)
     if out.ops[o].pages > 0:
         out.ops[o].traits |= np.uint64(_T_PAGES)
@@ -532,10 +517,15 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
         traits |= _T_POPULATE
         fill(m, p, w, out, o, space, first, last, write)
         return traits
+    if advice == MADV_FREE:
+        traits |= _T_LAZY
     if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_REMOVE, MADV_PAGEOUT) or (
         advice == MADV_GUARD_INSTALL
     ):
-        out.ops[o].pages, out.ops[o].tables = pages_.zap(p, space, first, last)
+        list_tables(p, w, out, o, space, first, last)
+        out.ops[o].pages, _ = pages_.zap(p, space, first, last)
+    elif op in _WALKS:
+        count_present(p, w, out, o, space, first, last)
     else:
         out.ops[o].pages, out.ops[o].tables = pages_.count(p, space, first, last)
     if op == _MADV_COLLAPSE:
@@ -577,15 +567,15 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
             traits |= _T_OVERLAPS
         keep = min(old_pages, new_pages)
         before = p.meta[2]
-        moved, tables = pages_.move(p, space, old, new, keep)
+        list_tables(p, w, out, o, space, old, old + max(keep, 1) - 1)
+        moved, _ = pages_.move(p, space, old, new, keep)
         for table in range(before, p.meta[2]):
             w.table_initial[table] = 1
         out.ops[o].pages = moved
-        out.ops[o].tables = tables
         if moved:
             traits |= _T_PAGES
         if old_pages > 0:
-            _, _, freed = release(m, p, space, old, old + old_pages - 1)
+            _, freed = release(m, p, space, old, old + old_pages - 1)
             segments_.clear_core(s, space, old, old + old_pages)
             if freed:
                 traits |= _T_FREES

@@ -54,6 +54,7 @@ _THREAD_EXIT = int(OpKind.THREAD_EXIT)
 _PROCESS_EXIT = int(OpKind.PROCESS_EXIT)
 _PROCESS_MADVISE, _PROCESS_VM = int(OpKind.PROCESS_MADVISE), int(OpKind.PROCESS_VM)
 _MADVISE, _PROC_READ = int(OpKind.MADVISE), int(OpKind.PROC_READ)
+_MLOCK = int(OpKind.MLOCK)
 _SNAPSHOT = int(OpKind.SNAPSHOT_VMA)
 
 _OP_NONE = int(PlanOp.NONE)
@@ -124,8 +125,11 @@ def _room(rows, i, m, p, s, w, out, space):
         return _GROW_PAGES
     if len(w.table_initial) - p.meta[2] < 8:
         return _GROW_TABLES
-    if len(out.marks) - w.cursor[_MARKS] < vmas + 64:
-        w.cursor[_NEED] = vmas + 64
+    marks = vmas + p.spaces[space].n_regions + 64
+    if kind == _MLOCK:  # makes the page tables of its range
+        marks += rows[i].length >> 21
+    if len(out.marks) - w.cursor[_MARKS] < marks:
+        w.cursor[_NEED] = marks
         return _GROW_MARKS
     if len(out.deps) - w.cursor[_DEPS] < 2 * len(w.threads) + 8:
         w.cursor[_NEED] = 2 * len(w.threads) + 8

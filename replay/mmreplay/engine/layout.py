@@ -118,7 +118,8 @@ XF: Final = 16
 (
     X_RUN, X_IF_BIT, X_EVERY, X_JUMP, X_DONE, X_LOCK_PRIVATE, X_UNLOCK_PRIVATE,
     X_RWSEM_LOCK, X_RWSEM_TRY, X_RWSEM_UNLOCK, X_PIN_TRY, X_PIN_UNLOCK, X_SPIN_LOCK, X_SPIN_UNLOCK,
-) = range(14)  # fmt: skip
+    X_SHARE,
+) = range(15)  # fmt: skip
 X_MODEL: Final = 16
 #: LOCK, TRY, UNLOCK of what only designs have, and FLUSH of what was touched.
 X_DESIGN: Final = 40
@@ -132,6 +133,6 @@ NF: Final = 8
 
 # What an operation has of each scope, two bits each from CLASS_SHIFT on, in the class key.
 NONE, PRIVATE, SHARED_OBJECT = range(3)
-CLASS_OP_SHIFT: Final = 44
-CLASS_SHIFT: Final = 50
+CLASS_OP_SHIFT: Final = 45
+CLASS_SHIFT: Final = 51
 (CLASS_MM, CLASS_VMA, CLASS_TABLE, CLASS_FILE, CLASS_ANON, CLASS_CHILD) = range(6)

@@ -15,8 +15,10 @@ from mmreplay.engine.layout import *
 from mmreplay.engine.setup import COST_BITS, DRAW_BITS, GOLDEN
 from mmreplay.engine.steps_jit import *
 from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, pointer, prefetch
+from mmreplay.locking.isa import Count
 
 UG = np.uint64(GOLDEN)
+PAGES_PER_VMA = int(Count.PAGES_PER_VMA)
 #: A delay's exponent and four bits of its mantissa, as a double, number its bucket.
 BUCKET_OFFSET = (1023 + 3) * 16
 
@@ -171,6 +173,18 @@ def begin(m, longs, b, clock):
 
 
 @borrowing_helper
+def share(m, words, draws, n, draw, w):
+    """World._cost of an even share of the pages."""
+    parts = np.int64(words[w + W_TABLES])
+    if m[n + N_COUNT] == PAGES_PER_VMA:
+        parts = np.int64(words[w + W_VMAS])
+    x = np.int64(((draw ^ np.uint64(m[n + N_KEY])) * U1) >> U56)
+    value = m[n + N_COST] * np.int64(words[w + W_PAGES]) * np.int64(words[w + W_SCALE]) >> 10
+    value //= max(parts, 1)
+    return (value * draws[m[n + N_DRAWS] + x] >> DRAW_BITS) >> COST_BITS
+
+
+@borrowing_helper
 def end_thread(m, t, b, clock):
     """Simulation._end."""
     m[m[H_TEND] + t] = clock
@@ -295,6 +309,10 @@ def _run(
                         m[code[pc + X_STAT] + field] += clock - m[held + code[pc + X_HELD]]
                         clock += atomic
                         spin -= code[pc + X_C]
+                        pc += XF
+                    elif op == X_SHARE:
+                        n = items + code[pc + X_B] * NF
+                        clock += share(m, words, draws, n, draw, w)
                         pc += XF
                     else:
                         m[b + T_SPIN] = spin

@@ -24,8 +24,12 @@ def object_of(m, words, mark_vma, b, column, operand):
     if column == W_MM and (operand == CHILD or operand == TARGET_MM):
         if words[w + W_CHILD] >= 0:
             return np.int64(words[w + W_CHILD])
-    if column == W_VMA and m[b + T_EACH] < m[b + T_EACH_END]:
-        return np.int64(mark_vma[m[b + T_EACH]])
+    if m[b + T_EACH] < m[b + T_EACH_END]:
+        x = np.int64(mark_vma[m[b + T_EACH]])
+        if column == W_VMA and x >= 0:
+            return x
+        if column == W_TABLE and x < -1:  # each tables
+            return -2 - x
     if column == W_GLOBAL:
         return np.int64(0)
     return np.int64(words[w + column])

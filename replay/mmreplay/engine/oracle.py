@@ -326,8 +326,17 @@ class Simulation(Processors):
                 return True
             case Op.TOUCH:
                 return self._line_shared(thread, a, c)
-            case Op.LOCK | Op.TRY | Op.UNLOCK | Op.DOWNGRADE | Op.MARK | Op.SNAP | Op.CHECK:
-                if op in (Op.SNAP, Op.CHECK, Op.MARK, Op.DOWNGRADE):
+            case (
+                Op.LOCK
+                | Op.TRY
+                | Op.UNLOCK
+                | Op.DOWNGRADE
+                | Op.MARK
+                | Op.SNAP
+                | Op.CHECK
+                | Op.CONTENDED
+            ):
+                if op in (Op.SNAP, Op.CHECK, Op.MARK, Op.DOWNGRADE, Op.CONTENDED):
                     c = Operand.NONE
                 used = [a]
                 if op in (Op.TRY, Op.MARK):
@@ -397,6 +406,8 @@ class Simulation(Processors):
                     self._advance(thread, done)
             case Op.SNAP | Op.CHECK:
                 self._sequence(thread, Op(op), a, target)
+            case Op.CONTENDED:
+                self._contended(thread, a, target)
             case Op.BRANCH:
                 self._advance(thread, now, target if self._holds(thread, a) else None)
             case Op.JUMP:
@@ -530,6 +541,14 @@ class Simulation(Processors):
         else:
             failed = value != thread.snaps.get(a, 0)
         self._advance(thread, done, target if failed else None)
+
+    def _contended(self, thread: Thread, a: int, target: int) -> None:
+        """rwsem_is_contended, spin_is_contended: a look at the queue."""
+        lock = self._instance(thread, a, Operand.NONE)
+        owner = int(self.params[a][P["owner_line"]])  # the queue lies on the owner's line
+        line = self._line(thread, owner if owner >= 0 else int(self.model.lock_line[a]), 0)
+        waits = lock is not None and lock.contended
+        self._advance(thread, line.read(thread.cpu, self.now), target if waits else None)
 
     # -- accounting --------------------------------------------------------------------------------
     def result(self) -> Result:

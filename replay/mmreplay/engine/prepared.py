@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import Plan, PlanOp
+from mmreplay.address_space.plan import MarkSet, Plan, PlanOp
 from mmreplay.engine.layout import (
     CLASS_ANON,
     CLASS_FILE,
@@ -100,12 +100,21 @@ def prepare_replay(plan: Plan, model: LockingModel) -> Prepared:
         code=emitter.code,
         rows=np.array(emitter.code.rows, np.int64).reshape(-1, XF),
         longs=longs,
-        mark_vma=new[Scope.VMA][plan.mark_vma] if len(plan.mark_vma) else plan.mark_vma,
+        mark_vma=_marks(plan, new),
         bits=bits,
         tails=np.stack([plan.thread_tail_cpu_ns, plan.thread_tail_blocked_ns], axis=1),
         loops=loops,
         pages=pages,
     )
+
+
+def _marks(plan: Plan, new: dict[Scope, I32]) -> I32:
+    """New numbers of what EACH walks: VMAs as they are, page-table pages as -2 - number."""
+    tables = plan.mark_set == MarkSet.TABLES
+    out = np.empty(len(plan.mark_vma), np.int32)
+    out[~tables] = new[Scope.VMA][plan.mark_vma[~tables]]
+    out[tables] = -2 - new[Scope.TABLE][plan.mark_vma[tables]]
+    return out
 
 
 def _renumbered(shared: NDArray[np.bool_], n_shared: int) -> I32:

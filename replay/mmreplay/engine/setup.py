@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import WAKE_POINT, Plan, PlanOp, Trait
+from mmreplay.address_space.plan import WAKE_POINT, MarkSet, Plan, PlanOp, Trait
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
 from mmreplay.jit import inlined_helper, njit, pointer
@@ -160,9 +160,11 @@ def object_of(plan: Plan, row: int, scope: int, operand: int, mark: int) -> int:
             other = operand in (Operand.CHILD, Operand.TARGET)
             return child if other and child >= 0 else int(plan.mm[row])
         case Scope.VMA:
-            return int(plan.vma[row] if mark < 0 else plan.mark_vma[mark])
+            walks = mark >= 0 and plan.mark_set[mark] != MarkSet.TABLES
+            return int(plan.mark_vma[mark] if walks else plan.vma[row])
         case Scope.TABLE:
-            return int(plan.table[row])
+            walks = mark >= 0 and plan.mark_set[mark] == MarkSet.TABLES
+            return int(plan.mark_vma[mark] if walks else plan.table[row])
         case Scope.FILE:
             return int(plan.file[row])
         case Scope.ANON_ROOT:
@@ -170,9 +172,12 @@ def object_of(plan: Plan, row: int, scope: int, operand: int, mark: int) -> int:
     return 0
 
 
+_TABLES: Final = int(MarkSet.TABLES)
+
+
 @njit
 def _survey(  # type: ignore[no-untyped-def]
-    thread_first, op, mm, child, vma, table, file, anon, mark_first, mark_vma, dep_op,
+    thread_first, op, mm, child, vma, table, file, anon, mark_first, mark_vma, mark_set, dep_op,
     mm_owner, vma_owner, table_owner, file_owner, anon_owner, kinds, dependents,
 ):  # fmt: skip
     """Owners of all objects, the kinds that there are, what others wait for: in one pass.
@@ -182,7 +187,8 @@ def _survey(  # type: ignore[no-untyped-def]
     threads, waits = len(thread_first) - 1, len(dep_op)
     thread_first, op, mm, child = pointer(thread_first), pointer(op), pointer(mm), pointer(child)
     vma, table, file, anon = pointer(vma), pointer(table), pointer(file), pointer(anon)
-    mark_first, mark_vma, dep_op = pointer(mark_first), pointer(mark_vma), pointer(dep_op)
+    mark_first, mark_vma, mark_set = pointer(mark_first), pointer(mark_vma), pointer(mark_set)
+    dep_op = pointer(dep_op)
     mm_owner, vma_owner, table_owner = pointer(mm_owner), pointer(vma_owner), pointer(table_owner)
     file_owner, anon_owner = pointer(file_owner), pointer(anon_owner)
     kinds, dependents = pointer(kinds), pointer(dependents)
@@ -196,7 +202,10 @@ def _survey(  # type: ignore[no-untyped-def]
             _own(file_owner, file[row], t)
             _own(anon_owner, anon[row], t)
         for k in range(mark_first[thread_first[t]], mark_first[thread_first[t + 1]]):
-            _own(vma_owner, mark_vma[k], t)
+            if mark_set[k] == _TABLES:
+                _own(table_owner, mark_vma[k], t)
+            else:
+                _own(vma_owner, mark_vma[k], t)
     for k in range(waits):
         dependents[dep_op[k]] = 1
 
@@ -327,8 +336,8 @@ def analyse(plan: Plan, model: LockingModel) -> Analysis:
     dependents = np.zeros(plan.n_ops, np.bool_)
     _survey(
         plan.thread_first, plan.op, plan.mm, plan.child_mm, plan.vma, plan.table, plan.file,
-        plan.anon_slot, plan.mark_first, plan.mark_vma, plan.dep_op, *owners.values(), seen,
-        dependents.view(np.uint8),
+        plan.anon_slot, plan.mark_first, plan.mark_vma, plan.mark_set, plan.dep_op,
+        *owners.values(), seen, dependents.view(np.uint8),
     )  # fmt: skip
     kinds = np.flatnonzero(seen)
     _check_kinds(kinds, model)

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import WAKE_POINT
+from mmreplay.address_space.plan import WAKE_POINT, MarkSet
 from mmreplay.engine.layout import *  # noqa: F403
 from mmreplay.engine.setup import P, line_scopes, object_scope
 from mmreplay.jit import njit, pointer
@@ -26,6 +26,7 @@ from mmreplay.locking.isa import (
     A,
     B,
     C,
+    Count,
     FlushScope,
     Kind,
     Mode,
@@ -106,6 +107,27 @@ def trait_masks(model: LockingModel) -> list[int]:
     return out
 
 
+def _table_walks(code: list[list[int]]) -> set[int]:
+    """The instructions of the bodies of ``each tables``."""
+    inside: set[int] = set()
+    todo = [
+        pc + 1 for pc, row in enumerate(code) if row[OP] == Op.EACH and row[A] == MarkSet.TABLES
+    ]
+    while todo:
+        pc = todo.pop()
+        if pc in inside:
+            continue
+        inside.add(pc)
+        row = code[pc]
+        if row[OP] in (Op.END, Op.DONE):
+            continue
+        if row[TARGET] >= 0:
+            todo.append(row[TARGET])
+        if row[OP] != Op.JUMP:
+            todo.append(pc + 1)
+    return inside
+
+
 class Emitter:
     """Writes the specialised programs of one model."""
 
@@ -116,6 +138,7 @@ class Emitter:
         self.line_scope = line_scopes(model)
         self.code = Code([], [], [], [])
         self._source = model.code.tolist()
+        self._in_tables = _table_walks(self._source)
 
     def emit(self, key: int) -> int:
         """Append the program of one class; returns its first instruction, -1 without one."""
@@ -123,7 +146,7 @@ class Emitter:
         if entry < 0:
             return -1
         program = self._straighten(entry, key & ((1 << CLASS_OP_SHIFT) - 1))
-        walks = any(row[OP] == Op.EACH for row in program)
+        walks = any(row[OP] == Op.EACH and row[A] != MarkSet.TABLES for row in program)
         lowered = [self._lower(row, key, walks) for row in program]
         return self._place(lowered, [row[-1] for row in program])
 
@@ -210,7 +233,7 @@ class Emitter:
         op = row[OP]
         scopes: list[int] = []
         operand = Operand.NONE
-        if Op.LOCK <= op <= Op.CHECK:
+        if Op.LOCK <= op <= Op.CHECK or op == Op.CONTENDED:
             if op in _LOCKS:
                 operand = Operand(max(row[C], 0))
             for lock in self._used(row):
@@ -224,6 +247,8 @@ class Emitter:
         elif op in (Op.SLEEP, Op.FLUSH):
             return ORDERED_STEP
         if walks and any(object_scope(s) == Scope.VMA for s in scopes):
+            return DYNAMIC_STEP
+        if row[-1] in self._in_tables and any(object_scope(s) == Scope.TABLE for s in scopes):
             return DYNAMIC_STEP
         shared = any(self._state(key, s, operand) == SHARED_OBJECT for s in scopes)
         return ORDERED_STEP if shared else PRIVATE_STEP
@@ -239,6 +264,8 @@ class Emitter:
             self._lower_branch(row, out)
         elif op == Op.JUMP:
             out[X_OP] = X_JUMP
+        elif op == Op.COST and row[B] >= Count.PAGES_PER_VMA:
+            out[X_OP] = X_SHARE
         elif op == Op.DONE:
             out[X_OP] = X_DONE
         elif op == Op.FLUSH and row[A] == FlushScope.TOUCHED:
@@ -321,6 +348,9 @@ class Emitter:
                 self._fuse(rows[at : at + count])
                 at += count
             else:
+                if rows[at][X_OP] == X_SHARE:
+                    self.code.items.append((rows[at][X_A], rows[at][X_B], -1))
+                    rows[at][X_B] = len(self.code.items) - 1
                 self.code.rows.append(rows[at])
                 at += 1
         for row in self.code.rows[first:]:

@@ -25,6 +25,7 @@ LOCK, TRY, UNLOCK = (X_MODEL + int(x) for x in (Op.LOCK, Op.TRY, Op.UNLOCK))
 DOWNGRADE, MARK, SNAP = (X_MODEL + int(x) for x in (Op.DOWNGRADE, Op.MARK, Op.SNAP))
 CHECK, BRANCH, EACH = (X_MODEL + int(x) for x in (Op.CHECK, Op.BRANCH, Op.EACH))
 END_EACH, SET, COUNT = (X_MODEL + int(x) for x in (Op.END, Op.SET, Op.COUNT))
+CONTENDED = X_MODEL + int(Op.CONTENDED)
 K_RWSEM, K_PIN, K_SPIN = int(Kind.RWSEM), int(Kind.PIN), int(Kind.SPIN)
 B_ANON, B_DEAD = int(RuntimeBit.VMA_ANON_VMA), int(RuntimeBit.VMA_DEAD)
 B_TABLE, B_TRIED = int(RuntimeBit.TABLE_PRESENT), int(RuntimeBit.OP_TRIED)
@@ -332,6 +333,25 @@ def mark_step(m, words, mark_vma, t, b, a, clock):
 
 
 @borrowing_helper
+def contended_step(m, words, code, mark_vma, b, pc, clock):
+    """Simulation._contended; sets H_RET to where the program goes on."""
+    d = m[H_LOCK] + code[pc + X_A] * DF
+    obj = lock_object(m, words, mark_vma, b, code[pc + X_A], 0)
+    line = shared_line(m, d, obj)
+    if line < 0:
+        return clock
+    r = m[d + D_INST] + obj * m[H_ISIZE]
+    waits = m[r + I_WAITING] != 0
+    if m[d + D_KIND] == K_RWSEM:
+        waits = m[r + I_Q_HEAD] >= 0
+    if waits:
+        m[H_RET] = code[pc + X_TARGET]
+    if m[d + D_OWNER] >= 0:
+        line = m[d + D_OWNER] + obj * m[H_LSIZE]
+    return line_read(m, line, m[b + T_CPU], clock)
+
+
+@borrowing_helper
 def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, pc, clock):
     """Simulation._execute.  Returns when the step is done, -1: an event of its own follows.
 
@@ -410,6 +430,8 @@ def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t
         if failed:
             m[H_RET] = code[pc + X_TARGET]
         return done
+    elif op == CONTENDED:
+        return contended_step(m, words, code, mark_vma, b, pc, clock)
     elif op >= X_DESIGN:
         if op == X_FLUSH_TOUCHED:
             return clock + flush_touched(m, words, b, clock)

@@ -233,11 +233,20 @@ class World:
 
     def _cost(self, thread: Thread, cost: int, count: int) -> int:
         plan, setup, row = self.plan, self.setup, thread.row
-        times = {Count.PAGES: plan.pages, Count.VMAS: plan.vmas, Count.TABLES: plan.tables}
-        units = 1 if count == Count.ONE else int(times[Count(count)][row])
+        units, parts = 1, 1
+        match Count(count):
+            case Count.PAGES | Count.PAGES_PER_VMA | Count.PAGES_PER_TABLE:
+                units = int(plan.pages[row])
+            case Count.VMAS:
+                units = int(plan.vmas[row])
+            case Count.TABLES:
+                units = int(plan.tables[row])
+        if count in (Count.PAGES_PER_VMA, Count.PAGES_PER_TABLE):
+            per = plan.vmas if count == Count.PAGES_PER_VMA else plan.tables
+            parts = max(int(per[row]), 1)
         x = ((thread.draw ^ int(setup.cost_key[cost])) * MIX1) & MASK64
         draw = int(setup.cost_draw[cost, x >> 56])
-        value = int(setup.cost_q[cost]) * units * int(plan.scale[row]) >> 10
+        value = (int(setup.cost_q[cost]) * units * int(plan.scale[row]) >> 10) // parts
         return (value * draw >> DRAW_BITS) >> COST_BITS
 
     def _holds(self, thread: Thread, cond: int) -> bool:

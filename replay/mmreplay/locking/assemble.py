@@ -121,6 +121,10 @@ class Emitter:
             after.pc = len(self.rows)
         elif decoded.word == "retry":
             self._add(Row(Op.JUMP, target=retry), statement)
+        elif op is Op.CONTENDED:
+            self._jump_if(
+                Row(op, a), decoded.invert, place(index + 1), go(index, decoded.label), statement
+            )
         elif op is Op.BRANCH:
             self._branch(context, index, statement, place, go)
         elif op in (Op.UNLOCK, Op.DOWNGRADE):
@@ -152,12 +156,17 @@ class Emitter:
         if decision is True:
             self._add(Row(Op.JUMP, target=target), statement)
             return
-        row = self.decoder.names.condition(decoded.condition)
-        if decoded.invert_every:  # branch over the jump on every Nth time
-            self._add(Row(Op.BRANCH, row, target=place(index + 1)), statement)
+        row = Row(Op.BRANCH, self.decoder.names.condition(decoded.condition))
+        self._jump_if(row, decoded.invert, place(index + 1), target, statement)
+
+    def _jump_if(
+        self, row: Row, invert: bool, after: Label, target: Label, statement: Statement
+    ) -> None:
+        """``row`` jumps to ``target``; inverted, it jumps over a jump that goes there."""
+        row.target = after if invert else target
+        self._add(row, statement)
+        if invert:
             self._add(Row(Op.JUMP, target=target), statement)
-        else:
-            self._add(Row(Op.BRANCH, row, target=target), statement)
 
     def _add(self, row: Row, statement: Statement) -> None:
         row.file, row.line = statement.file, statement.line

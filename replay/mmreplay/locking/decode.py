@@ -87,7 +87,7 @@ class Instruction:
     program: str = ""
     condition: Condition | None = None
     held: tuple[tuple[str, bool], ...] = ()
-    invert_every: bool = False
+    invert: bool = False  # of "every" and "contended": jump where it does not hold
 
 
 class Decoder:
@@ -134,14 +134,15 @@ class Decoder:
 
     # -- time ------------------------------------------------------------------------
     def _cost(self, words: list[str]) -> Instruction | None:
-        if len(words) not in (1, 3) or (len(words) == 3 and words[1] != "*"):
+        count = " ".join(words[2:])
+        if not words or (len(words) > 1 and (words[1] != "*" or not count)):
             self._form("cost")
             return None
         if not self._known("cost", words[0], COSTS, self.declared.costs):
             return None
-        if len(words) == 3 and not self._known("count", words[2], COUNTS):
+        if count and not self._known("count", count, COUNTS):
             return None
-        by = int(COUNTS[words[2]]) if len(words) == 3 else 0
+        by = int(COUNTS[count]) if count else 0
         return Instruction(Op.COST, "cost", Names.index(self.names.costs, words[0]), by)
 
     def _sleep(self, words: list[str]) -> Instruction | None:
@@ -289,6 +290,8 @@ class Decoder:
             self._form("if")
             return None
         parts = words[:-2]
+        if any(part.removeprefix("!").startswith("contended.") for part in parts):
+            return self._contended(parts, words[-1])
         traits, bits = [0, 0], [0, 0]  # asked for, negated
         held: list[tuple[str, bool]] = []
         every, invert = 0, False
@@ -316,7 +319,8 @@ class Decoder:
             elif name in TRAITS:
                 traits[negated] |= int(TRAITS[name])
             else:
-                self._known("condition", name, TRAITS, BITS, [f"held.{n}" for n in self.locks])
+                asked = [f"{what}.{n}" for n in self.locks for what in ("held", "contended")]
+                self._known("condition", name, TRAITS, BITS, asked)
                 return None
         condition = Condition(traits[0], traits[1], bits[0], bits[1], every)
         if condition.traits_set & condition.traits_clear or (
@@ -333,7 +337,28 @@ class Decoder:
             label=words[-1],
             condition=condition,
             held=tuple(held),
-            invert_every=invert,
+            invert=invert,
+        )
+
+    def _contended(self, parts: list[str], label: str) -> Instruction | None:
+        """``contended.LOCK``: it looks at the lock, so it is a step and not a condition."""
+        name = parts[0].removeprefix("!").removeprefix("contended.")
+        if len(parts) != 1:
+            self._fail('"contended.LOCK" must stand alone')
+            return None
+        if not self._known("lock", name, self.locks):
+            return None
+        lock = self.locks[name]
+        if lock.kind is Kind.SEQ:
+            self._fail(f'"{name}" is a sequence: nobody waits for it; use snap and check')
+            return None
+        return Instruction(
+            Op.CONTENDED,
+            "if",
+            self.names.locks.index(name),
+            lock=lock,
+            label=label,
+            invert=parts[0].startswith("!"),
         )
 
     def _goto(self, words: list[str]) -> Instruction | None:

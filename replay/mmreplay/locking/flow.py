@@ -19,7 +19,7 @@ Places = list[tuple[str, int]]
 _TAKES_TIME: Final = frozenset(
     {Op.COST, Op.SLEEP, Op.FLUSH, Op.TOUCH, Op.LOCK, Op.TRY, Op.UNLOCK, Op.DOWNGRADE, Op.MARK}
 )
-_MAY_CHANGE: Final = frozenset({Op.TRY, Op.SNAP, Op.CHECK})
+_MAY_CHANGE: Final = frozenset({Op.TRY, Op.SNAP, Op.CHECK, Op.CONTENDED})
 
 
 def tidy(rows: Sequence[Row]) -> tuple[Code, Places]:

@@ -33,6 +33,7 @@ class Op(IntEnum):
     END = 15  # TARGET = first instruction of the body, while elements remain
     SET = 16  # A RuntimeBit (one)
     COUNT = 17  # A reason index
+    CONTENDED = 18  # A lock; TARGET where somebody waits for it
 
 
 #: Columns of the code array, ``int32[n, 6]``.
@@ -56,6 +57,8 @@ class Count(IntEnum):
     PAGES = 1
     VMAS = 2
     TABLES = 3
+    PAGES_PER_VMA = 4  # an even share of the pages
+    PAGES_PER_TABLE = 5
 
 
 class FlushScope(IntEnum):

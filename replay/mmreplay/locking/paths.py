@@ -249,7 +249,7 @@ class Paths:
             self._mark(statement, decoded, state)
         elif op is Op.SLEEP:
             self._may_block(statement, state, "sleep")
-        elif op in (Op.SNAP, Op.CHECK):
+        elif op in (Op.SNAP, Op.CHECK, Op.CONTENDED):
             if decoded.label:
                 self._jump(context, index, decoded.label, jump, work)
         elif op is Op.BRANCH:

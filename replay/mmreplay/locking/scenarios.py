@@ -113,7 +113,10 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         {S.REMOVED: 1}, _HAS,
     ),
     _s(P.MPROTECT, "whole VMA", _ANON | T.PAGES_PRESENT, {S.TARGETS: 1}, _HAS),
-    _s(P.MPROTECT, "three VMAs", _ANON | T.PAGES_PRESENT | T.MULTI_VMA, {S.TARGETS: 3}, _HAS),
+    _s(
+        P.MPROTECT, "three VMAs", _ANON | T.PAGES_PRESENT | T.MULTI_VMA,
+        {S.TARGETS: 3, S.REWRITTEN: 3}, _HAS,
+    ),
     _s(
         P.MPROTECT, "middle of a VMA", _ANON | T.SPLITS | T.STRUCTURAL | T.PAGES_PRESENT,
         {S.SPLITS: 1, S.CREATED: 2}, _HAS,

@@ -13,7 +13,6 @@ from mmreplay.locking.isa import (
     A,
     B,
     C,
-    Count,
     FlushScope,
     Kind,
     Mode,
@@ -23,6 +22,9 @@ from mmreplay.locking.isa import (
     Scope,
 )
 from mmreplay.locking.model import LockingModel
+from mmreplay.locking.vocabulary import COUNTS
+
+_COUNTS: Final = {int(count): name for name, count in COUNTS.items()}
 
 _BY_KIND: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.RWSEM: (
@@ -124,7 +126,7 @@ def step(model: LockingModel, pc: int) -> str:
     op, a, b, c = Op(int(row[OP])), int(row[A]), int(row[B]), int(row[C])
     word = op.name.lower()
     if op is Op.COST:
-        by = f" * {Count(b).name.lower()}" if b > 0 else ""
+        by = f" * {_COUNTS[b]}" if b > 0 else ""
         return f"cost {model.costs[a]}{by}"
     if op is Op.SLEEP:
         return f"sleep {model.sleeps[a]}"
@@ -140,6 +142,8 @@ def step(model: LockingModel, pc: int) -> str:
         return f"set {_bits(a)}"
     if op is Op.BRANCH:
         return f"if {condition(model, a)}"
+    if op is Op.CONTENDED:
+        return f"if contended.{model.locks[a]}"
     if op in (Op.LOCK, Op.TRY, Op.UNLOCK):
         at = f" @{Operand(c).name.lower()}" if c > 0 else ""
         return f"{word} {model.locks[a]} {Mode(b).name.lower()}{at}"

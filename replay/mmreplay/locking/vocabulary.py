@@ -145,7 +145,13 @@ BITS: Final[dict[str, RuntimeBit]] = {
 }
 
 SETS: Final[dict[str, MarkSet]] = {s.name.lower(): s for s in MarkSet}
-COUNTS: Final[dict[str, Count]] = {c.name.lower(): c for c in Count if c is not Count.ONE}
+COUNTS: Final[dict[str, Count]] = {
+    "pages": Count.PAGES,
+    "vmas": Count.VMAS,
+    "tables": Count.TABLES,
+    "pages / vmas": Count.PAGES_PER_VMA,
+    "pages / tables": Count.PAGES_PER_TABLE,
+}
 FLUSHES: Final[dict[str, FlushScope]] = {f.name.lower(): f for f in FlushScope}
 MODES: Final[dict[str, Mode]] = {m.name.lower(): m for m in Mode}
 OPERANDS: Final[dict[str, Operand]] = {
@@ -154,7 +160,7 @@ OPERANDS: Final[dict[str, Operand]] = {
 
 #: The twenty words, with their forms (for messages and the manual).
 WORDS: Final[dict[str, str]] = {
-    "cost": "cost NAME [* pages|vmas|tables]",
+    "cost": "cost NAME [* pages|vmas|tables|pages / vmas|pages / tables]",
     "sleep": "sleep NAME",
     "flush": "flush mm|touched|none",
     "touch": "touch LINE [write]",

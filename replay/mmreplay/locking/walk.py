@@ -62,6 +62,7 @@ def walk(
     sets: Mapping[MarkSet, int] | None = None,
     bits: RuntimeBit = NO_BITS,
     fail: frozenset[str] = frozenset(),
+    wanted: frozenset[str] = frozenset(),
     limit: int = 10_000,
     batches: bool = False,
 ) -> Walk:
@@ -75,6 +76,8 @@ def walk(
         Runtime bits that are set when the operation begins.
     fail:
         Locks whose ``try`` and sequences whose ``check`` fail the first time.
+    wanted:
+        Locks that somebody else waits for: those are contended.
     batches:
         ``every N`` holds each time: what an operation does that ends a per-CPU batch.
 
@@ -117,6 +120,8 @@ def walk(
             refused.discard(model.locks[a])
             out.locks[model.locks[a], "try_failed" if kind is Op.TRY else "moved"] += 1
             nxt = target
+        elif kind is Op.CONTENDED:
+            nxt = target if model.locks[a] in wanted else nxt
         elif kind in (Op.LOCK, Op.TRY):
             out.locks[model.locks[a], Mode(b).name.lower()] += 1
             out.held.append((a, int(row[C]), b))

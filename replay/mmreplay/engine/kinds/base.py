@@ -114,6 +114,11 @@ class Lock:
     def free(self) -> bool:
         return self.writer is None and self.readers == 0
 
+    @property
+    def contended(self) -> bool:
+        """Does anybody wait for it?"""
+        return bool(self.waiting)
+
     def add_reader(self, kind: int) -> None:
         self.advance()
         self.readers += 1

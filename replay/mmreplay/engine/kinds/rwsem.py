@@ -44,6 +44,11 @@ class Rwsem(Lock):
         inhibit = int(self.params[P["bravo_inhibit"]])
         self.bravo = Bravo(self, slots, inhibit) if slots else None
 
+    @property
+    def contended(self) -> bool:
+        """rwsem_is_contended: the wait list is not empty; spinners do not count."""
+        return bool(self.queue)
+
     # -- taking and dropping -----------------------------------------------------
     def _take_read(self, kind: int, at_ns: int) -> None:
         self.add_reader(kind)
