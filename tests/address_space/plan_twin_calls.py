@@ -68,7 +68,7 @@ class PlanTwin(Faults):
         elif kind is OpKind.MPROTECT:
             op.op = PlanOp.MPROTECT
             several = vmas.inside(start, end)
-            if len(several) > 1:
+            if several and several[0].end < end:
                 op.rewritten = sum(
                     bool(space.present(max(a.start, start) // PAGE, min(a.end, end) // PAGE - 1))
                     for a in several
