@@ -75,6 +75,23 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"data", "t.mmt"}  # it cleans up
 
 
+def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+    """One line says so and nothing is half-written (a limit of file sizes stands for the disk)."""
+    soup(1, 4000).save(tmp_path / "data")
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        f"from mmreplay.cli.main import main; main(['import', {str(tmp_path / 'data')!r},"
+        f" '-o', {str(tmp_path / 't.mmt')!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "File too large; " in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
 def test_two_at_once(tmp_path: Path) -> None:
     files = [soup(seed, 3000).save(tmp_path / f"{seed}.data") for seed in (1, 2)]
     alone = [contents(import_trace(file, file.with_suffix(".mmt"))) for file in files]

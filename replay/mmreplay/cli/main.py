@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -34,6 +35,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "machines": ("mmreplay.cli.machines", "List and show machine profiles."),
 }
 
+#: What a full or failing disk answers, wherever it is met; the file may be one of Arrow's or
+#: Polars's making, so that only the top sees all of them.
+_DISK: Final = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some of the quota, or write to another disk",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or write less",
+    errno.EROFS: "write to another place",
+    errno.EIO: "look at the kernel's log (dmesg)",
+}
+
 
 @click.group(
     cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
@@ -57,6 +68,12 @@ def main(argv: list[str] | None = None) -> Any:
         sys.exit(2)
     except click.ClickException as error:
         click.echo(f"mmreplay: {error.format_message()}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"mmreplay: {where}{error.strerror}; {_DISK[error.errno]}", err=True)
         sys.exit(2)
     except click.Abort:
         click.echo("mmreplay: interrupted", err=True)
