@@ -5,15 +5,30 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmreplay.trace.chunks import MOST_DISTINCT, encode
+from mmreplay.schema import VMAS
+from mmreplay.trace.chunks import MOST_DISTINCT, Column, encode
+from mmreplay.trace.gathered import Gathered
 from mmreplay.trace.parts import Parts
-from mmreplay.trace.store import frame
+from mmreplay.trace.store import frame, polars_schema
 from mmreplay.trace.writer import arrow_schema, to_arrow
+
+
+def _columns(table: pa.Table) -> dict[str, Column]:
+    found = {}
+    for name in table.schema.names:
+        one = table.column(name).combine_chunks()
+        known = one.is_valid().to_numpy(zero_copy_only=False)
+        if one.null_count and len(known) % 3 == 0:  # either way
+            known = np.packbits(known, bitorder="little")
+        found[name] = Column(one.fill_null(0).to_numpy(), known, one.null_count)
+    return found
+
 
 _SCHEMA = arrow_schema("operations")
 _ROWS = (1, 7, 8, 65, 5003)
@@ -47,7 +62,7 @@ def test_every_kind_of_column(tmp_path: Path, distinct: int, nulls: float) -> No
     for number, rows in enumerate(_ROWS):
         columns = [_column(field, rows, distinct, nulls, number) for field in _SCHEMA]
         groups.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
-        parts.write(number, number, groups[-1])
+        parts.write(number, number, _columns(groups[-1]))
     parts.close()
     expected = pa.concat_tables(groups)
     with pq.ParquetFile(str(tmp_path / "a.parquet")) as file:
@@ -59,10 +74,10 @@ def test_every_kind_of_column(tmp_path: Path, distinct: int, nulls: float) -> No
 
 
 @pytest.mark.parametrize("distinct", [MOST_DISTINCT, MOST_DISTINCT + 1])
-@pytest.mark.parametrize("width", [pa.int32(), pa.int64()])
-def test_a_dictionary_has_so_many_entries_at_most(distinct: int, width: pa.DataType) -> None:
+@pytest.mark.parametrize("width", [4, 8])
+def test_a_dictionary_has_so_many_entries_at_most(distinct: int, width: int) -> None:
     values = [7 * (row % distinct) - 9000 for row in range(2 * distinct)]
-    chunk = encode(pa.array(values, width), True)
+    chunk = encode(Column(np.array(values)), width, True)
     assert ("RLE_DICTIONARY" in chunk.encodings) == (distinct == MOST_DISTINCT)
 
 
@@ -75,7 +90,7 @@ def test_numbers_of_every_width(tmp_path: Path) -> None:
         rows = {name: [row % 2 for row in values] for name in ("cpu", "kind")}
         begins = {"begin_ns": sorted(values), "address": values, "duration_ns": values}
         tables.append(to_arrow("operations", frame("operations", {**rows, **begins})))
-        parts.write(bits - 1, bits - 1, tables[-1])
+        parts.write(bits - 1, bits - 1, _columns(tables[-1]))
     parts.close()
     expected = pa.concat_tables(tables)
     assert pq.read_table(tmp_path / "a.parquet").equals(expected)
@@ -84,11 +99,66 @@ def test_numbers_of_every_width(tmp_path: Path) -> None:
 
 def test_what_is_null_has_no_influence() -> None:
     """The memory of a value that is null may hold anything."""
-    known = pa.py_buffer(bytes([0b0101_1010]))
+    known = np.array([0b0101_1010], np.uint8)
     seen = set()
     for other in (0, 77):
         values = [other if row in (0, 2, 5, 7) else row for row in range(8)]
-        content = pa.array(values, pa.int64()).buffers()[1]
-        column = pa.Array.from_buffers(pa.int64(), 8, [known, content], 4)
-        seen.add(encode(column, True).content)
+        seen.add(encode(Column(np.array(values), known, 4), 8, True).content)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("distinct", [1, 3, MOST_DISTINCT, MOST_DISTINCT + 1])
+def test_strings_and_truth(tmp_path: Path, distinct: int) -> None:
+    """Names that repeat, too many different ones for a dictionary, and none; in several parts."""
+    writer = Gathered(tmp_path / "a.parquet", "vmas")
+    expected: list[dict[str, object]] = []
+    for part in range(2):
+        words = [f"näme {part} {place % 4000}" * (place % 3) for place in range(distinct)]
+        rows = distinct + 13
+        truth = [(None, False, True)[row % 3] for row in range(rows)]
+        numbers = Column(np.arange(rows))
+        writer.write(
+            {
+                **dict.fromkeys((column.name for column in VMAS.columns), numbers),
+                "prot": Column(np.arange(rows) % 256),
+                "name": Column(np.arange(rows) % distinct, words=words),
+                "source": Column(np.zeros(rows, np.int64), words=["mmap2"]),
+                "has_anon_vma": Column(
+                    np.array([bool(one) for one in truth]),
+                    np.array([one is not None for one in truth]),
+                    truth.count(None),
+                ),
+            }
+        )
+        expected += [
+            {
+                "ns": row,
+                "name": words[row % distinct],
+                "source": "mmap2",
+                "has_anon_vma": truth[row],
+            }
+            for row in range(rows)
+        ]
+    assert writer.close()[0] == len(expected)
+    read = pl.read_parquet(tmp_path / "a.parquet")
+    assert dict(read.schema) == polars_schema("vmas")
+    assert read.select("ns", "name", "source", "has_anon_vma").to_dicts() == expected
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table["name"].to_pylist() == [row["name"] for row in expected]
+    assert table["has_anon_vma"].to_pylist() == [row["has_anon_vma"] for row in expected]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 32, 33, 128, 129, 130, 5000])
+@pytest.mark.parametrize("step", [0, 1, 1000, 1 << 40, 1 << 63])
+def test_differences_of_every_width(tmp_path: Path, rows: int, step: int) -> None:
+    """Times that ascend, do not, or leap over the whole range."""
+    draw = random.Random(f"{rows} {step}")
+    low, high = -(1 << 63), (1 << 63) - 1
+    values = [max(low, min(high, draw.randint(-step // 8, step))) for _ in range(rows)]
+    parts = Parts(tmp_path / "a.parquet", "callchains")
+    other = Column(np.zeros(rows, np.int64))
+    begin = Column(np.array(values, np.int64))
+    parts.write(0, 0, {"begin_ns": begin, "seq": other, "stack": other})
+    parts.close()
+    assert pq.read_table(tmp_path / "a.parquet")["begin_ns"].to_pylist() == values
+    assert pl.read_parquet(tmp_path / "a.parquet")["begin_ns"].to_list() == values

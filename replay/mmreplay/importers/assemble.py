@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
+from mmreplay.trace.chunks import Column
 from mmreplay.trace.parts import Parts
 from mmreplay.trace.splitstream import SplitRows, SplitStream
-from mmreplay.trace.writer import arrow_schema
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from mmreplay.importers.columns import Block
     from mmreplay.importers.stacks import Frames
     from mmreplay.trace.writer import TraceWriter
@@ -172,9 +170,9 @@ class Assembler:
         self.split.settle()
         list(self._pool.map(self._encode_late, range(groups)))
         self.operations, size_bytes, crc32 = self._parts.close()
-        self.writer.note("operations", size_bytes, crc32)
+        self.writer.note("operations", self.operations, size_bytes, crc32)
         if self._chains is not None:
-            self.writer.note("callchains", *self._chains.close()[1:])
+            self.writer.note("callchains", *self._chains.close())
         self._pool.shutdown(wait=True)
         self._beside.shutdown(wait=True)
         self.split.close()
@@ -339,14 +337,15 @@ class Assembler:
         self._tables.append(self._beside.submit(self._write_frames, frames))
 
     def _write_frames(self, frames: Frames) -> None:
-        import pyarrow as pa
-
-        self.writer.write("stacks", pa.table(frames._asdict(), schema=arrow_schema("stacks")))
+        columns = frames._asdict().items()
+        self.writer.write("stacks", {name: Column(values) for name, values in columns})
 
     def _write(self, name: str, rows: NDArray[np.int64], alias: NDArray[np.int64]) -> None:
         self.writer.write(name, self._table(name, rows, alias))
 
-    def _table(self, name: str, rows: NDArray[np.int64], alias: NDArray[np.int64]) -> pa.Table:
+    def _table(
+        self, name: str, rows: NDArray[np.int64], alias: NDArray[np.int64]
+    ) -> dict[str, Column]:
         from mmreplay.importers import tables
 
         if name == "vmas":

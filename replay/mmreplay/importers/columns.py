@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare
 from mmreplay.jit import native
-from mmreplay.schema import OpKind, Quality
+from mmreplay.schema import OPERATIONS, OpKind, Quality
+from mmreplay.trace.chunks import Column
 from mmreplay.trace.splitrules import (
     TIMED,
     UNTIMED,
@@ -23,7 +23,6 @@ from mmreplay.trace.splitrules import (
     slept_of,
 )
 from mmreplay.trace.splitstream import Divided, SplitRows
-from mmreplay.trace.writer import arrow_schema
 
 # Columns by the width of their values; each is a row of the matrix of that width.
 _WIDE: Final = (
@@ -35,11 +34,10 @@ _WIDE: Final = (
 _WORDS: Final = ("seq", "pid", "tid", "address_space", "fd", "child", "weight")
 _HALVES: Final = ("inner_events", "cpu", "errno", "quality")
 _BYTES: Final = ("duration_kind", "kind", "prot", "fault_bits", "fault_class")
-_SCHEMA: Final = arrow_schema("operations")
-_TYPES: Final = {field.name: field.type for field in _SCHEMA}
+_NAMES: Final = tuple(column.name for column in OPERATIONS.columns)
 
 
-def _schemas(bounded: bool) -> tuple[pa.Schema, pa.Schema]:
+def _divided(bounded: bool) -> tuple[list[str], list[str]]:
     """The columns that a group shows by itself, and those that only the whole trace decides.
 
     The latter are encoded when the former have been.  ``unattributed_ns`` is one where
@@ -47,12 +45,12 @@ def _schemas(bounded: bool) -> tuple[pa.Schema, pa.Schema]:
     """
     late = ["service_ns", "wait_ns", *(["unattributed_ns"] if bounded else [])]
     return (
-        pa.schema([field for field in _SCHEMA if field.name not in late]),
-        pa.schema([field for field in _SCHEMA if field.name in late]),
+        [name for name in _NAMES if name not in late],
+        [name for name in _NAMES if name in late],
     )
 
 
-_EARLY_LATE: Final = {bounded: _schemas(bounded) for bounded in (False, True)}
+_EARLY_LATE: Final = {bounded: _divided(bounded) for bounded in (False, True)}
 # Where a column is known: bits of a mask, by columns that share one.
 (
     M_ADDRESS, M_LENGTH, M_ADDRESS2, M_LENGTH2, M_PROT, M_FLAGS, M_OFFSET, M_FD,
@@ -311,7 +309,7 @@ def early(
     bounded: bool,
     block: Block,
     split: SplitRows,
-) -> tuple[pa.Table, int]:
+) -> tuple[dict[str, Column], int]:
     """All columns but the late ones, and how many operations are 32-bit tasks'.
 
     Parameters
@@ -347,7 +345,7 @@ def early(
         block,
         split,
     )
-    arrays: dict[str, pa.Array] = {}
+    columns: dict[str, Column] = {}
     matrices: tuple[tuple[tuple[str, ...], Any], ...] = (
         (_WIDE, block.wide),
         (_WORDS, block.words),
@@ -362,40 +360,23 @@ def early(
                 mask = _KNOWN[name]
                 nulls = count - int(block.counts[mask])
                 bits = block.bits[mask * pitches[-1] : (mask + 1) * pitches[-1]]
-            arrays[name] = _array(_TYPES[name], count, values, bits, nulls)
-    schema = _EARLY_LATE[bounded][0]
-    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema), compat
+            columns[name] = Column(values[:count], bits, nulls)
+    return {name: columns[name] for name in _EARLY_LATE[bounded][0]}, compat
 
 
-def chains_of(rows: NDArray[np.int64]) -> pa.Table:
+def chains_of(rows: NDArray[np.int64]) -> dict[str, Column]:
     """The call chains of the operations that have one."""
     rows = rows[rows[:, ps.O_STACK] > 0]
-    columns = (ps.O_BEGIN, ps.O_SEQ, ps.O_STACK)
-    schema = arrow_schema("callchains")
-    arrays = [
-        pa.array(rows[:, column].astype(field.type.to_pandas_dtype()), field.type)
-        for column, field in zip(columns, schema, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    columns = {"begin_ns": ps.O_BEGIN, "seq": ps.O_SEQ, "stack": ps.O_STACK}
+    return {name: Column(rows[:, column]) for name, column in columns.items()}
 
 
-def late(part: Divided, bounded: bool) -> pa.Table:
+def late(part: Divided, bounded: bool) -> dict[str, Column]:
     """The columns that only the whole trace decides."""
-    count = len(part.known)
-    nulls = count - int(np.count_nonzero(part.known))
-    bits = np.packbits(part.known, bitorder="little")
-    arrays = {
-        "service_ns": _array(pa.int64(), count, part.service_ns, bits, nulls),
-        "wait_ns": _array(pa.int64(), count, part.wait_ns, bits, nulls),
-        "unattributed_ns": _array(pa.int64(), count, part.unattributed_ns, None, 0),
+    nulls = len(part.known) - int(np.count_nonzero(part.known))
+    columns = {
+        "service_ns": Column(part.service_ns, part.known, nulls),
+        "wait_ns": Column(part.wait_ns, part.known, nulls),
+        "unattributed_ns": Column(part.unattributed_ns),
     }
-    schema = _EARLY_LATE[bounded][1]
-    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
-
-
-def _array(
-    kind: Any, count: int, values: NDArray[Any], bits: NDArray[np.uint8] | None, nulls: int
-) -> pa.Array:
-    """An Arrow array over the values, without a copy."""
-    known = pa.py_buffer(bits) if bits is not None and nulls else None
-    return pa.Array.from_buffers(kind, count, [known, pa.py_buffer(values)], nulls)
+    return {name: columns[name] for name in _EARLY_LATE[bounded][1]}

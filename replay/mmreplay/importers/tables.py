@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers.names import fold
 from mmreplay.importers.snapshot import Mapping
-from mmreplay.trace.writer import arrow_schema
+from mmreplay.trace.chunks import Column
 
 # LCB_F_*: include/trace/events/lock.h@6.18.
 _LCB_SPIN, _LCB_READ, _LCB_WRITE, _LCB_RT, _LCB_PERCPU, _LCB_MUTEX = 1, 2, 4, 8, 16, 32
@@ -23,7 +22,7 @@ _GAPS: Final = ("throttled",)
 
 def vmas(
     rows: NDArray[np.int64], alias: NDArray[np.int64], names: Sequence[tuple[str, str]]
-) -> pa.Table:
+) -> dict[str, Column]:
     """Known mappings; ``names`` holds each file's name as data and as code."""
     both = rows[:, ps.V_PROT_FLAGS].view(np.uint64)
     prot = (both & np.uint64(0xFF)).astype(np.uint8)
@@ -31,7 +30,6 @@ def vmas(
     chosen, place = np.unique(2 * rows[:, ps.V_NAME] + (prot >> 2 & 1), return_inverse=True)
     words = [names[one >> 1][one & 1] for one in chosen.tolist()]
     return _table(
-        "vmas",
         {
             "address_space": alias[rows[:, ps.V_SPACE]],
             "ns": rows[:, ps.V_NS],
@@ -43,17 +41,16 @@ def vmas(
             "inode": rows[:, ps.V_INODE],
             "device": rows[:, ps.V_DEVICE],
             "name": _words(place, words),
-            "has_anon_vma": pa.nulls(len(rows), pa.bool_()),
+            "has_anon_vma": (np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)),
             "source": _words(rows[:, ps.V_SOURCE], ps.SOURCES),
         },
     )
 
 
-def initial(space: int, mappings: Sequence[Mapping]) -> pa.Table:
+def initial(space: int, mappings: Sequence[Mapping]) -> dict[str, Column]:
     """Mappings of a snapshot as known ones."""
     words = sorted({one.name for one in mappings})
     return _table(
-        "vmas",
         {
             "address_space": np.full(len(mappings), space),
             "ns": np.zeros(len(mappings), np.int64),
@@ -65,7 +62,10 @@ def initial(space: int, mappings: Sequence[Mapping]) -> pa.Table:
             "inode": np.array([one.inode for one in mappings], np.uint64),
             "device": np.array([one.device for one in mappings]),
             "name": _words(np.array([words.index(one.name) for one in mappings]), words),
-            "has_anon_vma": pa.array([one.has_anon_vma for one in mappings], pa.bool_()),
+            "has_anon_vma": (
+                np.array([bool(one.has_anon_vma) for one in mappings], np.bool_),
+                np.array([one.has_anon_vma is not None for one in mappings], np.bool_),
+            ),
             "source": _words(np.zeros(len(mappings), np.int64), ps.SOURCES),
         },
     )
@@ -73,7 +73,7 @@ def initial(space: int, mappings: Sequence[Mapping]) -> pa.Table:
 
 def threads(
     rows: NDArray[np.int64], alias: NDArray[np.int64], probe_ns: int, switches: bool
-) -> pa.Table:
+) -> dict[str, Column]:
     """Threads; their tails lose what their events cost."""
     words = np.ascontiguousarray(rows[:, (ps.H_COMM0, ps.H_COMM1)]).astype("<u8")
     comms = [
@@ -82,7 +82,6 @@ def threads(
     known = rows[:, ps.H_TAIL_KNOWN] != 0
     tail = np.maximum(0, rows[:, ps.H_TAIL_CPU] - (rows[:, ps.H_TAIL_EVENTS] + 1) * probe_ns)
     return _table(
-        "threads",
         {
             "tid": rows[:, ps.H_TID],
             "pid": rows[:, ps.H_PID],
@@ -93,18 +92,17 @@ def threads(
             "first_ns": rows[:, ps.H_FIRST],
             "last_ns": np.maximum(rows[:, ps.H_LAST], rows[:, ps.H_FIRST]),
             "start_kind": _words(rows[:, ps.H_KIND], ps.START_KINDS),
-            "comm": pa.array(comms, pa.large_string()),
-            "group": pa.array([fold(comm) for comm in comms], pa.large_string()),
+            "comm": _words(np.arange(len(comms)), comms),
+            "group": _words(np.arange(len(comms)), [fold(comm) for comm in comms]),
             "tail_cpu_ns": (tail, known),
             "tail_blocked_ns": (rows[:, ps.H_TAIL_BLOCKED], known & switches),
         },
     )
 
 
-def schedule(rows: NDArray[np.int64]) -> pa.Table:
+def schedule(rows: NDArray[np.int64]) -> dict[str, Column]:
     """Off-CPU spans."""
     return _table(
-        "schedule",
         {
             "tid": rows[:, ps.E_TID],
             "off_ns": rows[:, ps.E_OFF],
@@ -115,11 +113,10 @@ def schedule(rows: NDArray[np.int64]) -> pa.Table:
     )
 
 
-def locks(rows: NDArray[np.int64], alias: NDArray[np.int64]) -> pa.Table:
+def locks(rows: NDArray[np.int64], alias: NDArray[np.int64]) -> dict[str, Column]:
     """Lock waits and holds."""
     kind, mode = lock_words(rows[:, ps.L_MODE], rows[:, ps.L_FLAGS])
     return _table(
-        "locks",
         {
             "tid": rows[:, ps.L_TID],
             "address_space": alias[rows[:, ps.L_SPACE]],
@@ -133,7 +130,7 @@ def locks(rows: NDArray[np.int64], alias: NDArray[np.int64]) -> pa.Table:
     )
 
 
-def wakeups(rows: NDArray[np.int64], probe_ns: int) -> pa.Table:
+def wakeups(rows: NDArray[np.int64], probe_ns: int) -> dict[str, Column]:
     """Who waited for whom; on-CPU times lose what the events in them cost."""
 
     def on_cpu(total: int, events: int) -> NDArray[np.int64]:
@@ -141,7 +138,6 @@ def wakeups(rows: NDArray[np.int64], probe_ns: int) -> pa.Table:
         return np.maximum(0, corrected)
 
     return _table(
-        "wakeups",
         {
             "tid": rows[:, ps.W_TID],
             "off_ns": rows[:, ps.W_OFF],
@@ -173,37 +169,39 @@ def lock_words(
     return kind, way
 
 
-def gaps(rows: NDArray[np.int64]) -> pa.Table:
+def gaps(rows: NDArray[np.int64]) -> dict[str, Column]:
     """Where events were lost, or recording was throttled."""
     throttled = rows[:, ps.Z_EVENT] != ps.GAP_LOST
-    word = pa.array(np.zeros(len(rows), np.int32), mask=~throttled)
     return _table(
-        "gaps",
         {
             "ring": rows[:, ps.Z_RING],
             "begin_ns": np.minimum(rows[:, ps.Z_BEGIN], rows[:, ps.Z_END]),
             "end_ns": rows[:, ps.Z_END],
             "lost": rows[:, ps.Z_LOST],
-            "event": pa.DictionaryArray.from_arrays(word, pa.array(_GAPS, pa.large_string())),
+            "event": Column(
+                np.zeros(len(rows), np.int64),
+                throttled,
+                int(np.count_nonzero(~throttled)),
+                _GAPS,
+            ),
         },
     )
 
 
-def _words(index: NDArray[Any], words: Sequence[str]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(
-        pa.array(index.astype(np.int32)), pa.array(list(words), pa.large_string())
-    )
+def _words(index: NDArray[Any], words: Sequence[str]) -> Column:
+    """Each word once: Parquet's dictionary, and what is held until it is written, want that."""
+    places: dict[str, int] = {}
+    own = np.array([places.setdefault(word, len(places)) for word in words], np.int64)
+    return Column(own[index], words=list(places))
 
 
-def _table(name: str, columns: dict[str, Any]) -> pa.Table:
-    """The columns by the schema: arrays, (array, known), or finished Arrow arrays."""
-    arrays, fields = [], []
-    for field in arrow_schema(name):
-        given = columns[field.name]
-        if not isinstance(given, pa.Array):
+def _table(columns: dict[str, Any]) -> dict[str, Column]:
+    """From arrays, (array, known), or finished columns."""
+    found = {}
+    for name, given in columns.items():
+        if not isinstance(given, Column):
             values, known = given if isinstance(given, tuple) else (given, None)
-            values = np.asarray(values).astype(field.type.to_pandas_dtype())
-            given = pa.array(values, field.type, mask=None if known is None else ~known)
-        arrays.append(given)
-        fields.append(field.with_type(given.type))  # words stay a dictionary
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+            nulls = 0 if known is None else len(known) - int(np.count_nonzero(known))
+            given = Column(np.asarray(values), known, nulls)
+        found[name] = given
+    return found

@@ -2,9 +2,9 @@
 
 Parquet wants all columns of a row group at once and the groups in order.  Here some
 columns are known long before the others, and some groups before those in front of them;
-so each part is encoded for itself (by :mod:`mmreplay.trace.chunks`; by pyarrow where a column
-has statistics), the column chunks are appended to the file in an order that the caller gives,
-and the footer at the end says where each one lies.
+so each part is encoded for itself (:mod:`mmreplay.trace.chunks`), the column chunks are
+appended to the file in an order that the caller gives, and the footer at the end says where
+each one lies.  Times of beginning have statistics.
 The result does not show which thread encoded what.
 
 Footer: https://github.com/apache/parquet-format, ``parquet.thrift`` at 2.11.0, in Thrift's
@@ -17,13 +17,11 @@ import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from mmreplay import schema
 from mmreplay.trace import chunks as encoded
-from mmreplay.trace.writer import arrow_schema, parquet_options
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from mmreplay.trace.chunks import Column
 
 _MAGIC: Final = b"PAR1"
 #: Enumerations of parquet.thrift.
@@ -40,17 +38,28 @@ _ENCODINGS: Final = {
     "BYTE_STREAM_SPLIT": 9,
 }
 _CODECS: Final = {"UNCOMPRESSED": 0, "SNAPPY": 1, "GZIP": 2, "ZSTD": 6, "LZ4": 7}
-#: Arrow type -> (physical type, ConvertedType, integer bits, signed).
+#: Type of the schema -> (physical type, ConvertedType, integer bits, signed).
 _INTEGERS: Final = {
-    "uint8": (1, 11, 8, False),
-    "uint16": (1, 12, 16, False),
-    "uint32": (1, 13, 32, False),
-    "uint64": (2, 14, 64, False),
-    "int8": (1, 15, 8, True),
-    "int16": (1, 16, 16, True),
-    "int32": (1, 17, 32, True),
-    "int64": (2, 18, 64, True),
+    "UInt8": ("INT32", 11, 8, False),
+    "UInt16": ("INT32", 12, 16, False),
+    "UInt32": ("INT32", 13, 32, False),
+    "UInt64": ("INT64", 14, 64, False),
+    "Int8": ("INT32", 15, 8, True),
+    "Int16": ("INT32", 16, 16, True),
+    "Int32": ("INT32", 17, 32, True),
+    "Int64": ("INT64", 18, 64, True),
 }
+_UTF8: Final = 0  # ConvertedType
+#: The column whose times ascend, or nearly, and that has statistics.
+_TIMES: Final = "begin_ns"
+_WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "BYTE_ARRAY": 0}
+_TABLES: Final = {table.name: table for table in schema.TRACE_TABLES}
+
+
+def _physical(column: schema.Column) -> str:
+    if column.dtype in _INTEGERS:
+        return _INTEGERS[column.dtype][0]
+    return {"String": "BYTE_ARRAY", "Boolean": "BOOLEAN"}[column.dtype]
 
 
 class _Chunk(NamedTuple):
@@ -67,11 +76,10 @@ class _Chunk(NamedTuple):
 
 
 class Parts:
-    """The file of one table that has columns of integers only."""
+    """The file of one table."""
 
     def __init__(self, target: Path, table: str) -> None:
-        self._schema = arrow_schema(table)
-        self._options = parquet_options(table)
+        self._columns = {column.name: column for column in _TABLES[table].columns}
         self._file = target.open("wb")
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[int, int, list[_Chunk], list[memoryview]]] = {}
@@ -83,7 +91,7 @@ class Parts:
         self._heads: dict[tuple[Any, ...], bytes] = {}
         self._append(memoryview(_MAGIC))
 
-    def write(self, turn: int, group: int, part: pa.Table) -> None:
+    def write(self, turn: int, group: int, part: Mapping[str, Column]) -> None:
         """Encode ``part`` as (some columns of) row group ``group``; safe from any thread.
 
         It is appended when all parts with a lower ``turn`` have been; turns begin at 0.
@@ -91,46 +99,31 @@ class Parts:
         chunks: list[_Chunk] = []
         content: list[memoryview] = []
         size = 0
-        if part.num_rows:  # a row group without rows is none
-            for name in part.schema.names:
-                chunk, pages = self._encode(part, name, size)
+        rows = max((len(column.values) for column in part.values()), default=0)
+        if rows:  # a row group without rows is none
+            for name, column in part.items():
+                chunk, pages = self._encode(name, column, size)
                 chunks.append(chunk)
                 content.append(pages)
                 size += len(pages)
         with self._lock:
-            self._waiting[turn] = group, part.num_rows, chunks, content
+            self._waiting[turn] = group, rows, chunks, content
             while self._turn in self._waiting:
                 self._place(*self._waiting.pop(self._turn))
                 self._turn += 1
 
-    def _encode(self, part: pa.Table, name: str, begin: int) -> tuple[_Chunk, memoryview]:
+    def _encode(self, name: str, column: Column, begin: int) -> tuple[_Chunk, memoryview]:
         """The chunk of a column, at ``begin`` of its part."""
-        nullable = self._schema.field(name).nullable
-        if name in self._options["write_statistics"]:
-            return self._encode_by_arrow(part.select([name]), begin)
-        (column,) = part.column(name).chunks
-        made = encoded.encode(column, nullable)
-        kind = "INT64" if column.type.bit_width == 64 else "INT32"
+        field = self._columns[name]
+        kind = _physical(field)
+        times = name == _TIMES
+        made = encoded.encode(column, _WIDTHS[kind], field.nullable, times)
+        statistics = (int(column.values.min()), int(column.values.max())) if times else None
         key = (name, kind, made.codec, made.encodings)
         head = self._heads.get(key) or self._heads.setdefault(key, _head(*key))
-        size = len(made.content)
-        one = _Chunk(
-            name, begin, begin + made.data, size, made.plain_size, part.num_rows, head, None
-        )
+        size, rows = len(made.content), len(column.values)
+        one = _Chunk(name, begin, begin + made.data, size, made.plain_size, rows, head, statistics)
         return one, memoryview(made.content)
-
-    def _encode_by_arrow(self, column: pa.Table, begin: int) -> tuple[_Chunk, memoryview]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        out = pa.BufferOutputStream()
-        facts: list[Any] = []
-        options = self._options_of(column.schema.names)
-        with pq.ParquetWriter(out, column.schema, metadata_collector=facts, **options) as writer:
-            writer.write_table(column, row_group_size=column.num_rows)
-        chunk = _facts(facts[0].row_group(0).column(0), self._heads)
-        content = memoryview(out.getvalue())[chunk.begin :][: chunk.size]
-        return chunk._replace(begin=begin, data=begin + chunk.data - chunk.begin), content
 
     def _place(
         self, group: int, rows: int, chunks: list[_Chunk], content: list[memoryview]
@@ -149,27 +142,15 @@ class Parts:
         self._crc = zlib.crc32(content, self._crc)
         self._size += len(content)
 
-    def _options_of(self, names: Sequence[str]) -> dict[str, Any]:
-        """The table's options, without what they say of other columns."""
-        options: dict[str, Any] = {}
-        for key, value in self._options.items():
-            if isinstance(value, Mapping):
-                options[key] = {name: value[name] for name in value if name in names}
-            elif isinstance(value, (list, tuple)):
-                options[key] = [name for name in value if name in names]
-            else:
-                options[key] = value
-        return options
-
     def close(self) -> tuple[int, int, int]:
         """Write the footer; returns rows, size and CRC-32 of the file.
 
         All threads have finished writing.  Each group must have got all its columns.
         """
-        footer = _Footer(self._schema, sum(self._rows.values()), len(self._rows))
+        footer = _Footer(list(self._columns.values()), sum(self._rows.values()), len(self._rows))
         for group in sorted(self._rows):
             placed = self._placed[group]
-            footer.group([placed[name] for name in self._schema.names], self._rows[group])
+            footer.group([placed[name] for name in self._columns], self._rows[group])
         text = footer.finish()
         self._append(memoryview(text + len(text).to_bytes(4, "little") + _MAGIC))
         self._file.close()
@@ -178,29 +159,6 @@ class Parts:
     def abandon(self) -> None:
         """Give the file up."""
         self._file.close()
-
-
-def _facts(chunk: Any, heads: dict[tuple[Any, ...], bytes]) -> _Chunk:
-    data = chunk.data_page_offset
-    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else data
-    statistics = None
-    known = chunk.statistics if chunk.is_stats_set else None
-    if known is not None and known.has_min_max and chunk.physical_type == "INT64":
-        statistics = (known.min, known.max)
-    key = (chunk.path_in_schema, chunk.physical_type, chunk.compression, chunk.encodings)
-    head = heads.get(key)
-    if head is None:
-        head = heads[key] = _head(*key)
-    return _Chunk(
-        chunk.path_in_schema,
-        begin,
-        data,
-        chunk.total_compressed_size,
-        chunk.total_uncompressed_size,
-        chunk.num_values,
-        head,
-        statistics,
-    )
 
 
 _TRUE, _FALSE, _BYTE, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12
@@ -288,17 +246,17 @@ def _head(name: str, kind: str, codec: str, encodings: Sequence[str]) -> bytes:
 class _Footer:
     """FileMetaData."""
 
-    def __init__(self, schema: pa.Schema, rows: int, groups: int) -> None:
-        self.columns = len(schema)
+    def __init__(self, columns: Sequence[schema.Column], rows: int, groups: int) -> None:
+        self.columns = len(columns)
         self.thrift = t = _Compact()
         t.integer(1, 2, _I32)
-        t.items(2, _STRUCT, 1 + len(schema))
+        t.items(2, _STRUCT, 1 + len(columns))
         t.begin()
         t.binary(4, b"schema")
-        t.integer(5, len(schema), _I32)
+        t.integer(5, len(columns), _I32)
         t.end()
-        for field in schema:
-            _element(t, field)
+        for column in columns:
+            _element(t, column)
         t.integer(3, rows)
         t.items(4, _STRUCT, groups)
 
@@ -345,20 +303,24 @@ class _Footer:
         return bytes(t.out)
 
 
-def _element(t: _Compact, field: pa.Field) -> None:
+def _element(t: _Compact, column: schema.Column) -> None:
     t.begin()
-    known = _INTEGERS.get(str(field.type))
-    if known is None:
-        raise TypeError(f"no Parquet type for {field}")
-    physical, converted, bits, signed = known
-    t.integer(1, physical, _I32)
-    t.integer(3, 1 if field.nullable else 0, _I32)
-    t.binary(4, field.name.encode())
-    t.integer(6, converted, _I32)
-    t.begin(10)
-    t.begin(10)
-    t.byte(1, bits)
-    t.truth(2, signed)
-    t.end()
-    t.end()
+    t.integer(1, _TYPES[_physical(column)], _I32)
+    t.integer(3, 1 if column.nullable else 0, _I32)
+    t.binary(4, column.name.encode())
+    if column.dtype == "String":
+        t.integer(6, _UTF8, _I32)
+        t.begin(10)
+        t.begin(1)
+        t.end()
+        t.end()
+    elif column.dtype in _INTEGERS:
+        _, converted, bits, signed = _INTEGERS[column.dtype]
+        t.integer(6, converted, _I32)
+        t.begin(10)
+        t.begin(10)
+        t.byte(1, bits)
+        t.truth(2, signed)
+        t.end()
+        t.end()
     t.end()

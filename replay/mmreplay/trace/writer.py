@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from mmreplay.errors import UserError, closest
 from mmreplay.schema import TRACE_TABLES, Table
 from mmreplay.trace import leftovers
+from mmreplay.trace.chunks import Column
+from mmreplay.trace.gathered import Gathered
 
-if TYPE_CHECKING:  # an import of a recording loads them while it reads, or not at all
+if TYPE_CHECKING:  # an import of a recording loads none of them
     import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -134,7 +137,8 @@ class TraceWriter:
         self._held: dict[str, list[pl.DataFrame]] = {}
         self._gathered: dict[str, list[pa.Table]] = {}
         self._finished: set[str] = set()
-        self._facts: dict[str, tuple[int, int]] = {}
+        self._columns: dict[str, Gathered] = {}
+        self._facts: dict[str, tuple[int, int, int]] = {}
         self._closed = False
         if self.path.suffix != ".mmt":
             raise UserError(
@@ -190,7 +194,10 @@ class TraceWriter:
         """Forget everything that was written."""
         for writer in self._writers.values():
             writer.close()
+        for columns in self._columns.values():
+            columns.abandon()
         self._writers.clear()
+        self._columns.clear()
         self._gathered.clear()
         self._held.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -201,14 +208,21 @@ class TraceWriter:
             self._closed = True
             os.close(self._held_fd)
 
-    def write(self, table: str, rows: pl.DataFrame | pa.Table) -> None:
-        """Append rows (all columns of the schema) to a table.
+    def write(self, table: str, rows: pl.DataFrame | pa.Table | Mapping[str, Column]) -> None:
+        """Append rows (all columns of the schema) to a table; one table takes one kind of rows.
 
         What comes as an Arrow table goes to the file as it comes; polars frames, whose
         columns may be in any order, are held in memory up to :data:`HOLD_ROWS`.
         """
         if table in self._finished or self._closed:
             raise RuntimeError(f"the table {table} is complete")
+        if isinstance(rows, Mapping):
+            if table not in self._columns:
+                file = self.adopt(table)
+                self._finished.discard(table)
+                self._columns[table] = Gathered(file, table)
+            self._columns[table].write(rows)
+            return
         import pyarrow as pa
 
         if isinstance(rows, pa.Table):
@@ -261,9 +275,9 @@ class TraceWriter:
         self._gathered[table] = []
         return self.directory / table_named(table).file
 
-    def note(self, table: str, size_bytes: int, crc32: int) -> None:
+    def note(self, table: str, rows: int, size_bytes: int, crc32: int) -> None:
         """What the caller knows of the file that :meth:`adopt` gave the name of."""
-        self._facts[table] = (size_bytes, crc32)
+        self._facts[table] = (rows, size_bytes, crc32)
 
     def _let_go(self, table: str) -> None:
         """Pass what is held on to the file's writer."""
@@ -287,6 +301,9 @@ class TraceWriter:
     def finish(self, table: str) -> Path | None:
         """Complete a table's Parquet file, so that it can be read; None where it has no rows."""
         file = self.directory / table_named(table).file
+        if table in self._columns:
+            self.note(table, *self._columns.pop(table).close())
+            self._finished.add(table)
         if table in self._finished or table not in self._gathered:
             return file if table in self._finished else None
         self._let_go(table)
@@ -300,7 +317,7 @@ class TraceWriter:
         try:
             for table in TRACE_TABLES:
                 if table.required and table.name not in self._gathered:
-                    self.write(table.name, arrow_schema(table.name).empty_table())
+                    self.write(table.name, {})
                 self.finish(table.name)
             header.tables = {
                 table.name: file_facts(self.directory / table.file, self._facts.get(table.name))
@@ -336,15 +353,17 @@ class TraceWriter:
         self._let_be()
         from mmreplay.trace.store import Trace
 
+        if header.tables.keys() <= self._facts.keys():
+            return Trace(header, {name: self._facts[name][0] for name in header.tables}, self.path)
         return Trace.open(self.path)
 
 
-def file_facts(file: Path, known: tuple[int, int] | None = None) -> TableFile:
+def file_facts(file: Path, known: tuple[int, int, int] | None = None) -> TableFile:
     """Size and CRC-32 of a file, as the header keeps them; ``known`` spares the reading."""
     from mmreplay.trace.header import TableFile
 
     if known is not None:
-        return TableFile(size_bytes=known[0], crc32=known[1])
+        return TableFile(size_bytes=known[1], crc32=known[2])
     crc = size = 0
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
