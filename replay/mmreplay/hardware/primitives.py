@@ -125,15 +125,18 @@ read_byte = _access("movb (%rdi), %cl")  # 8a 0f
 def _count_down(typingctx: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(_I64, [_I64])
-        body = ".p2align 6\n1: decq %rax\njnz 1b"
-        return builder.asm(kind, body, "={rax},{rax},~{cc}", [args[0]], True)
+        # A chain of multiplications: one round is what one takes (three cycles on today's cores).
+        # The countdown alone takes one or two cycles as the core's other hardware thread is idle
+        # or not (Zen 4: a taken branch each cycle, or every other), and think time with it.
+        body = ".p2align 6\n1: imulq %rcx, %rcx\ndecq %rax\njnz 1b"
+        return builder.asm(kind, body, "={rax},{rax},~{rcx},~{cc}", [args[0]], True)
 
     return types.int64(types.int64), codegen
 
 
 @borrowing_helper
 def spin(rounds: Any) -> None:
-    """Compute for ``rounds`` rounds of a two-instruction loop that stays on its core."""
+    """Compute for ``rounds`` rounds of a loop of three instructions that stays on its core."""
     if rounds > 0:
         _count_down(rounds)
 

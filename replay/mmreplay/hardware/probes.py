@@ -30,9 +30,9 @@ _LINE: Final = 64
 ROUNDS: Final = 15
 #: How many pairs of CPUs stand for one distance.
 PAIRS: Final = 6
-_HANDOVERS, _SLEEPS, _FLUSHES, _SPINS = 5_000, 40, 300, 2_000_000
+_HANDOVERS, _SLEEPS, _FLUSHES, _SPINS = 5_000, 40, 300, 700_000
 #: Of a glance between two runs: hand-overs, and rounds of each of its three loops.
-_GLANCES, _GLANCE_SPINS = 1_000, 200_000
+_GLANCES, _GLANCE_SPINS = 1_000, 70_000
 #: A waker waits so long after the sleeper announced itself: it sleeps by then, its CPU idle.
 _PAUSE_NS: Final = 30_000
 #: Threads get so long to reach their loops.
