@@ -48,6 +48,22 @@ def test_a_kernel_that_does_not_exist_is_refused(release: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("release", "meant"),
+    [("linux-6.81", "linux-6.18"), ("6.91.2", "linux-6.19"), ("6.99", "linux-6.19")],
+)
+def test_a_kernel_that_does_not_exist_gets_the_one_that_was_meant(release: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f'did you mean "{meant}"'):
+        resolve_kernel(release)
+
+
+@pytest.mark.parametrize("release", ["9.9", "linux-99.1", "2.81"])
+def test_a_kernel_that_is_like_none_gets_no_suggestion(release: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_kernel(release)
+    assert "did you mean" not in str(caught.value)
+
+
 def test_a_kernel_newer_than_every_model_is_taken_with_a_warning() -> None:
     found, note = resolve_kernel("8.0.1")
     assert found.name == "linux-7.3"

@@ -171,3 +171,99 @@ def test_a_mistake_in_an_extended_model_says_what_led_there(
     said = refused(path, capsys)
     assert "lock order: mmap_lock" in said[0]
     assert said[0].endswith(f"; reached from brk_query ({path}:5)")
+
+
+def extended(tmp_path: Path, base: str, programs: str) -> Path:
+    """A model that replaces some programs of ``base``; its programs begin at line 4."""
+    path = tmp_path / "mine.toml"
+    path.write_text(f'title = "x"\nextends = "{base}"\n[programs]\n{programs}')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("base", "operation", "lines", "wrong", "said"),
+    [
+        ("linux-6.18", "brk_query", "{}\nunlock i_mmap_lock", "lock i_mmap_lock write", "no file"),
+        ("linux-6.18", "fork", "{}\nunlock i_mmap_lock", "lock i_mmap_lock write", "no file"),
+        ("linux-6.18", "pkey", "{}\nunlock vma_lock\n.a:", "try vma_lock read else a", "no VMA"),
+        ("linux-6.18", "fork", "each tables\n{}\nunlock vma_lock\nend", "lock vma_lock read",
+         "no VMA"),
+        ("linux-6.18", "proc_rollup", "each targets\n{}\nunlock vma_lock\nend",
+         "lock vma_lock read", "no VMA"),
+        ("linux-6.18", "munmap", "{}\nunlock anon_vma_lock", "lock anon_vma_lock write",
+         "no anon_vma"),
+        ("linux-6.18", "exec", "{}\nunlock ptl", "lock ptl", "no page table"),
+        ("linux-6.18", "mprotect", "lock mmap_lock write\neach tables\n{}\nend\nunlock mmap_lock",
+         "mark", "walks page tables"),
+        ("range-lock", "thread_exit", "{}\nunlock mmap_lock", "lock mmap_lock read @op",
+         "take @all"),
+        ("range-lock", "brk_query", "{}\nunlock mmap_lock", "lock mmap_lock read @vma", "no VMA"),
+    ],
+)  # fmt: skip
+def test_a_lock_of_something_that_the_operation_lacks(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    base: str,
+    operation: str,
+    lines: str,
+    wrong: str,
+    said: str,
+) -> None:
+    lines = lines.format(wrong)
+    path = extended(tmp_path, base, f"{operation} = '''\n{lines}\ndone\n'''\n")
+    found = refused(path, capsys)
+    at = 5 + lines.split("\n").index(wrong)
+    assert len(found) == 2
+    assert found[0].startswith(f"{path}:{at}: ")
+    assert said in found[0]
+
+
+def test_the_vma_that_each_walks_can_be_locked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walk = "each parent_vmas\nlock vma_lock read\ncost walk\nunlock vma_lock\nend\ndone\n"
+    path = extended(tmp_path, "linux-6.18", f"fork = '''\n{walk}'''\n")
+    main(["models", "check", str(path)])
+    assert "ok" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("leave", ["goto out", "goto tail", "if write goto out"])
+def test_each_is_left_by_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], leave: str
+) -> None:
+    path = extended(
+        tmp_path,
+        "linux-6.18",
+        f"fork = '''\neach parent_vmas\ncost walk\nif write goto next\n{leave}\n.next:\nend\n"
+        ".out:\ndone\n'''\ntail = '''\ncost walk\ndone\n'''\n",
+    )
+    found = refused(path, capsys)
+    assert found[0].startswith(f"{path}:8: jumps out of the each at line 5")
+
+
+def test_retry_does_not_leave_an_each_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = extended(
+        tmp_path,
+        "linux-6.18",
+        "fork = '''\ncall part retry again\n.again:\ndone\n'''\n"
+        "part = '''\neach parent_vmas\ncost walk\nif write goto retry\nend\n'''\n",
+    )
+    assert refused(path, capsys)[0].startswith(f"{path}:12: jumps out of the each at line 10")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["lock vma_lock read\nunlock vma_lock\nlock mmap_lock write\n", "lock ptl\nunlock pmdl\n"],
+)
+def test_a_mistake_of_a_shared_program_is_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    """With the operations that it is in, not once for each."""
+    path = extended(tmp_path, "linux-6.18", f"write_lock = '''\n{text}'''\n")
+    found = [line for line in refused(path, capsys) if line.startswith(f"{path}:")]
+    assert len({line.split(": ")[0] for line in found}) == len(found)
+    assert "; used by " in found[0]
+    assert " operations: " in found[0]
+    assert " more" in found[0]

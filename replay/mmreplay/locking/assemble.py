@@ -21,8 +21,9 @@ from mmreplay.locking.decode import Decoder
 from mmreplay.locking.flow import check_flow, tidy
 from mmreplay.locking.isa import PARAMS, Op
 from mmreplay.locking.model import LockingModel
+from mmreplay.locking.objects import lacking
 from mmreplay.locking.paths import Context, Paths
-from mmreplay.locking.problems import ModelError, Problem
+from mmreplay.locking.problems import ModelError, Problem, used_by
 from mmreplay.locking.source import Statement
 
 #: All programs of a model together, after inlining.
@@ -187,17 +188,25 @@ def assemble(declared: Declared, problems: list[Problem]) -> LockingModel | None
             decoder.decode(statement)
     contexts = {name: paths.operation(name) for name in OPERATIONS if name in declared.programs}
     paths.check_order()
+    paths.report()
     _unused(declared, paths, problems)
     if problems:
         return None
     code: list[list[int]] = []
     entry = np.full(len(PlanOp), -1, dtype=np.int32)
+    lacks: dict[tuple[str, int], list[tuple[str, str]]] = {}
+    locks = list(declared.locks.values())
     for name, context in contexts.items():
         emitter = Emitter(decoder, MAX_CODE - len(code))
         body, places = tidy(emitter.operation(context))
         check_flow(name, body, places, decoder.names.conditions, problems)
+        for place, text in lacking(OPERATIONS[name], body, places, locks).items():
+            lacks.setdefault(place, []).append((name, text))
         entry[OPERATIONS[name]] = base = len(code)
         code += [[*row[:4], row[4] + base if row[4] >= 0 else -1, row[5]] for row in body]
+    for place, found in lacks.items():
+        users = [name for name, _ in found]
+        problems.append(Problem(*place, found[0][1] + used_by(users)))
     return None if problems else _model(declared, decoder, code, entry)
 
 

@@ -17,7 +17,7 @@ from mmreplay.errors import closest
 from mmreplay.locking.declarations import Declared, LockDecl
 from mmreplay.locking.decode import Condition, Decoder, Instruction
 from mmreplay.locking.isa import Kind, Mode, Op, Operand, Scope
-from mmreplay.locking.problems import Problem
+from mmreplay.locking.problems import Problem, used_by
 from mmreplay.locking.source import Program, Statement
 
 #: Calls nested deeper than this are refused (recursion is refused by name before).
@@ -88,6 +88,10 @@ class Paths:
         self.decoder = decoder
         self.problems = problems
         self._contexts: dict[tuple[str, HeldSet, bool], Context] = {}
+        self._operations: dict[str, Context] = {}
+        #: mistake -> programs as they were entered in which it was made
+        self._found: dict[Problem, set[int]] = {}
+        self._open: list[Context] = []
         #: (held, waited for) and where, the first time
         self._waits: dict[tuple[str, str], Statement] = {}
         self._stack: list[str] = []
@@ -95,7 +99,7 @@ class Paths:
     # -- entry points ------------------------------------------------------------------
     def operation(self, name: str) -> Context:
         """Analyse the program of an operation, entered with no lock held."""
-        context = self._analyse(name, State((), None))
+        context = self._operations[name] = self._analyse(name, State((), None))
         program = context.program
         if context.falls_off is not None:
             line = program.statements[-1].line if program.statements else program.line
@@ -136,6 +140,26 @@ class Paths:
                 " in one order, use try, or declare ranks",
             )
 
+    def report(self) -> None:
+        """The mistakes found go to ``problems``: each once, with the operations that make it."""
+        users = {name: self._within(context) for name, context in self._operations.items()}
+        for problem, where in self._found.items():
+            names = [name for name, inside in users.items() if inside & where]
+            text = problem.text + used_by(names)
+            self.problems.append(Problem(problem.file, problem.line, text))
+        self._found.clear()
+
+    def _within(self, context: Context) -> set[int]:
+        """Identities of a context and all that it enters."""
+        seen: set[int] = set()
+        work = [context]
+        while work:
+            one = work.pop()
+            if id(one) not in seen:
+                seen.add(id(one))
+                work += [*one.calls.values(), *one.tails.values()]
+        return seen
+
     def reached(self) -> set[Statement]:
         """Statements that some path reaches."""
         return {
@@ -155,12 +179,14 @@ class Paths:
         context = Context(program, start, instructions, self._match(program, instructions))
         self._contexts[key] = context
         self._stack.append(name)
+        self._open.append(context)
         work: list[int] = []
         self._reach(context, 0, start, 0, work)
         while work:
             index = work.pop()
             self._step(context, index, work)
         self._stack.pop()
+        self._open.pop()
         return context
 
     def _match(self, program: Program, instructions: list[Instruction | None]) -> dict[int, int]:
@@ -194,6 +220,8 @@ class Paths:
         self, context: Context, index: int, state: State, line: int, work: list[int]
     ) -> None:
         """Statement ``index`` (or the end) is reached with ``state`` from ``line``."""
+        if self._leaves(context, self._inside(context, index), state, line):
+            return
         if index >= len(context.program.statements):
             context.falls_off = self._join(context, context.falls_off, state, line)
             return
@@ -214,6 +242,18 @@ class Paths:
             work.append(index)
         else:
             self._join(context, before, state, statement.line)
+
+    def _leaves(self, context: Context, inside: int | None, state: State, line: int) -> bool:
+        """A jump out of an ``each``, whose VMA would stay the current one: refused."""
+        if state.each is None or state.each < 0 or inside == state.each:
+            return False
+        begin = context.program.statements[state.each].line
+        self._fail(
+            context.program.file,
+            line,
+            f"jumps out of the each at line {begin}: it ends at its end; go to a label before that",
+        )
+        return True
 
     def _join(self, context: Context, before: State | None, state: State, line: int) -> State:
         if before is None:
@@ -266,7 +306,7 @@ class Paths:
                 self._at(statement, f"done while {show(state.held)} is held ({_path(state)})")
             after = None
         elif decoded.word == "retry":
-            context.retries = self._join(context, context.retries, jump, statement.line)
+            self._jump(context, index, "retry", jump, work)
             after = None
         elif decoded.word == "call":
             after = self._call(context, index, statement, decoded, state, work)
@@ -280,12 +320,15 @@ class Paths:
         program = context.program
         statement = program.statements[index]
         if label == "retry":
-            context.retries = self._join(context, context.retries, state, statement.line)
+            if not self._leaves(context, context.entry.each, state, statement.line):
+                context.retries = self._join(context, context.retries, state, statement.line)
         elif label in program.labels:
             self._reach(context, program.labels[label], state, statement.line, work)
         elif label == program.name:
             self._reach(context, 0, state, statement.line, work)
         elif label in self.declared.programs:
+            if self._leaves(context, context.entry.each, state, statement.line):
+                return
             tail = self._enter(statement, label, state)
             if tail is None:
                 return
@@ -504,9 +547,16 @@ class Paths:
         self._fail(statement.file, statement.line, text)
 
     def _fail(self, file: str, line: int, text: str) -> None:
-        problem = Problem(file, line, text)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        """A mistake of the program at hand; of a line, each kind (its first words) once."""
+        new = Problem(file, line, text)
+        known = next((old for old in self._found if _alike(old, new)), new)
+        where = id(self._open[-1]) if self._open else 0
+        self._found.setdefault(known, set()).add(where)
+
+
+def _alike(one: Problem, other: Problem) -> bool:
+    same = (one.file, one.line) == (other.file, other.line)
+    return same and one.text.split()[:2] == other.text.split()[:2]
 
 
 def _place(held: Held, lock: LockDecl) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from mmreplay.errors import UserError
 
@@ -22,6 +23,19 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"
+
+
+_SHOWN_USERS: Final = 3
+
+
+def used_by(operations: Sequence[str]) -> str:
+    """``"; used by 5 operations: mmap, munmap, brk_grow and 2 more"``; empty for a single one."""
+    if len(operations) < 2:
+        return ""
+    shown = ", ".join(operations[:_SHOWN_USERS])
+    rest = len(operations) - _SHOWN_USERS
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"; used by {len(operations)} operations: {shown}{more}"
 
 
 class ModelError(UserError):

@@ -81,10 +81,26 @@ def _check_exists(release: str, wanted: tuple[int, int], newest: tuple[int, int]
         what = f"the newest model is of {_dotted(newest)}"
     else:
         return
+    near = _nearest(wanted)
+    meant = f' (did you mean "{near}"?)' if near else ""
     raise UserError(
-        f'no kernel "{release}" is known: {what}{closest(release, model_names())}',
+        f'no kernel "{release}" is known: {what}{meant}',
         fix="give a release as uname -r prints it, or a model of mmreplay models list",
     )
+
+
+def _nearest(wanted: tuple[int, int]) -> str:
+    """The model that was meant by a release that does not exist; empty where none is near.
+
+    Digits that changed places first (6.81: 6.18), else the last one of that major number.
+    """
+    major, minor = wanted
+    kernels = _kernels()
+    turned = (major, int(str(minor)[::-1]))
+    if turned in kernels:
+        return kernels[turned]
+    same = [version for version in kernels if version[0] == major]
+    return kernels[max(same)] if same else ""
 
 
 @cache
