@@ -48,9 +48,12 @@ def _lists(plan: Plan) -> None:
     same = op[1:] == op[:-1]
     assert (np.diff(plan.mark_set.astype(np.int64))[same] >= 0).all(), "P5: marks by set"
     vector = np.isin(plan.op, (PlanOp.PROCESS_MADVISE, PlanOp.PROCESS_MADVISE_ZAP))[op]
-    pairs = np.stack([op, plan.mark_vma.astype(np.int64)])[:, ~vector]
-    assert np.unique(pairs, axis=1).shape == pairs.shape, "P5: a VMA is marked once per call"
-    assert (plan.vma_mm[plan.mark_vma] == plan.mm[op]).all(), "P5: marks in the own space"
+    tables, rewritten = (plan.mark_set == kind for kind in (MarkSet.TABLES, MarkSet.REWRITTEN))
+    pairs = np.stack([op, plan.mark_vma.astype(np.int64)])
+    for kind in (~vector & ~tables & ~rewritten, tables, rewritten):
+        once = pairs[:, kind]
+        assert np.unique(once, axis=1).shape == once.shape, "P5: a VMA is marked once per call"
+    assert (plan.vma_mm[plan.mark_vma] == plan.mm[op])[~tables].all(), "P5: marks in the own space"
     recorded = plan.row[op] >= 0  # a clone repeats what it cannot place anew
     removed = plan.mark_vma[recorded & (plan.mark_set == MarkSet.REMOVED)]
     assert len(np.unique(removed)) == len(removed), "P6: a VMA goes once"
