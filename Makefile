@@ -1,10 +1,11 @@
 # Two targets a newcomer needs; each works alone on a machine that has only Python and make.
 #   make demo   set up, import the shipped perf recording, predict what per-VMA locks gain
-#   make test   set up, run the tests; make test TESTS="-n auto --dist loadgroup" on all CPUs
+#   make test   set up, run the tests on up to four CPUs; TESTS="tests/engine -x" runs these
 # and for those who work on it: make lint (format, lint, types), make clean.
 
 PYTHON ?= python3
 VENV ?= .venv
+TESTS ?= -n auto --maxprocesses 4 --dist loadgroup
 BIN := $(VENV)/bin
 TRACE := build/demo.mmt
 RECORDING := datasets/traces/node-minify-workers/perf.data

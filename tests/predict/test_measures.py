@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp, Trait
+from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait
 from mmreplay.engine import Options, Result, simulate
 from mmreplay.engine.result import DELAY_BUCKETS
 from mmreplay.engine.summary import delay_bucket
@@ -218,6 +218,22 @@ class TestCalibration:
         assert part.mark_vma.tolist() == [0, 1, 2]  # 4, 5, 6, and no VMA that they do not mean
         assert len(part.vma_mm) == 3
         assert part.dep_first.tolist() == [0, 0, 0]
+
+    def test_alone_keeps_page_tables_apart_from_vmas(self) -> None:
+        tables = int(MarkSet.TABLES)
+        plan = small.plan(
+            [
+                [
+                    small.op(PlanOp.FAULT, vma=7, table=9),
+                    small.op(PlanOp.MUNMAP, vma=2, table=5, marks=[(2, 3), (tables, 6)]),
+                ]
+            ]
+        )
+        part = alone(plan, np.array([1]))
+        assert part.vma.tolist() == [0]
+        assert part.table.tolist() == [0]
+        assert part.mark_vma.tolist() == [1, 1]  # VMA 3 of 2 and 3; table 6 of 5 and 6
+        assert len(part.vma_mm) == len(part.table_initial) == 2
 
 
 def whole(plan: Plan) -> Part:

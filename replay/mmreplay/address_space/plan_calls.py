@@ -41,6 +41,8 @@ from mmreplay.address_space.plan_fill import (
 )
 from mmreplay.address_space.plan_proc import read_proc
 from mmreplay.address_space.plan_state import (
+    A_BREAK,
+    A_REWRITTEN,
     Count,
     Cursor,
     Status,
@@ -153,8 +155,6 @@ _C_BRK = int(Count.BRK_UNKNOWN)
 _MARKS = int(Cursor.MARKS)
 _NEED = int(Cursor.NEED)
 _GROW_PAGES = int(Status.GROW_PAGES)
-_A_BREAK = 11  # w.args: the break before the call
-_A_REWRITTEN = 12  # mprotect: VMAs of several in which pages change
 
 #: What comes next for an operation.
 STAGE_DONE: Final = 0
@@ -326,13 +326,13 @@ def prepare_call(rows, i, m, p, w, out, o, space):
         result = NONE  # null in the trace: the rules decide
     address2 = rows[i].address2
     if kind == _BRK:
-        w.args[_A_BREAK] = m.spaces[space, S_BRK]
+        w.args[A_BREAK] = m.spaces[space, S_BRK]
         if address2 == 0 and length > 0:
             address2 = rows[i].result
-    w.args[_A_REWRITTEN] = 0
+    w.args[A_REWRITTEN] = 0
     if kind in (_MPROTECT, _PKEY_MPROTECT) and not failed:
         first = rows[i].address >> 12
-        w.args[_A_REWRITTEN] = rewritten(m, p, space, first, first + pages - 1, rows[i].prot)
+        w.args[A_REWRITTEN] = rewritten(m, p, space, first, first + pages - 1, rows[i].prot)
     w.args[0] = space
     w.args[1] = kind
     w.args[2] = rows[i].address if rows[i].address != -1 else NONE
@@ -357,7 +357,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
     address, first, last = _shape(rows, i)
     pages = (rows[i].length + 4095) >> 12
     maker = np.int64(o) if inside else np.int64(-2)
-    old_break = w.args[_A_BREAK]
+    old_break = w.args[A_BREAK]
     if kind != _PROC_READ and kind != _PROCESS_MADVISE:
         if (m.info[_I_ERROR] != 0) != failed:
             w.counters[_C_DISAGREED] += 1
@@ -408,7 +408,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         traits |= _describe(m, w, out, o, False, False)
         range_deps(p, s, w, out, thread, space, first, last, False)
         count_present(p, w, out, o, space, first, last)
-        flushes(w, out, o, w.args[_A_REWRITTEN])
+        flushes(w, out, o, w.args[A_REWRITTEN])
         if out.ops[o].pages > 0:
             traits |= _T_PAGES
         if m.info[_I_NO_CHANGE] == 0:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from mmreplay.address_space import segments as segments_
 from mmreplay.address_space.plan import PlanOp, Trait
-from mmreplay.address_space.plan_state import Count, Cursor, Status, add_dep
+from mmreplay.address_space.plan_state import (
+    A_ADDRESS,
+    A_ADDRESS2,
+    A_ORIGIN,
+    A_RESULT,
+    Count,
+    Cursor,
+    Status,
+    add_dep,
+)
 from mmreplay.address_space.segments import Segments
 from mmreplay.address_space.vma_abi import search_core
 from mmreplay.address_space.vma_apply import insert_core
@@ -59,11 +68,6 @@ _MAP_FIXED = 0x10
 _T_TABLE = np.uint64(int(Trait.TABLE_MISSING))
 _V_GROWSDOWN = int(Vm.GROWSDOWN)
 _MARKS = int(Cursor.MARKS)
-# columns of w.args that keep the recorded values
-_ADDRESS = 12
-_ADDRESS2 = 13
-_RESULT = 14
-_ORIGIN = 15
 _GROW_MAP = int(Status.GROW_MAP)
 _GROW_SEGMENTS = int(Status.GROW_SEGMENTS)
 _C_RANGES = int(Count.CLONE_RANGES)
@@ -144,10 +148,10 @@ def before_clone(rows, i, m, rules, s, w, out, c, o, inside, thread, space):
     are kept in ``w.args`` for :func:`after_clone`.
     """
     kind = rows[i].kind
-    w.args[_ORIGIN] = 0
-    w.args[_ADDRESS] = rows[i].address
-    w.args[_ADDRESS2] = rows[i].address2
-    w.args[_RESULT] = rows[i].result
+    w.args[A_ORIGIN] = 0
+    w.args[A_ADDRESS] = rows[i].address
+    w.args[A_ADDRESS2] = rows[i].address2
+    w.args[A_RESULT] = rows[i].result
     if kind == _THREAD_START or kind == _THREAD_EXIT:
         return 0, True
     clone = thread - c.n_recorded
@@ -181,7 +185,7 @@ def before_clone(rows, i, m, rules, s, w, out, c, o, inside, thread, space):
         if where <= 0:  # the address space is full
             _repeat(s, w, out, o, inside, thread, space)
             return 0, False
-        w.args[_ORIGIN] = result if result > 0 else address
+        w.args[A_ORIGIN] = result if result > 0 else address
         rows[i].result = where
         rows[i].address2 = 0
         if maps:
@@ -196,13 +200,13 @@ def before_clone(rows, i, m, rules, s, w, out, c, o, inside, thread, space):
 @borrowing_helper
 def after_clone(rows, i, s, w, c, thread, status):
     """Note where the clone's mapping went and put the recorded values back."""
-    origin = w.args[_ORIGIN]
+    origin = w.args[A_ORIGIN]
     if status == 0 and origin != 0:
         pages = (rows[i].length + 4095) >> 12
         first = origin >> 12
         shift = (rows[i].result >> 12) - first
         segments_.assign_core(c.moved, thread - c.n_recorded, first, first + pages, shift << 1)
         w.counters[_C_RANGES] += 1
-    rows[i].address = w.args[_ADDRESS]
-    rows[i].address2 = w.args[_ADDRESS2]
-    rows[i].result = w.args[_RESULT]
+    rows[i].address = w.args[A_ADDRESS]
+    rows[i].address2 = w.args[A_ADDRESS2]
+    rows[i].result = w.args[A_RESULT]

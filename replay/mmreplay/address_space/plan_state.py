@@ -127,6 +127,9 @@ OPERATION: Final = np.dtype(
     ],
     align=True,
 )
+#: Slots of ``Work.args`` behind the VMA map's own arguments: the break before a call; VMAs
+#: in which an mprotect changes pages; what was recorded while a clone's row stands elsewhere.
+A_BREAK, A_REWRITTEN, A_ADDRESS, A_ADDRESS2, A_RESULT, A_ORIGIN, A_SLOTS = range(11, 18)
 MARK: Final = np.dtype([("vma", np.int64), ("set", np.int64)])
 
 
@@ -143,7 +146,7 @@ class Work(NamedTuple):
     file_class: I8  # name hints of each file
     counters: I64  # (Count.N,)
     cursor: I64  # (Cursor.N,)
-    args: I64  # (Arg.N,) arguments for the VMA map, from prepare to apply
+    args: I64  # (A_SLOTS,) arguments for the VMA map, from prepare to apply; A_* behind them
 
 
 class Out(NamedTuple):
@@ -179,7 +182,7 @@ def make_work(threads: int, spaces: int, slots: int, files: NDArray[np.uint8]) -
         file_class=files,
         counters=np.zeros(Count.N, np.int64),
         cursor=np.zeros(Cursor.N, np.int64),
-        args=np.zeros(16, np.int64),
+        args=np.zeros(A_SLOTS, np.int64),
     )
 
 

@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import SCALE_ONE, Plan, PlanOp, Trait
+from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait
 from mmreplay.engine.result import Result
 from mmreplay.predict.recorded import Recorded
 
@@ -118,10 +118,11 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
     picked = np.repeat(first - mark_first[:-1], lengths) + np.arange(mark_first[-1])
     zeros = np.zeros(count, np.int64)
     # Only the objects that these operations mean: a replay of few costs little.
-    objects, vma, mark_vma = _fewer(plan.vma[rows], plan.mark_vma[picked])
+    walked, of_tables = plan.mark_vma[picked], plan.mark_set[picked] == MarkSet.TABLES
+    objects, vma, mark_vma = _fewer(plan.vma[rows], np.where(of_tables, -1, walked))
     spaces, mm, child_mm = _fewer(plan.mm[rows], plan.child_mm[rows])
     slots, anon_slot, _ = _fewer(plan.anon_slot[rows])
-    tables, table, _ = _fewer(plan.table[rows])
+    tables, table, mark_table = _fewer(plan.table[rows], np.where(of_tables, walked, -1))
     files, file, _ = _fewer(plan.file[rows])
     return plan._replace(
         thread_first=np.array([0, count], np.int64),
@@ -151,7 +152,7 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
         scale=np.full(count, SCALE_ONE, np.int32),
         row=plan.row[rows],
         mark_first=mark_first,
-        mark_vma=mark_vma,
+        mark_vma=np.where(of_tables, mark_table, mark_vma),
         mark_set=plan.mark_set[picked],
         dep_first=np.zeros(count + 1, np.int64),
         dep_op=np.zeros(0, np.int64),
