@@ -150,6 +150,11 @@ class Layout:
         return out
 
 
+def _last_heap(here: Sequence[Area]) -> Area | None:
+    """The VMA at the break: after a fork the heap's new part is a VMA of its own."""
+    return next((area for area in reversed(here) if area.name == "[heap]"), None)
+
+
 def _layout(program: Program, data: int, slots: Mapping[int, int]) -> Layout:
     delta = _ARENA_TOP - _MMAP_BASE
     low, high = (address + delta for address in program.span)
@@ -157,10 +162,12 @@ def _layout(program: Program, data: int, slots: Mapping[int, int]) -> Layout:
     if any(area.start < high and area.end > low for area in here):
         raise Unable("the address range of the test mappings is in use")
     stack = next((a for a in here if a.name == "[stack]"), None)
-    # After a fork the heap's new part is a VMA of its own.
-    heap = next((a for a in reversed(here) if a.name == "[heap]"), None)
+    heap = _last_heap(here)
+    if heap is None or heap.end - heap.start < 2 * _HEAP_IN_USE:  # little was allocated yet
+        _libc.sbrk(ctypes.c_ssize_t(2 * _HEAP_IN_USE))
+        heap = _last_heap(areas())
     if stack is None or heap is None or heap.end - heap.start < 2 * _HEAP_IN_USE:
-        raise Unable("no [heap] or [stack] in /proc/self/maps")
+        raise Unable("no [stack] in /proc/self/maps, or no [heap] of 2 x 64 KiB")
     return Layout(
         ranges=(
             (low, high),
