@@ -204,7 +204,6 @@ def grown(array: Any, need: int, *minus_one: str) -> Any:
     return new.view(type(array))
 
 
-_OUT = int(Cursor.OUT)
 _I_CONFLICTS = int(Info.CONFLICTS)
 _I_LISTED = int(Info.LISTED)
 _I_INHERITED = int(Info.INHERITED)

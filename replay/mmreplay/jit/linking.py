@@ -27,7 +27,6 @@ _SYMBOLS, _ADDENDS, _BYTES_OF_ZERO, _ADDENDLESS = 2, 4, 8, 9  # kinds of section
 _LOADED: Final = 2  # flag of a section
 _FULL_ADDRESS: Final = 1  # R_X86_64_64
 _NO_PLACE: Final = 0
-_PLACES: Final = 0xFF00  # section numbers from here on say something else
 _READ_AND_RUN: Final = mmap.PROT_READ | mmap.PROT_EXEC
 
 
