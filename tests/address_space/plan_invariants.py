@@ -58,8 +58,6 @@ def _lists(plan: Plan) -> None:
     recorded = plan.row[op] >= 0  # a clone repeats what it cannot place anew
     removed = plan.mark_vma[recorded & (plan.mark_set == MarkSet.REMOVED)]
     assert len(np.unique(removed)) == len(removed), "P6: a VMA goes once"
-    created = plan.mark_vma[recorded & (plan.mark_set == MarkSet.CREATED)]
-    assert len(np.unique(created)) == len(created), "P6: a VMA comes once"
 
 
 def _waits(plan: Plan) -> None:

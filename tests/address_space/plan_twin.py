@@ -77,8 +77,8 @@ class Op:
 class Space:
     """One address space."""
 
-    def __init__(self, rules: Any, ids: dict[str, int]) -> None:
-        self.map = Map(rules, ids)
+    def __init__(self, map_: Map) -> None:
+        self.map = map_
         self.pages: dict[int, str] = {}
         self.used: dict[int, int] = {}  # page: the last fault in it
         self.tables: dict[int, Table] = {}
@@ -145,6 +145,7 @@ class Faults(ABC):
     ) -> None:
         self.rules, self.huge = rules, huge
         self.ids: dict[str, int] = {}
+        self.swallowed: dict[int, tuple[int, ...]] = {}
         self.spaces: dict[int, Space] = {}
         self.thread_of = {t["tid"]: i for i, t in enumerate(threads)}
         self.space_of = {i: t["address_space"] for i, t in enumerate(threads)}
@@ -185,7 +186,10 @@ class Faults(ABC):
         return sorted(events)
 
     def space(self, number: int) -> Space:
-        return self.spaces.setdefault(number, Space(self.rules, self.ids))
+        return self.spaces.setdefault(number, self._new_space(number))
+
+    def _new_space(self, number: int) -> Space:
+        return Space(Map(self.rules, self.ids, self.swallowed, number))
 
     def number_of(self, space: Space) -> int:
         return next(n for n, s in self.spaces.items() if s is space)
@@ -217,7 +221,7 @@ class Faults(ABC):
                 old = self.space(home)
                 old.users -= 1
                 if old.users <= 0 and old.ending:
-                    new = Space(self.rules, self.ids)
+                    new = self._new_space(home)
                     new.users, new.partner = old.users, old.partner
                     self.spaces[home] = new
                     for other in self.spaces.values():  # share no pages with it any more
@@ -327,12 +331,12 @@ class Faults(ABC):
 
     def _finish_marks(self, op: Op, space: Space) -> None:
         by_set = sorted(space.map.found.marks, key=lambda entry: entry[0])
-        op.marks = [(role, area.uid) for role, area in by_set]
+        op.marks = [(role, lock) for role, _, lock in by_set]
         op.marks += [(MarkSet.TABLES, table) for table in op.listed]
         op.marks += [(MarkSet.REWRITTEN, op.vma)] * op.rewritten
 
     def _set_vma(self, op: Op, area: Area) -> None:
-        op.vma, op.file = area.uid, area.file
+        op.vma, op.file = area.lock, area.file
         op.bounds = area.start // PAGE, area.end // PAGE - 1
 
     @staticmethod

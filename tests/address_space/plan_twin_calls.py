@@ -130,7 +130,7 @@ class PlanTwin(Faults):
                 op.bit = self._bit(op.mm, area) if area.private else None
         elif found.first is not None:
             op.traits |= self._kind_of(found.first_flags, found.first.file)
-            op.vma, op.file = found.first.uid, found.first.file
+            op.vma, op.file = found.first_lock, found.first.file
             low, high = found.first_bounds
             op.bounds = low // PAGE, high // PAGE - 1
         else:
@@ -416,7 +416,7 @@ class PlanTwin(Faults):
         if new.map.areas or new.tables:
             self.counts["fork_into_used_space"] += 1
             return
-        new.map = space.map.fork()
+        new.map = space.map.fork(number)
         self._finish_marks(op, space)
         for page, state in space.pages.items():
             if state == ANON:

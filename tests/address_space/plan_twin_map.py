@@ -12,7 +12,7 @@ from typing import Any
 
 from mmreplay.address_space.plan import MarkSet
 from mmreplay.address_space.rules import Rule
-from mmreplay.address_space.vma_state import Vm
+from mmreplay.address_space.vma_state import HOMES, Vm
 
 PAGE = 4096
 ACCESS = Vm.READ | Vm.WRITE | Vm.EXEC
@@ -46,6 +46,7 @@ class Area:
     pgoff: int
     file: Any  # None: anonymous
     uid: int
+    lock: int  # its lock object: the number of the VMA that began here before
     anon: int = 0
     inherited: bool = False  # its anon_vma came over a fork
 
@@ -62,6 +63,7 @@ class Found:
     first: Area | None = None
     first_bounds: tuple[int, int] = (-1, -1)
     first_flags: Vm = NO_FLAGS
+    first_lock: int = 0
     splits: int = 0
     merges: int = 0
     multi: bool = False
@@ -72,15 +74,22 @@ class Found:
     target: Area | None = None
     populates: bool = False
     remap: str = "noop"
-    marks: list[tuple[MarkSet, Area]] = field(default_factory=list)
+    marks: list[tuple[MarkSet, Area, int]] = field(default_factory=list)  # and its lock
 
 
 class Map:
-    """The VMAs of one address space.  ``ids`` hands out object and anon_vma numbers."""
+    """The VMAs of one address space.  ``ids`` hands out object and anon_vma numbers.
 
-    def __init__(self, rules: Any, ids: dict[str, int]) -> None:
+    ``swallowed``: (space, start, lock) of VMAs that a merge took, by place in the table.
+    """
+
+    def __init__(
+        self, rules: Any, ids: dict[str, int], swallowed: dict[int, tuple[int, ...]], space: int
+    ) -> None:
         self.rules = rules
         self.ids = ids
+        self.swallowed = swallowed
+        self.space = space
         self.areas: list[Area] = []
         self.brk: int | None = None
         self.found = Found()
@@ -109,6 +118,7 @@ class Map:
             found.first = here[0]
             found.first_bounds = here[0].start, here[0].end
             found.first_flags = here[0].flags
+            found.first_lock = here[0].lock
             found.multi = here[0].end < end
         return found
 
@@ -118,18 +128,19 @@ class Map:
         return self.ids[what]
 
     def make(self, start: int, end: int, flags: Vm, pgoff: int, file: Any) -> Area:
-        area = Area(start, end, flags, pgoff, file, self.number("vma"))
+        number = self.number("vma")
+        area = Area(start, end, flags, pgoff, file, number, number)
         self.areas = sorted([*self.areas, area], key=lambda a: a.start)
         return area
 
     def mark(self, area: Area, role: MarkSet) -> None:
         """vma_start_write: once per call; what is removed in the end counts as removed."""
-        for i, (had, marked) in enumerate(self.found.marks):
+        for i, (had, marked, lock) in enumerate(self.found.marks):
             if marked is area:
                 if role is MarkSet.REMOVED and had is not MarkSet.CREATED:
-                    self.found.marks[i] = (role, area)
+                    self.found.marks[i] = (role, area, lock)
                 return
-        self.found.marks.append((role, area))
+        self.found.marks.append((role, area, area.lock))
 
     def split(self, area: Area, address: int, new_below: bool) -> None:
         """The new object is the lower or the upper part."""
@@ -139,12 +150,37 @@ class Map:
             start, area.start = area.start, address
             new = self.make(start, address, area.flags, area.pgoff, area.file)
             area.pgoff += offset
+            self._exchange(area, new)
         else:
             end, area.end = area.end, address
             new = self.make(address, end, area.flags, area.pgoff + offset, area.file)
+        *place, lock = self.swallowed.get(self._home(address), (0, 0, 0))
+        if place == [self.space, address]:
+            del self.swallowed[self._home(address)]
+            self._relock(area if new_below else new, lock)
         new.anon, new.inherited = area.anon, area.inherited
         self.mark(new, MarkSet.CREATED)
         self.found.splits += 1
+
+    def _home(self, start: int) -> int:
+        key = (start // PAGE + (self.space << 36)) * 0x9E3779B97F4A7C15
+        return (key >> 40) % HOMES
+
+    def swallow(self, area: Area) -> None:
+        """A merge takes the VMA in; should it be cut off again, it has its lock back."""
+        self.swallowed[self._home(area.start)] = self.space, area.start, area.lock
+        self.areas.remove(area)
+
+    def _relock(self, area: Area, lock: int) -> None:
+        """Another lock, in the call's mark too."""
+        area.lock = lock
+        marks = self.found.marks
+        marks[:] = [(role, a, lock if a is area else had) for role, a, had in marks]
+
+    def _exchange(self, one: Area, other: Area) -> None:
+        lock = one.lock
+        self._relock(one, other.lock)
+        self._relock(other, lock)
 
     def prepare(self, area: Area) -> None:
         """The first write: a neighbour's anon_vma where the two could merge, else a new one."""
@@ -205,7 +241,7 @@ class Map:
         *, only_left: bool = False,
     ) -> Area | None:  # fmt: skip
         """Merge a new range into its neighbours; None: it stands alone (nothing is made)."""
-        piece = Area(start, end, flags, pgoff, file, 0)
+        piece = Area(start, end, flags, pgoff, file, 0, 0)
         if source is not None:
             piece.anon, piece.inherited = source.anon, source.inherited
         right = self.above(start)
@@ -223,7 +259,7 @@ class Map:
         if left and right:
             self.mark(right, MarkSet.NEIGHBOURS)
             self._hand_over(into, right)
-            self.areas.remove(right)
+            self.swallow(right)
             into.end = right.end
         elif left:
             into.end = end
@@ -234,7 +270,7 @@ class Map:
     def modify(self, area: Area, start: int, end: int, flags: Vm) -> Area:
         """Other flags for a part of a VMA: merge it with neighbours, else cut it out."""
         pgoff = area.pgoff + (start - area.start) // PAGE
-        piece = Area(start, end, flags, pgoff, area.file, 0, area.anon, area.inherited)
+        piece = Area(start, end, flags, pgoff, area.file, 0, 0, area.anon, area.inherited)
         left = self.beside(area, -1) if start == area.start else None
         right = self.beside(area, 1) if end == area.end else None
         left, right = self._sides(left, right, piece)
@@ -248,14 +284,14 @@ class Map:
                 self.mark(left, MarkSet.NEIGHBOURS)
         if left and right:
             self._hand_over(left, right if right.anon else area)
-            self.areas.remove(right)
-            self.areas.remove(area)
+            self.swallow(right)
+            self.swallow(area)
             left.end = right.end
             return left
         if left:
             self._hand_over(left, area)
             if whole:
-                self.areas.remove(area)
+                self.swallow(area)
             else:
                 area.pgoff += (end - start) // PAGE
                 area.start = end
@@ -264,7 +300,9 @@ class Map:
         if right:
             self._hand_over(right, area)
             if whole:
-                self.areas.remove(area)
+                self.swallow(right)  # which begins where the other did, with its lock
+                self.areas = [right if a is area else a for a in self.areas]
+                right.lock = area.lock
             else:
                 area.end = start
             right.start, right.pgoff = start, pgoff
@@ -281,11 +319,17 @@ class Map:
     def remove(self, start: int, end: int) -> int:
         """munmap; returns the VMAs that went."""
         here = self.inside(start, end)
+        begins = {area: area.start for area in here}
         for area in here:
             if area.start < start:
                 self.split(area, start, True)
+            whole = area.start == begins[area]
             if area.end > end:
                 self.split(area, end, False)
+                rest = self.beside(area, 1)
+                assert rest is not None
+                if whole and rest.lock == rest.uid:
+                    self._exchange(area, rest)  # what stays keeps it
             self.mark(area, MarkSet.REMOVED)
         for area in here:
             self.areas.remove(area)
@@ -496,10 +540,10 @@ class Map:
                 self.make(at, top, flags, at // PAGE, None)
             at = top
 
-    def fork(self) -> Map:
+    def fork(self, space: int) -> Map:
         """The child; every VMA of the parent is marked."""
         self.begin()
-        child = Map(self.rules, self.ids)
+        child = Map(self.rules, self.ids, self.swallowed, space)
         child.brk = self.brk
         for area in self.areas:
             self.mark(area, MarkSet.PARENT_VMAS)

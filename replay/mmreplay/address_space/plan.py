@@ -142,7 +142,8 @@ class MarkSet(IntEnum):
     REMOVED = 2  # VMAs that disappear (or whose middle does)
     TARGETS = 3  # VMAs whose data change in place; process_madvise: elements of its vector
     NEIGHBOURS = 4  # prev/next that a merge extends or swallows
-    CREATED = 5  # new VMAs (invisible until stored: marking them never waits)
+    # new VMAs (invisible until stored), or what stays of one that was cut in two
+    CREATED = 5
     PARENT_VMAS = 6  # fork: every VMA of the parent, in address order
     TABLES = 7  # page-table pages of the range but the first, which is ``table``
     REWRITTEN = 8  # mprotect of several VMAs: those in which it changes pages that are mapped
@@ -173,7 +174,7 @@ class Plan(NamedTuple):
     pages: I32  # (N,) pages filled, zapped or rewritten
     vmas: I32  # (N,) VMAs in the range
     tables: I32  # (N,) page-table pages in the range
-    vma: I32  # (N,) lock object of the (first) VMA; -1 none
+    vma: I32  # (N,) lock object of the (first) VMA (``vma_locks``); -1 none
     anon_slot: I32  # (N,) slot of that VMA's anon_vma bit; -1 none
     table: I32  # (N,) page-table page of the (first) address; -1 none
     file: I32  # (N,) file of the VMA (i_mmap_rwsem); -1 none

@@ -59,9 +59,9 @@ from mmreplay.address_space.vma_state import (
     V_END,
     V_FILE,
     V_FLAGS,
+    V_LOCK,
     V_NEXT,
     V_START,
-    V_UID,
     Info,
     Vm,
 )
@@ -122,7 +122,7 @@ _PROCESS_MADVISE = int(OpKind.PROCESS_MADVISE)
 
 _I_VMAS = int(Info.VMAS)
 _I_FIRST = int(Info.FIRST_SLOT)
-_I_FIRST_UID = int(Info.FIRST_UID)
+_I_FIRST_LOCK = int(Info.FIRST_LOCK)
 _I_FIRST_FLAGS = int(Info.FIRST_FLAGS)
 _I_FIRST_FILE = int(Info.FIRST_FILE)
 _I_FIRST_START = int(Info.FIRST_START)
@@ -194,7 +194,7 @@ def look(m, w, out, o, space, first, last):
     if slot < 0 or m.vma[slot, V_START] >= end:
         return _T_HOLE
     traits = vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
-    out.ops[o].vma = m.vma[slot, V_UID]
+    out.ops[o].vma = m.vma[slot, V_LOCK]
     out.ops[o].vma_first_page = m.vma[slot, V_START] >> 12
     out.ops[o].vma_last_page = (m.vma[slot, V_END] >> 12) - 1
     out.ops[o].file = m.vma[slot, V_FILE]
@@ -237,7 +237,7 @@ def _describe(m, w, out, o, target, changed):
     if target:
         if slot >= 0:
             traits |= vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
-            out.ops[o].vma = m.vma[slot, V_UID]
+            out.ops[o].vma = m.vma[slot, V_LOCK]
             out.ops[o].vma_first_page = m.vma[slot, V_START] >> 12
             out.ops[o].vma_last_page = (m.vma[slot, V_END] >> 12) - 1
             out.ops[o].file = m.vma[slot, V_FILE]
@@ -245,7 +245,7 @@ def _describe(m, w, out, o, target, changed):
                 out.ops[o].anon_slot = anon_slot_of(m, w, slot)
     elif info[_I_VMAS] > 0:
         traits |= vma_traits(w, info[_I_FIRST_FLAGS], info[_I_FIRST_FILE])
-        out.ops[o].vma = info[_I_FIRST_UID]
+        out.ops[o].vma = info[_I_FIRST_LOCK]
         out.ops[o].vma_first_page = info[_I_FIRST_START] >> 12
         out.ops[o].vma_last_page = (info[_I_FIRST_END] >> 12) - 1
         out.ops[o].file = info[_I_FIRST_FILE]

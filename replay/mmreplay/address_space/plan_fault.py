@@ -30,14 +30,15 @@ from mmreplay.address_space.vma_apply import cover_core, fault_core, touch_core
 from mmreplay.address_space.vma_core import prepare_anon
 from mmreplay.address_space.vma_index import find
 from mmreplay.address_space.vma_state import (
+    E_LOCK,
     E_ROLE,
-    E_UID,
     NEED_SPACE,
     OWN_FILES,
     V_ANON,
     V_END,
     V_FILE,
     V_FLAGS,
+    V_LOCK,
     V_SPACE,
     V_START,
     V_UID,
@@ -288,7 +289,7 @@ def copy_marks(m, w, out):
     for mark_set in range(1, _SETS):
         for k in range(n):
             if m.effects[k, E_ROLE] == mark_set:
-                out.marks[at].vma = m.effects[k, E_UID]
+                out.marks[at].vma = m.effects[k, E_LOCK]
                 out.marks[at].set = mark_set
                 at += 1
     w.cursor[_MARKS] = at
@@ -408,7 +409,7 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, before, thread, space
             out.ops[o].vmas = 0
             out.ops[o].traits |= np.uint64(traits)
             return 0
-        out.ops[o].vma = m.vma[above, V_UID]
+        out.ops[o].vma = m.vma[above, V_LOCK]
         out.ops[o].vma_first_page = m.vma[above, V_START] >> 12
         out.ops[o].vma_last_page = (m.vma[above, V_END] >> 12) - 1
         out.ops[o].file = m.vma[above, V_FILE]
@@ -430,7 +431,7 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, before, thread, space
     traits |= vma_traits(w, flags, m.vma[slot, V_FILE])
     if grew:
         traits |= _T_STACK | _T_STRUCTURAL
-    out.ops[o].vma = m.vma[slot, V_UID]
+    out.ops[o].vma = m.vma[slot, V_LOCK]
     out.ops[o].vma_first_page = m.vma[slot, V_START] >> 12
     out.ops[o].vma_last_page = (m.vma[slot, V_END] >> 12) - 1
     out.ops[o].file = m.vma[slot, V_FILE]

@@ -69,6 +69,7 @@ from mmreplay.address_space.vma_state import (
     V_END,
     V_FILE,
     V_FLAGS,
+    V_LOCK,
     V_NEXT,
     V_ORIGIN,
     V_PGOFF,
@@ -96,6 +97,7 @@ _N_UNKNOWN_PAGES = int(Num.UNKNOWN_PAGES)
 _VMAS = int(Info.VMAS)
 _FIRST_SLOT = int(Info.FIRST_SLOT)
 _FIRST_UID = int(Info.FIRST_UID)
+_FIRST_LOCK = int(Info.FIRST_LOCK)
 _FIRST_FLAGS = int(Info.FIRST_FLAGS)
 _FIRST_FILE = int(Info.FIRST_FILE)
 _FIRST_ANON = int(Info.FIRST_ANON)
@@ -146,6 +148,7 @@ def _begin(state: Core) -> None:
         state.info[k] = 0
     state.info[_FIRST_SLOT] = -1
     state.info[_FIRST_UID] = -1
+    state.info[_FIRST_LOCK] = -1
     state.info[_TARGET_SLOT] = -1
     state.info[_TARGET_UID] = -1
     state.numbers[_OPERATION] += 1
@@ -161,6 +164,7 @@ def _survey(state: Core, space: int, start: int, end: int) -> None:
     if slot >= 0 and state.vma[slot, V_START] < end:
         info[_FIRST_SLOT] = slot
         info[_FIRST_UID] = state.vma[slot, V_UID]
+        info[_FIRST_LOCK] = state.vma[slot, V_LOCK]
         info[_FIRST_FLAGS] = state.vma[slot, V_FLAGS]
         info[_FIRST_FILE] = state.vma[slot, V_FILE]
         info[_FIRST_ANON] = state.vma[slot, V_ANON]
@@ -406,6 +410,7 @@ def fault_core(state: Core, rules: I64, space: int, address: int, write: int, ex
     info[_VMAS] = 1
     info[_FIRST_SLOT] = slot
     info[_FIRST_UID] = state.vma[slot, V_UID]
+    info[_FIRST_LOCK] = state.vma[slot, V_LOCK]
     info[_FIRST_START] = state.vma[slot, V_START]
     info[_FIRST_END] = state.vma[slot, V_END]
     bits = state.vma[slot, V_FLAGS]

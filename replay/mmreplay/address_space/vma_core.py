@@ -16,7 +16,9 @@ from mmreplay.address_space.vma_index import (
     set_end,
     set_start,
 )
+from mmreplay.address_space.vma_locks import part, remember, rest_keeps, take_over
 from mmreplay.address_space.vma_state import (
+    E_LOCK,
     E_ROLE,
     E_SLOT,
     E_UID,
@@ -28,6 +30,7 @@ from mmreplay.address_space.vma_state import (
     V_END,
     V_FILE,
     V_FLAGS,
+    V_LOCK,
     V_MARK_AT,
     V_MARKED,
     V_NEXT,
@@ -93,6 +96,7 @@ def mark(state: Core, slot: int, role: int) -> None:
         return
     state.effects[at, E_UID] = state.vma[slot, V_UID]
     state.effects[at, E_SLOT] = slot
+    state.effects[at, E_LOCK] = state.vma[slot, V_LOCK]
     state.effects[at, E_ROLE] = role
     state.vma[slot, V_MARK_AT] = at
     state.info[_EFFECTS] = at + 1
@@ -160,6 +164,7 @@ def split(state: Core, slot: int, address: int, new_below: bool) -> int:
     state.vma[new, V_ANON] = state.vma[slot, V_ANON]
     state.vma[new, V_CHAIN] = state.vma[slot, V_CHAIN]
     state.vma[new, V_ORIGIN] = state.vma[slot, V_ORIGIN]
+    part(state, slot, new, new_below)
     mark(state, new, CREATED)
     state.info[_I_SPLITS] += 1
     return int(new)
@@ -306,6 +311,7 @@ def merge_new(
         mark(state, following, NEIGHBOURS)
         _share_anon(state, target, following)
         end = state.vma[following, V_END]
+        remember(state, following)
         remove(state, following)
         set_end(state, target, end)
     elif left:
@@ -354,13 +360,16 @@ def _merge_existing(state: Core, rules: I64, middle: int, start: int, end: int, 
         else:
             _share_anon(state, previous, middle)
         top = state.vma[following, V_END]
+        remember(state, following)
         remove(state, following)
+        remember(state, middle)
         remove(state, middle)
         set_end(state, previous, top)
         return int(previous)
     if left:
         _share_anon(state, previous, middle)
         if whole:
+            remember(state, middle)
             remove(state, middle)
         else:
             state.vma[middle, V_PGOFF] += (end - start) >> 12
@@ -369,6 +378,7 @@ def _merge_existing(state: Core, rules: I64, middle: int, start: int, end: int, 
         return int(previous)
     _share_anon(state, following, middle)
     if whole:
+        take_over(state, following, middle)
         remove(state, middle)
     else:
         set_end(state, middle, start)
@@ -404,7 +414,8 @@ def unmap(state: Core, space: int, start: int, end: int) -> int:
     first = find(state, space, start)
     if first < 0 or state.vma[first, V_START] >= end:
         return 0
-    if state.vma[first, V_START] < start:
+    cut = state.vma[first, V_START] < start
+    if cut:
         if state.vma[first, V_FLAGS] & _SEALED:
             return -1
         split(state, first, start, True)
@@ -413,8 +424,11 @@ def unmap(state: Core, space: int, start: int, end: int) -> int:
         if state.vma[slot, V_FLAGS] & _SEALED:
             return -1
         if state.vma[slot, V_END] > end:
-            split(state, slot, end, False)
+            rest = split(state, slot, end, False)
+            if not cut:
+                rest_keeps(state, slot, rest)
         mark(state, slot, REMOVED)
+        cut = False
         slot = state.vma[slot, V_NEXT]
     removed = 0
     slot = first

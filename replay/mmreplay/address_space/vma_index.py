@@ -28,6 +28,7 @@ from mmreplay.address_space.vma_state import (
     V_END,
     V_FLAGS,
     V_LEAF_OF,
+    V_LOCK,
     V_MARKED,
     V_NEXT,
     V_PREV,
@@ -97,7 +98,7 @@ def new_slot(state: Core) -> int:
         slot = numbers[_SLOTS_USED]
         numbers[_SLOTS_USED] += 1
     numbers[_SLOTS_FREE] -= 1
-    state.vma[slot, V_UID] = numbers[_NEXT_UID]
+    state.vma[slot, V_UID] = state.vma[slot, V_LOCK] = numbers[_NEXT_UID]
     numbers[_NEXT_UID] += 1
     state.vma[slot, V_MARKED] = 0
     return int(slot)

@@ -5,8 +5,11 @@ Words used here and in the other ``vma_*`` modules:
 *slot*
     row of a VMA in the state's arrays; recycled after the VMA is gone.
 *vma id* (``uid``)
-    the kernel's VMA object, i.e. its lock: unique, counts up from 0, never reused.  A split makes
-    one new id, a merge keeps one and ends the others, exactly as the kernel's objects do.
+    the kernel's VMA object: unique, counts up from 0, never reused.  A split makes one new id, a
+    merge keeps one and ends the others, exactly as the kernel's objects do.
+*lock*
+    the lock object that stands for the VMA in a plan: an id, too, but one that stays with the
+    VMA's pages where VMAs part and join again (:mod:`mmreplay.address_space.vma_locks`).
 *space*
     dense index of an address space, the ``address_space`` of a trace.
 
@@ -112,9 +115,10 @@ class Info(IntEnum):
     POPULATES = 23  # 1: pages are populated after the write section
     FIRST_START = 24  # first address of the first VMA before the call; 0 where there is none
     FIRST_END = 25  # its end
-    LISTED = 26  # of the CONFLICTS, those that the vmas table listed
-    INHERITED = 27  # and those that came over a fork
-    N = 28
+    FIRST_LOCK = 26  # lock of the first VMA before the call; -1 none
+    LISTED = 27  # of the CONFLICTS, those that the vmas table listed
+    INHERITED = 28  # and those that came over a fork
+    N = 29
 
 
 class MremapKind(IntEnum):
@@ -165,6 +169,7 @@ V_LEAF_OF: Final = 11  # leaf of the index that holds it
 V_MARKED: Final = 12  # operation serial of its last write mark
 V_MARK_AT: Final = 13  # its entry in the effects of that operation
 V_ORIGIN: Final = 14  # where we know it from: 0 a call, or these
+V_LOCK: Final = 15
 _V_N: Final = 16  # 128 bytes: two cache lines a VMA
 
 LISTED: Final = 1
@@ -193,6 +198,13 @@ D_LEAF: Final = 1
 E_UID: Final = 0
 E_SLOT: Final = 1
 E_ROLE: Final = 2
+E_LOCK: Final = 3
+
+H_START: Final = 0  # where a VMA began that a merge swallowed; 0: an empty entry
+H_SPACE: Final = 1
+H_LOCK: Final = 2  # its lock
+#: Entries of the table of those; one that is lost costs a lock that does not come back.
+HOMES: Final = 4096
 
 
 class Core(NamedTuple):
@@ -207,11 +219,20 @@ class Core(NamedTuple):
     numbers: I64  # (Num.N,)
     info: I64  # (Info.N,)
     effects: I64  # (E, 4) columns E_*
+    homes: I64  # (HOMES, 4) columns H_*
 
 
 tables(
-    Core, vma=_V_N, leaf_key=FAN, leaf_slot=FAN, leaf=4, directory=2, spaces=_S_N, effects=4
-)  # fmt: skip
+    Core,
+    vma=_V_N,
+    leaf_key=FAN,
+    leaf_slot=FAN,
+    leaf=4,
+    directory=2,
+    spaces=_S_N,
+    effects=4,
+    homes=4,
+)
 
 
 class MapState(NamedTuple):
@@ -228,7 +249,8 @@ class MapState(NamedTuple):
     pgoff: I64  # pages: offset in the file; anonymous: address >> 12 where it was first mapped
     file: I64  # file id (inode); 0 anonymous
     anon: I64  # anon_vma identity; 0 none
-    uid: I64  # vma id: the lock object
+    uid: I64  # vma id
+    lock: I64  # the lock object that stands for it
     next_slot: I64  # VMA above in the same space, -1 last
     prev_slot: I64  # VMA below, -1 first
     # -- address spaces (M,) --------------------------------------------------------------
@@ -245,6 +267,7 @@ class MapState(NamedTuple):
     effect_uid: I64  # (E,) VMAs that vma_start_write marks in the last call, in the kernel's order
     effect_slot: I64  # (E,) their slots (a removed VMA's slot may be in use again)
     effect_role: I64  # (E,) plan.MarkSet
+    effect_lock: I64  # (E,) their locks
 
 
 #: mmap_base of x86-64 without randomisation: STACK_TOP minus the 128 MiB minimum gap
@@ -263,6 +286,7 @@ def _views(core: Core) -> MapState:
         file=vma[:, V_FILE],
         anon=vma[:, V_ANON],
         uid=vma[:, V_UID],
+        lock=vma[:, V_LOCK],
         next_slot=vma[:, V_NEXT],
         prev_slot=vma[:, V_PREV],
         space_first=spaces[:, S_FIRST],
@@ -277,6 +301,7 @@ def _views(core: Core) -> MapState:
         effect_uid=effects[:, E_UID],
         effect_slot=effects[:, E_SLOT],
         effect_role=effects[:, E_ROLE],
+        effect_lock=effects[:, E_LOCK],
     )
 
 
@@ -293,6 +318,7 @@ def _new_core(spaces: int, slots: int) -> Core:
         numbers=np.zeros(Num.N, np.int64),
         info=np.zeros(Info.N, np.int64),
         effects=np.zeros((slots + 64, 4), np.int64),
+        homes=np.zeros((HOMES, 4), np.int64),
     )
     core.spaces[:, [S_FIRST, S_LAST, S_HINT]] = -1
     core.spaces[:, [S_BRK, S_BRK_START]] = NONE
