@@ -148,7 +148,7 @@ def test_the_patch_level_does_not_count() -> None:
 
 @pytest.mark.parametrize("text", ["", "six", "6", "6.", "..", "-1.2", "6,18"])
 def test_what_is_no_release_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"unknown kernel or model .*one of linux-5\.10"):
+    with pytest.raises(UserError, match=r"unknown kernel or model .*; give .*models list"):
         resolve_kernel(text)
 
 

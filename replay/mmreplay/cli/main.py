@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> Any:
         click.echo(f"mmreplay: {error.line()}", err=True)
         sys.exit(2)
     except click.ClickException as error:
-        click.echo(f"mmreplay: {error.format_message()}", err=True)
+        click.echo(f"mmreplay: {_line(error)}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.errno not in _DISK:
@@ -80,6 +80,22 @@ def main(argv: list[str] | None = None) -> Any:
         sys.exit(130)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+
+
+def _line(error: click.ClickException) -> str:
+    """What the parser of the command line refused: what, where and the fix, in one line."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context else "mmreplay"
+    fix = f"see {path} --help"
+    problem = error.format_message()
+    if type(error) is click.BadParameter and error.param is not None:
+        wanted = error.param.type
+        if isinstance(wanted, click.types.IntParamType):
+            fix = "give one whole number, for example 4"
+        elif isinstance(wanted, click.types.FloatParamType):
+            fix = "give a number, for example 2.5"
+        problem = f"{error.param.get_error_hint(context)}: {error.message}".replace("'", "")
+    return UserError(problem.rstrip("."), fix=fix).line()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
     if match is None:
         raise UserError(
             f'unknown kernel or model "{release}"{closest(text, model_names())}',
-            fix=f"a release like 6.8.12, or one of {', '.join(model_names())}",
+            fix=f"give a release such as {_dotted(max(kernels))}, or the name of a model: "
+            "mmreplay models list",
         )
     wanted = (int(match.group(1)), int(match.group(2)))
     _check_exists(release, wanted, max(kernels))
@@ -50,7 +51,7 @@ def resolve_kernel(release: str) -> tuple[LockingModel, str]:
         first = min(kernels)
         raise UserError(
             f'kernel "{release}" is older than every model (the first is {_dotted(first)})',
-            fix=f"one of {', '.join(kernels.values())}",
+            fix=f"give {_dotted(first)} to {_dotted(max(kernels))}: mmreplay models list",
         )
     if vendor is not None and listed:
         name, why = listed, f"what {vendor.name} of {_dotted(wanted)} is taken for"
