@@ -335,6 +335,7 @@ def test_limits_are_checked(tmp_path: Path) -> None:
 # -- properties ------------------------------------------------------------------------------------
 
 FROM_THIRD = ', first = "2 pages"'
+HEAD_OF = ', size = "3 pages"'
 _RANGE = st.sampled_from(
     [
         "",
@@ -342,6 +343,9 @@ _RANGE = st.sampled_from(
         ', first = "2 pages"',
         ', size = ["1 page", "8 pages"]',
         ', at = "loop"',
+        ', at = "next", window = "2 pages"',
+        ', at = "same"',
+        ', at = "last", window = "3 pages"',
     ]
 )
 _UNITS = st.sampled_from(
@@ -362,7 +366,7 @@ def _step(draw: st.DrawFn) -> str:
     if kind == "pick":
         return '{ do = "pick", on = "many" }'
     if kind == "munmap":
-        return f'{{ do = "munmap", {where}{draw(st.sampled_from(["", FROM_THIRD]))} }}'
+        return f'{{ do = "munmap", {where}{draw(st.sampled_from(["", FROM_THIRD, HEAD_OF]))} }}'
     more = draw(_RANGE) + draw(_UNITS)
     if kind == "touch":
         access = draw(st.sampled_from(["read", "write"]))
@@ -464,3 +468,67 @@ def test_next_goes_on_where_it_was() -> None:
     )
     got = rows(made(workload(loop, once='{ do = "mmap", on = "memory" }'), ops=30))
     assert [row["address"] - got[0]["result"] for row in got[1:]] == [k * 4096 for k in range(8)]
+
+
+def test_same_and_last_are_where_the_thread_was() -> None:
+    region = '[regions.memory]\nsize = "8 pages"\nprot = "none"\n'
+    touch = '{{ do = "touch", on = "memory", at = "{at}", if_allowed = true }}'
+    drop = '{ do = "madvise", on = "memory", at = "last", window = "3 pages", advice = "dontneed" }'
+    loop = f"""
+        {{ do = "mprotect", on = "memory", at = "next", window = "2 pages", prot = "rw" }},
+        {touch.format(at="same")}, {touch.format(at="next")}, {touch.format(at="next")},
+        {drop},
+        {touch.format(at="next")}, {{ do = "think", mean_ns = 10, counts = 1 }},
+    """
+    once = '{ do = "mmap", on = "memory" }'
+    got = rows(made(workload(loop, regions=region, once=once), ops=12))
+    base = got[0]["result"]
+    places = [(row["kind"], (row["address"] - base) // 4096) for row in got[1:6]]
+    # the third touch is of a page that is not accessible and does nothing
+    want = [("MPROTECT", 0), ("FAULT_USER", 0), ("FAULT_USER", 1), ("MADVISE", 0)]
+    assert places == [*want, ("FAULT_USER", 0)]
+
+
+def test_what_is_unmapped_from_its_beginning_goes_on_behind() -> None:
+    loop = """
+        { do = "mmap", on = "memory" },
+        { do = "touch", on = "memory", first = "4 pages", access = "write" },
+        { do = "munmap", on = "memory", size = "2 pages" },
+        { do = "touch", on = "memory", access = "write" },
+        { do = "munmap", on = "memory", counts = 1 },
+    """
+    got = rows(made(workload(loop), ops=11))[:11]
+    base = got[0]["result"] // 4096
+    places = [(row["kind"], (row["address"] or 0) // 4096 - base) for row in got[1:9]]
+    faults = [("FAULT_USER", k) for k in (4, 5, 6, 7)]
+    again = [("MUNMAP", 0), ("FAULT_USER", 2), ("FAULT_USER", 3), ("MUNMAP", 2)]
+    assert places == [*faults, *again]
+    assert got[8]["length"] == 6 * 4096
+
+
+def test_a_role_that_is_started_may_be_a_chain_with_an_end() -> None:
+    chain = """
+[roles.task.chain.works]
+next = { works = 3, end = 1 }
+steps = [ { do = "think", mean_ns = 1000, counts = 1 } ]
+"""
+    loop = '{ do = "spawn", role = "task" }, { do = "join", role = "task" }'
+    found = made(workload(loop, more="[roles.task]\n" + chain), ops=200)
+    assert sum(row["kind"] == "THREAD_EXIT" for row in rows(found, "task")) > 50
+    for wrong in ("next = { works = 3 }", "next = { works = 3, ends = 1 }"):
+        with pytest.raises(UserError, match=r"does not end|no state \"ends\""):
+            workload(
+                loop, more="[roles.task]\n" + chain.replace("next = { works = 3, end = 1 }", wrong)
+            )
+
+
+def test_what_lasts_longer_than_the_trace_is_cut() -> None:
+    loop = '{ do = "mmap", on = "memory" }, { do = "munmap", on = "memory", counts = 1 }'
+    sleeper = """
+[roles.sleeper]
+threads = 1
+loop = [ { do = "think", mean_ns = 1000000000, asleep = true, counts = 1 } ]
+"""
+    trace = made(workload(loop, more=sleeper), 2, ops=100).trace
+    tails = trace.threads.select("tail_blocked_ns").collect()["tail_blocked_ns"]
+    assert 0 < tails.max() <= trace.header.span_ns < 10**6

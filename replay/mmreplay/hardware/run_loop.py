@@ -46,6 +46,7 @@ from mmreplay.workloads.interpret import (
     begin_program,
     draw_length,
     draw_think,
+    mapped_anew,
     settle,
     slot_of,
     unit,
@@ -156,6 +157,7 @@ def _mmap(code: Any, pc: Any, states: Any, t: Any, regions: Any, live: Any, head
     if got > 0 and where == 0:
         live[slot, Live.ADDRESS] = got
         live[slot, Live.LENGTH] = length
+        mapped_anew(states, t, code[pc, Field.REGION])
     return got
 
 
@@ -165,10 +167,15 @@ def _munmap(states: Any, t: Any, live: Any) -> Any:
     slot = states[t, State.SLOT]
     offset = states[t, State.OFFSET]
     length = states[t, State.BYTES]
-    if offset + length != live[slot, Live.LENGTH]:
+    mapped = live[slot, Live.LENGTH]
+    if offset > 0 and offset + length != mapped:
         return 1
     # First the table: where threads share the slot, none of them looks there any more.
-    live[slot, Live.LENGTH] = offset
+    if offset == 0 and length < mapped:
+        live[slot, Live.LENGTH] = mapped - length
+        live[slot, Live.ADDRESS] += length
+    else:
+        live[slot, Live.LENGTH] = offset
     return call(_MUNMAP, states[t, State.START], length, 0, 0, 0, 0)
 
 
@@ -340,7 +347,7 @@ def run_program(row: int) -> None:
                 result = _on_unit(op, flags, prot, zero, at, min(bytes_, end - at))
                 if op == Op.TOUCH:
                     if result != 0:
-                        _count(row, Count.MISSED, 1)
+                        _count(row, Count.MISSED, 1 - prot)
                     else:
                         _done(row, op, counts)
                 elif _failed(row, pc, result) == 0:

@@ -11,8 +11,9 @@ import numpy as np
 from mmreplay.errors import UserError, closest
 from mmreplay.schema import PAGE_SIZE
 from mmreplay.workloads import steps as steps_
-from mmreplay.workloads.definition import Role, Workload
+from mmreplay.workloads.definition import END, Role, Workload
 from mmreplay.workloads.program import (
+    LAST_WINDOW,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MAP_ANONYMOUS,
@@ -23,6 +24,7 @@ from mmreplay.workloads.program import (
     MAP_SHARED,
     MOST_COUNTERS,
     NEXT_WINDOW,
+    SAME_WINDOW,
     Distribution,
     Field,
     Kind,
@@ -40,6 +42,7 @@ MOST_SLOTS: Final = 1 << 22
 _COLUMNS: Final = len(Field)
 _ALWAYS: Final = 1 << 32
 _LOOP: Final = "loop"  # the counter of a role's loop
+_WINDOWS: Final = {"next": NEXT_WINDOW, "same": SAME_WINDOW, "last": LAST_WINDOW}
 
 
 def thread_counts(workload: Workload, threads: int) -> dict[str, int]:
@@ -274,7 +277,8 @@ class _Compiler:
                 COUNTER=counter,
             )
         if role.chain:
-            row[ThreadField.LOOP] = len(self.code)
+            if row[ThreadField.KIND] == Kind.STARTED:
+                row[ThreadField.LOOP] = len(self.code)
             self._chain(role, body, name)
         self._emit(Op.END, self._source(f"end of role {name}"))
         row[ThreadField.END] = len(self.code)
@@ -294,6 +298,7 @@ class _Compiler:
                 chance = 1.0 if place == len(ordered) - 1 else min(weight / left, 1.0)
                 jumps.append((self._emit(Op.JUMP, source, TIMES=round(chance * _ALWAYS)), target))
                 left -= weight
+        first[END] = len(self.code)  # where the caller puts the end of the program
         for at, target in jumps:
             self.code[at][Field.TARGET] = first[target]
 
@@ -390,8 +395,10 @@ class _Compiler:
             case steps_.Touch():
                 op = Op.TOUCH
                 columns["FLAGS"] = int(step.access == "write")
+                columns["PROT"] = int(step.if_allowed)
             case steps_.ReadInto():
                 op = Op.READ
+                columns["PROT"] = int(step.if_allowed)
             case steps_.Munmap():
                 op = Op.MUNMAP
             case steps_.Mprotect():
@@ -460,14 +467,15 @@ class _Compiler:
         if by is None and isinstance(step, steps_.Touch | steps_.ReadInto):
             by = PAGE_SIZE
         at = -1
-        if step.at == "next":
-            at = NEXT_WINDOW
+        if step.at in _WINDOWS:
+            at = _WINDOWS[step.at]
         elif step.at is not None:
             if step.at not in body.counters:
                 raise UserError(
                     f'{key}: no counter "{step.at}"{closest(step.at, body.counters)}',
                     where=self.w.path,
-                    fix='name one: counter = "..." in a repeat around it; or "loop", "next"',
+                    fix='name one: counter = "..." in a repeat around it; or "loop", "next",'
+                    ' "same", "last"',
                 )
             at = body.counters[step.at]
         if isinstance(step, steps_.Munmap) and (by is not None or step.at is not None):

@@ -20,6 +20,8 @@ from mmreplay.workloads import steps as steps_
 from mmreplay.workloads.steps import STEPS, Name, Protection, Size, Step, Strict
 
 SCHEMA: Final = 1
+#: The state of a chain that is its end.
+END: Final = "end"
 _HELP: Final = "see docs/workloads.md"
 
 
@@ -54,7 +56,10 @@ class Region(Strict):
 
 
 class ChainState(Strict):
-    """A state of a Markov chain: its steps, then one of the ``next`` by weight."""
+    """A state of a Markov chain: its steps, then one of the ``next`` by weight.
+
+    A role that others start has an end, which is the state ``end``.
+    """
 
     steps: list[Step] = Field(default_factory=list)
     next: dict[Name, Annotated[float, Field(gt=0, le=1e12)]] = Field(min_length=1)
@@ -66,7 +71,8 @@ class Role(Strict):
     In place of the loop there may be a ``chain`` of states, which begins with the first.
 
     ``threads``: a number, ``"rest"``, or a share such as 0.25 of all threads (at least one).
-    Left out where other threads ``spawn`` or ``fork`` the role; it then has no loop.
+    Left out where other threads ``spawn`` or ``fork`` the role; it then has no loop, and
+    its chain comes to an end.
     """
 
     threads: Annotated[
@@ -281,7 +287,8 @@ def _check(w: Workload) -> None:
         for at, state in role.chain.items():
             lists.append((name, f"roles.{name}.chain.{at}.steps", state.steps))
             for word in state.next:
-                known(word, role.chain, "state", f"roles.{name}.chain.{at}.next")
+                among = role.chain if role.threads is not None else [*role.chain, END]
+                known(word, among, "state", f"roles.{name}.chain.{at}.next")
     started: dict[str, str] = {}
     for owner, key, steps in lists:
         for step in walk(steps):
@@ -299,9 +306,12 @@ def _check(w: Workload) -> None:
             )
         if role.loop and role.chain:
             raise wrong(f"roles.{name}: both a loop and a chain")
-        if name in started and (role.loop or role.chain):
+        if END in role.chain:
+            raise wrong(f'roles.{name}.chain: "{END}" is where a chain ends', "name it otherwise")
+        if name in started and (role.loop or not _ends(role.chain)):
             raise wrong(
-                f"roles.{name}: a role that is started again and again has no loop", "use once"
+                f"roles.{name}: a role that is started again and again does not end",
+                f'use once, or a chain that comes to "{END}" from each state',
             )
         if name not in started and not role.loop and not role.chain:
             raise wrong(f"roles.{name}: loop is missing", "say what it does for ever")
@@ -314,12 +324,22 @@ def _check(w: Workload) -> None:
         )
     for name in started:
         lonely = steps_.Spawn | steps_.Fork | steps_.Join | steps_.Barrier
-        for step in walk(w.roles[name].once):
+        for step in w.roles[name].steps():
             if isinstance(step, lonely):
                 raise wrong(f"roles.{name}: no {step.do} in a role that another one starts")
     every = [step for role in w.roles.values() for step in role.steps()]
     if not any(getattr(step, "counts", 0) for step in every):
         raise wrong("no step counts: ops_per_s would be 0", "give a step counts = 1")
+
+
+def _ends(chain: dict[str, ChainState]) -> bool:
+    """Whether a chain comes to its end from each of its states."""
+    ending = {END}
+    while True:
+        more = {word for word, state in chain.items() if ending & state.next.keys()} - ending
+        if not more:
+            return chain.keys() <= ending
+        ending |= more
 
 
 def _check_step(w: Workload, owner: str, key: str, step: Any, known: Any, wrong: Any) -> None:

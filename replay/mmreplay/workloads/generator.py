@@ -121,7 +121,7 @@ def generate_trace(
                 where="--duration",
                 fix="give it longer",
             )
-        span_ns = int(world.turns[:, Turn.CLOCK].max())
+        span_ns = int(world.cells[Cell.NOW])
         sink.write("threads", _threads(program, world))
         trace = sink.close(_header(program, rows, span_ns, seed))
     return Synthetic(
@@ -404,6 +404,10 @@ def _threads(program: Program, world: World) -> Any:
     main = kind == Kind.MAIN
     n = len(lives)
     starts = pl.Series(lives[:, Life.START])
+    # what lasts longer than the trace is cut there: some sleep for ever
+    beyond = (turns[:, Turn.CLOCK] - world.cells[Cell.NOW]).clip(0)
+    blocked = (turns[:, Turn.BLOCKED] - beyond).clip(0)
+    cpu = (turns[:, Turn.THINK] - (beyond - turns[:, Turn.BLOCKED]).clip(0)).clip(0)
     return (
         pl.DataFrame(
             {
@@ -420,8 +424,8 @@ def _threads(program: Program, world: World) -> Any:
                 ),
                 "comm": np.where(main, names, np.char.add(np.char.add(names, "-"), index)),
                 "group": names,
-                "tail_cpu_ns": np.where(alive, turns[:, Turn.THINK], 0),
-                "tail_blocked_ns": np.where(alive, turns[:, Turn.BLOCKED], 0),
+                "tail_cpu_ns": np.where(alive, cpu, 0),
+                "tail_blocked_ns": np.where(alive, blocked, 0),
             }
         )
         .cast(dict(frame("threads", []).schema))  # type: ignore[arg-type]

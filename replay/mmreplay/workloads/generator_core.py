@@ -41,6 +41,7 @@ from mmreplay.workloads.interpret import (
     begin_program,
     draw_length,
     draw_think,
+    mapped_anew,
     settle,
     slot_of,
     unit,
@@ -50,6 +51,7 @@ from mmreplay.workloads.memory import (
     PAGE,
     Memory,
     access,
+    begins_later,
     forget,
     give,
     heap_start,
@@ -128,6 +130,7 @@ def _mmap(w: Any, t: Any, row: Any, process: Any) -> Any:
         w.live[slot, Live.ADDRESS], w.live[slot, Live.LENGTH] = start, length
         w.memory[slot, Memory.PROT] = prot
         w.memory[slot, Memory.HUGE] = 0
+        mapped_anew(w.states, t, code[row, Field.REGION])
     n = new_call(w, t, OpKind.MMAP, start, length, flags, start)
     w.rows[Column.ADDRESS2, n] = hint
     w.rows[Column.PROT, n] = prot
@@ -147,11 +150,16 @@ def _munmap(w: Any, t: Any, process: Any) -> Any:
     state = w.states[t]
     slot, offset, length = state[State.SLOT], state[State.OFFSET], state[State.BYTES]
     mapped = w.live[slot, Live.LENGTH]
-    if offset + length != mapped:
+    if offset > 0 and offset + length != mapped:
         return 0
     start = w.live[slot, Live.ADDRESS] + offset
-    forget(w, slot, offset // PAGE, mapped // PAGE, 0)
-    w.live[slot, Live.LENGTH] = offset
+    forget(w, slot, offset // PAGE, (offset + length) // PAGE, 0)
+    if offset == 0 and length < mapped:
+        begins_later(w, slot, length // PAGE)
+        w.live[slot, Live.ADDRESS] += length
+        w.live[slot, Live.LENGTH] = mapped - length
+    else:
+        w.live[slot, Live.LENGTH] = offset
     give(w, process, start, start + length)
     new_call(w, t, OpKind.MUNMAP, start, length, 0, 0)
     return 1
@@ -213,7 +221,7 @@ def _on_unit(w: Any, t: Any, row: Any, op: Any, k: Any) -> Any:
     if op == Op.TOUCH or op == Op.READ:
         bits = access(w, slot, first, op == Op.READ or w.code[row, Field.FLAGS] == 1)
         if bits < 0:
-            return bits if bits == -2 else 0
+            return bits if bits == -2 and w.code[row, Field.PROT] == 0 else 0
         new_fault(w, t, OpKind.FAULT_USER if op == Op.TOUCH else OpKind.FAULT_KERNEL, start, bits)
         return 1
     flags = w.code[row, Field.FLAGS]

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from mmreplay.jit import borrowing_helper, njit
 from mmreplay.workloads.program import (
+    LAST_WINDOW,
+    MADV_DONTNEED,
+    MADV_REMOVE,
     MOST_COUNTERS,
-    NEXT_WINDOW,
+    SAME_WINDOW,
     Distribution,
     Field,
     Op,
@@ -49,9 +52,9 @@ class State(IntEnum):
     MULTIPLIER = 7  # scattered: unit k is (k * MULTIPLIER + ADD) mod UNITS
     ADD = 8
     OFFSET = 9  # of START in the slot
-    CURSORS = 10  # where the cursors of its regions are in this row
+    CURSORS = 10  # where in this row the last range of each region begins (bytes); then its ends
     COUNTERS = 11  # as many as MOST_COUNTERS
-    PICKED = COUNTERS + MOST_COUNTERS  # element of each region; behind them the cursors
+    PICKED = COUNTERS + MOST_COUNTERS  # element of each region; behind them the last ranges
 
 
 class Live(IntEnum):
@@ -71,7 +74,7 @@ def new_states(program: Program, seed: int) -> I64:
     regions = int(
         np.diff(np.append(program.threads[:, ThreadField.REGIONS], len(program.regions))).max()
     )
-    width = -(-(State.PICKED + 2 * regions) // 8) * 8
+    width = -(-(State.PICKED + 3 * regions) // 8) * 8
     states = np.zeros((len(program.threads), width), np.int64)
     states[:, State.PC] = program.threads[:, ThreadField.FIRST]
     states[:, State.REGIONS] = program.threads[:, ThreadField.REGIONS]
@@ -112,6 +115,13 @@ def begin_program(states: I64, threads: I64, program: Any, parent: Any) -> None:
 def slot_of(states: I64, t: Any, regions: I64, region: Any) -> Any:
     """The slot that a region's number means now."""
     return regions[states[t, State.REGIONS] + region, 0] + states[t, State.PICKED + region]
+
+
+@borrowing_helper
+def mapped_anew(states: I64, t: Any, region: Any) -> None:
+    """Program ``t`` has mapped a region: the next range in it begins where it begins."""
+    which = states[t, State.CURSORS] + region
+    states[t, which] = states[t, which + states[t, State.CURSORS] - State.PICKED] = 0
 
 
 @borrowing_helper
@@ -201,6 +211,21 @@ def _coprime(n: Any) -> Any:
 
 
 @borrowing_helper
+def _remember(code: I64, row: Any, states: I64, t: Any, offset: Any, length: Any, all_: Any) -> Any:
+    """What next, same and last mean from here on."""
+    end = offset + length
+    op, flags = code[row, Field.OP], code[row, Field.FLAGS]
+    drops = op == Op.MADVISE and (flags == MADV_DONTNEED or flags == MADV_REMOVE)
+    if code[row, Field.AT] == LAST_WINDOW or (drops and length == all_):
+        end = offset
+    elif length == all_ and op != Op.TOUCH and op != Op.READ:
+        return
+    which = states[t, State.CURSORS] + code[row, Field.REGION]
+    states[t, which] = offset
+    states[t, which + states[t, State.CURSORS] - State.PICKED] = end
+
+
+@borrowing_helper
 def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) -> Any:
     """Which bytes the range operation in ``row`` means; its number of units, 0: nothing to do.
 
@@ -221,16 +246,24 @@ def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) ->
     units = 1
     window = code[row, Field.WINDOW]
     if window > 0:
-        which = State.COUNTERS + at
-        if at == NEXT_WINDOW:
+        if at < 0:
+            # the ends are as many words behind the beginnings as those are behind the picks
             which = states[t, State.CURSORS] + code[row, Field.REGION]
-        ahead = states[t, which] * window
-        if ahead >= length:  # round again; a division is dear
-            ahead = states[t, which] % ((length + window - 1) // window) * window
+            if at != SAME_WINDOW:
+                which += states[t, State.CURSORS] - State.PICKED
+            ahead = states[t, which] - offset
+            if at == LAST_WINDOW:
+                window = max(min(window, ahead), PAGE)
+                ahead -= window
+            if ahead < 0 or ahead >= length:  # round again
+                ahead = 0
+        else:
+            ahead = states[t, State.COUNTERS + at] * window
+            if ahead >= length:  # round again; a division is dear
+                ahead = states[t, State.COUNTERS + at] % ((length + window - 1) // window) * window
         offset += ahead
-        if at == NEXT_WINDOW:
-            states[t, which] += 1
         length = min(window, mapped - offset)
+    _remember(code, row, states, t, offset, length, mapped)
     if 0 < step < length:
         units = (length + step - 1) // step
         length = step

@@ -5,47 +5,41 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.errors import UserError
-from mmreplay.schema import FaultBits, OpKind
+from mmreplay.workloads.definition import END
+from mmreplay.workloads.learn_contexts import contexts
+from mmreplay.workloads.learn_memory import LEAST_SEEN, Regions
 from mmreplay.workloads.learn_rows import Rows
-from mmreplay.workloads.learn_text import choose, elements, render, size_pages, step, touched_pages
-from mmreplay.workloads.objects import Piece, What
-from mmreplay.workloads.steps import ADVICE
-
-if TYPE_CHECKING:
-    pass
+from mmreplay.workloads.learn_text import (
+    choose,
+    elements,
+    region_pages,
+    render,
+    size_pages,
+    step,
+)
+from mmreplay.workloads.learn_tokens import MOST_BREAK, Token, Tokens
 
 I64 = NDArray[np.int64]
 
-#: States of a role at most, the most frequent first; each must have been seen so often.
+#: States of a role at most, the most frequent first.
 _MOST_STATES: Final = 40
-_LEAST_SEEN: Final = 4
-#: A piece that stays mapped and has as many pages is a place to fault in, not a coming and going.
-_LASTING_PAGES: Final = 64
-#: Sizes of the regions that stand for lasting memory: shared, a thread's own, and of files.
-_SHARED_BYTES: Final = "4 GiB"
-_OWN_BYTES: Final = "1 GiB"
-_FILE_BYTES: Final = "512 MiB"
-_FILES: Final = ("", "tmpfs", "disk")
-_AROUND: Final = "64 KiB"
-#: Break sizes that are told apart, and their largest, in pages.
-_BREAKS, _MOST_BREAK = 8, 1 << 14
-#: Protections that stand for the recorded ones.
-_PROTECTIONS: Final = ("none", "r", "w", "rw", "rx", "rwx")
-_MOST_FLIPPED: Final = 4096
-#: Memory of which a smaller share is present when its protection changes is being opened.
-_OPENED: Final = 0.05
-#: An advice on so many pages of lasting memory is on all that is there.
+#: An advice on so many pages of pooled memory is on all that is there.
 _ALL_PAGES: Final = 64
-_ADVICE_NAMES: Final = {number: name for name, number in ADVICE.items()}
+_AROUND: Final = "64 KiB"
+_DROPS: Final = ("dontneed", "remove")
+#: Operations that may follow each other in a run.
+_RANGES: Final = ("touch", "read_into", "mprotect", "madvise")
 #: Times are kept by their quantiles: means of the values between these.
 _QUANTILES: Final = (0.0, 0.5, 0.9, 0.99, 1.0)
-_FAULTS: Final = (OpKind.FAULT_USER, OpKind.FAULT_KERNEL)
+#: Of the time of a role's threads, what must be spent before and after their operations to count.
+_AWAY: Final = 0.05
+_BEGIN: Final = "begin"
 
 
 @dataclass(frozen=True)
@@ -63,424 +57,276 @@ class Learnt:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, order=True)
-class _Token:
-    """A kind of operation on a kind of memory; ``region`` is a name of the text."""
-
-    do: str
-    region: str
-    detail: tuple[Any, ...] = ()
-
-
 class Writer:
     def __init__(self, rows: Rows, name: str) -> None:
         self.r = rows
         self.name = name
-        self.regions: dict[str, dict[str, Any]] = {}
-        self.files: dict[str, dict[str, Any]] = {}
-        self.setup: list[str] = []
-        self.once: dict[int, list[str]] = {}
-        self.of_piece = self._classes()
-        self.present: dict[_Token, float] = {}
-        self.role = 0  # whose chain is being written
+        self.regions = Regions(rows)
+        tokens = Tokens(rows, self.regions)
+        self.codes, self.tokens = tokens.codes, tokens.found
 
     def learnt(self) -> Learnt:
-        codes, tokens = self._tokens()
-        ops = np.bincount(self.r.role, minlength=len(self.r.roles))
-        scaled = int(np.argmax(ops))
+        r = self.r
+        learnable = self.codes >= 0
+        ops = np.bincount(r.role[learnable], minlength=len(r.roles))
         roles: dict[str, str] = {}
-        for number, role in enumerate(self.r.roles):
-            chain = self._chain(number, codes, tokens)
+        for number, role in enumerate(r.roles):
+            chain = self._chain(number)
             if chain:
                 roles[role] = chain
-        if self.r.roles[scaled] not in roles:
+        for number, how in r.spawned.items():
+            if r.roles[number] not in roles or r.roles[how.parent] not in roles:
+                raise UserError(
+                    "too few operations to learn from", where=self.name, fix="record for longer"
+                )
+            ops[how.parent] += ops[number]
+            ops[number] = 0
+        scaled = int(np.argmax(ops))
+        if r.roles[scaled] not in roles:
             raise UserError(
                 "too few operations to learn from", where=self.name, fix="record for longer"
             )
         counts = {
-            role: count
-            for role, count in zip(self.r.roles, self.r.role_threads, strict=True)
+            role: 0 if number in r.spawned else r.role_threads[number]
+            for number, role in enumerate(r.roles)
             if role in roles
         }
         return Learnt(
-            text=self._text(roles, counts, self.r.roles[scaled]),
+            text=render(self.name, self.regions, r.roles, roles, counts, r.roles[scaled]),
             threads=sum(counts.values()),
-            rows=len(self.r.kind),
-            scaled_role=self.r.roles[scaled],
-            left_out={why: n for why, n in self.r.left_out.items() if n},
+            rows=int(learnable.sum()),
+            scaled_role=r.roles[scaled],
+            left_out={why: n for why, n in r.left_out.items() if n},
         )
-
-    # -- memory --------------------------------------------------------------------------
-    def _classes(self) -> list[str]:
-        """The region that stands for each piece."""
-        r, p = self.r, self.r.pieces
-        creator = p[:, Piece.CREATOR]
-        pages = np.maximum(p[:, Piece.SIZE] >> 12, 1)
-        lasting = (creator < 0) | ((p[:, Piece.DIED] < 0) & (pages >= _LASTING_PAGES))
-        role_of_thread = r.role_of_thread
-        alike = Counter(self._alike(k, int(pages[k])) for k in np.flatnonzero(~lasting).tolist())
-        for k in np.flatnonzero(~lasting).tolist():
-            # Mapped too rarely for a state of the chain: what is done in it is learnt all the same.
-            lasting[k] = alike[self._alike(k, int(pages[k]))] < _LEAST_SEEN
-        made: dict[tuple[Any, ...], str] = {}
-        live = self._live(np.where(lasting, -1, creator))
-        first_user = p[:, Piece.USER]
-        names = []
-        for k in range(len(p)):
-            file = _FILES[p[k, Piece.FILE]]
-            if lasting[k]:
-                shared = bool(p[k, Piece.SHARED]) or first_user[k] < 0
-                both = bool(file) and bool(p[k, Piece.FLAGS] & 1)  # MAP_SHARED
-                key: tuple[Any, ...] = ("lasting", file, shared, both)
-                if key not in made:
-                    made[key] = f"{'shared' if shared else 'own'}{'-' if file else ''}{file}"
-                    made[key] += "-through" if both else ""
-                    self._lasting(made[key], file, shared, both)
-                if not shared:
-                    self._once(int(role_of_thread[first_user[k]]), made[key])
-            else:
-                key = self._alike(k, int(pages[k]))
-                if key not in made:
-                    made[key] = f"m{len(made)}-{2 ** key[1]}"
-                    self._passing(made[key], file, bool(key[3]), key[4])
-                region = self.regions[made[key]]
-                region["pages"] = max(region["pages"], int(pages[k]))
-                region["count"] = max(region["count"], int(live[k]))
-                region["faults"] += int(p[k, Piece.FAULTS])
-            names.append(made[key])
-        return names
-
-    def _alike(self, k: int, pages: int) -> tuple[int, int, str, int, int]:
-        """What pieces have in common that one region stands for: role, size, file, ..."""
-        p = self.r.pieces
-        role = int(self.r.role_of_thread[p[k, Piece.CREATOR]])
-        flags, prot = int(p[k, Piece.FLAGS]) & 1, int(p[k, Piece.PROT]) & 7
-        return role, pages.bit_length(), _FILES[p[k, Piece.FILE]], flags, prot
-
-    def _live(self, creator: I64) -> I64:
-        """(pieces,) how many passing pieces its creator had when it was born."""
-        p = self.r.pieces
-        live = np.zeros(len(p), np.int64)
-        events: list[tuple[int, int, int]] = []
-        for k in np.flatnonzero(creator >= 0).tolist():
-            events.append((int(p[k, Piece.BORN]), 1, k))
-            if p[k, Piece.DIED] >= 0:
-                events.append((int(p[k, Piece.DIED]), -1, k))
-        have: Counter[int] = Counter()
-        for _, change, k in sorted(events):
-            have[int(creator[k])] += change
-            if change > 0:
-                live[k] = have[int(creator[k])]
-        return live
-
-    def _lasting(self, name: str, file: str, shared: bool, both: bool) -> None:
-        size = _FILE_BYTES if file else _SHARED_BYTES if shared else _OWN_BYTES
-        region: dict[str, Any] = {"size": size, "per": "process" if shared else "thread"}
-        if file:
-            region["file"] = f"f-{name}"
-            region["shared"] = both
-            self.files[f"f-{name}"] = {"size": size, "on": file}
-        self.regions[name] = region
-        if shared:
-            self.setup.append(name)
-
-    def _once(self, role: int, name: str) -> None:
-        mapped = self.once.setdefault(role, [])
-        if name not in mapped:
-            mapped.append(name)
-
-    def _passing(self, name: str, file: str, shared: bool, prot: int) -> None:
-        region: dict[str, Any] = {"pages": 1, "count": 1, "faults": 0, "prot": prot}
-        if file:
-            region["file"] = f"f-{name}"
-            region["shared"] = shared
-            self.files[f"f-{name}"] = {"size": "", "on": file, "of": name}
-        self.regions[name] = region
-
-    # -- operations ----------------------------------------------------------------------
-    def _tokens(self) -> tuple[I64, list[_Token]]:
-        """For each row the number of its token, -1 where it has none."""
-        r = self.r
-        found: dict[_Token, int] = {}
-        codes = np.full(len(r.kind), -1, np.int64)
-        # rows that agree in all that decides the token are looked at once
-        elsewhere = self._touched_by_others()
-        region_names = sorted({*self.of_piece, "own"} if elsewhere.any() else set(self.of_piece))
-        region_of = np.array([region_names.index(n) for n in self.of_piece] or [0], np.int64)
-        piece = r.what[:, What.PIECE]
-        region = np.where(piece >= 0, region_of[piece.clip(0)], -1)
-        if elsewhere.any():
-            region[elsewhere] = region_names.index("own")
-        bucket = np.zeros(len(r.kind), np.int64)
-        pages = np.maximum(r.what[:, What.PAGES], 1)
-        many = ~np.isin(r.kind, _FAULTS)
-        bucket[many] = np.ceil(np.log2(pages[many])).astype(np.int64)
-        breaks = r.kind == OpKind.BRK
-        bucket[breaks] = _levels(r.what[breaks, What.PAGES])
-        key = np.stack(
-            [r.kind, region, r.what[:, What.WHOLE], bucket, r.flags * many, r.bits], axis=1
-        )
-        distinct, inverse = np.unique(key, axis=0, return_inverse=True)
-        number = np.full(len(distinct), -1, np.int64)
-        for k, (kind, where, whole, size, flags, bits) in enumerate(distinct.tolist()):
-            token = self._token(
-                OpKind(kind), region_names[where] if where >= 0 else "", whole, size, flags, bits
-            )
-            if token is not None:
-                number[k] = found.setdefault(token, len(found))
-        codes = number[inverse.reshape(-1)]
-        self._look_at_runs(codes, list(found))
-        lost = Counter(OpKind(k).name.lower() for k in r.kind[codes < 0].tolist())
-        for kind_name, count in lost.items():
-            self.r.left_out[kind_name] += count
-        return codes, list(found)
-
-    def _touched_by_others(self) -> NDArray[np.bool_]:
-        """Rows that are about a passing piece of another role: theirs to fault in, as their own.
-
-        (A stack that one thread maps and another one uses.)
-        """
-        r = self.r
-        piece = r.what[:, What.PIECE]
-        creator = r.pieces[:, Piece.CREATOR]
-        passing = np.array(["pages" in self.regions[name] for name in self.of_piece], np.bool_)
-        role = np.where(passing & (creator >= 0), r.role_of_thread[creator.clip(0)], -1)
-        found: NDArray[np.bool_] = (piece >= 0) & (role[piece.clip(0)] >= 0)
-        found &= role[piece.clip(0)] != r.role
-        if found.any():
-            if "own" not in self.regions:
-                self._lasting("own", "", False, False)
-            for number in np.unique(r.role[found]).tolist():
-                self._once(number, "own")
-        return found
-
-    def _look_at_runs(self, codes: I64, tokens: list[_Token]) -> None:
-        """How many faults in a row pieces take, and how much of what is flipped is present."""
-        r = self.r
-        order = np.argsort(r.thread, kind="stable")
-        order = order[codes[order] >= 0]
-        code, thread = codes[order], r.thread[order]
-        first = np.ones(len(code), np.bool_)
-        first[1:] = (code[1:] != code[:-1]) | (thread[1:] != thread[:-1])
-        begins = np.flatnonzero(first)
-        lengths = np.diff(np.append(begins, len(code)))
-        for number, token in enumerate(tokens):
-            region = self.regions.get(token.region, {})
-            runs = lengths[code[begins] == number]
-            if token.do in ("touch", "read_into"):
-                region["runs"] = region.get("runs", 0) + len(runs)
-                region["longest"] = max(region.get("longest", 0), int(runs.max(initial=0)))
-            elif token.do == "mmap":
-                region["maps"] = region.get("maps", 0) + int(runs.sum())
-            elif token.do == "mprotect":
-                rows = codes == number
-                pages = r.what[rows, What.PAGES].sum()
-                self.present[token] = float(r.what[rows, What.PRESENT].sum() / max(pages, 1))
-
-    def _token(
-        self, kind: OpKind, region: str, whole: int, bucket: int, flags: int, bits: int
-    ) -> _Token | None:
-        if kind is OpKind.BRK:
-            return _Token("brk", "heap", (bucket,))
-        if not region:
-            return None
-        if kind in _FAULTS:
-            write = bool(bits & FaultBits.WRITE)
-            kernel = kind is OpKind.FAULT_KERNEL and write
-            return _Token(
-                "read_into" if kernel else "touch", region, ("write" if write else "read",)
-            )
-        if kind is OpKind.MMAP:
-            passing = "pages" in self.regions[region]
-            return _Token("mmap", region, (bool(flags & 0x8000),)) if passing and whole else None
-        if kind is OpKind.MUNMAP:
-            passing = "pages" in self.regions[region]
-            if not passing:
-                return None
-            return _Token("munmap", region, () if whole == 1 else (1 << bucket,))
-        if kind is OpKind.MPROTECT:
-            pages = min(1 << bucket, _MOST_FLIPPED)
-            if self.regions[region].get("per") != "process":
-                tail = self.regions[region].get("tail", 0)
-                self.regions[region]["tail"] = max(tail, pages)
-            return _Token("mprotect", region, (pages,))
-        if kind is OpKind.MADVISE and flags in _ADVICE_NAMES:
-            size = 0 if whole and "pages" in self.regions[region] else 1 << bucket
-            return _Token("madvise", region, (_ADVICE_NAMES[flags], size))
-        return None
 
     # -- chains --------------------------------------------------------------------------
-    def _chain(self, role: int, codes: I64, tokens: list[_Token]) -> str:
+    def _chain(self, role: int) -> str:
         """The text of a role's chain; empty where there is too little."""
-        r = self.r
-        self.role = role
+        r, codes, tokens = self.r, self.codes, self.tokens
         mine = np.flatnonzero(r.role == role)
         order = mine[np.argsort(r.thread[mine], kind="stable")]
         seen = np.bincount(codes[order][codes[order] >= 0], minlength=len(tokens))
         ranked = np.argsort(-seen, kind="stable")[:_MOST_STATES]
-        chosen = np.zeros(len(tokens), np.bool_)
-        chosen[ranked[seen[ranked] >= _LEAST_SEEN]] = True
-        keep = (codes[order] >= 0) & chosen[codes[order].clip(0)]
+        chosen = np.zeros(len(tokens) + 1, np.bool_)
+        chosen[ranked[seen[ranked] >= LEAST_SEEN]] = True
+        if not chosen.any():
+            return ""
+        # without what begins all over again the pages of a region would be there for ever
+        chosen[:-1] |= np.array([self._renews(t) for t in tokens], np.bool_) & (seen > 0)
+        keep = (codes[order] >= 0) & chosen[codes[order]]
         rare = int(((codes[order] >= 0) & ~keep).sum())
         if rare:
             r.left_out["of rare kinds"] += rare
         if not keep.any():
             return ""
         # time before rows that are left out belongs to the thread's next row that is kept
-        last = np.cumsum(keep) - keep  # index among the kept ones of the next kept row
+        last: I64 = np.cumsum(keep) - keep  # index among the kept ones of the next kept row
         think = np.bincount(last, r.think[order], keep.sum() + 1)[: keep.sum()]
         blocked = np.bincount(last, r.blocked[order], keep.sum() + 1)[: keep.sum()]
         rows = order[keep]
         code, thread = codes[rows], r.thread[rows]
+        kinds = [(t.do, t.region, t.detail) for t in tokens]
+        kind = np.array([kinds.index(one) for one in kinds])[code]
+        goes_on = np.array([t.do in _RANGES and t.at == "next" for t in tokens])[code]
         same = np.zeros(len(rows), np.bool_)
-        faulting = np.array([t.do in ("touch", "read_into") for t in tokens])
-        same[1:] = (code[1:] == code[:-1]) & (thread[1:] == thread[:-1]) & faulting[code[1:]]
+        same[1:] = (kind[1:] == kind[:-1]) & (thread[1:] == thread[:-1]) & goes_on[1:]
         begins = np.flatnonzero(~same)
         runs = np.diff(np.append(begins, len(rows)))
-        states = code[begins]
-        nexts: dict[int, Counter[int]] = {}
-        for k in range(len(begins)):
-            following = k + 1
-            if following == len(begins) or thread[begins[following]] != thread[begins[k]]:
-                # a thread's last operation is followed by its first one
-                following = int(np.searchsorted(thread[begins], thread[begins[k]]))
-            nexts.setdefault(int(states[k]), Counter())[int(states[following])] += 1
+        states, token_of = contexts(code[begins], thread[begins], runs, _MOST_STATES)
+        names = self._names({label: tokens[token_of[label]] for label in set(states.tolist())})
+        nexts, firsts = self._transitions(role, states, thread[begins], names)
         lines = []
-        for state in sorted(nexts, key=lambda s: -seen[s]):
-            at = begins[states == state]
-            inner = np.flatnonzero(same & (code == state))
-            steps = self._steps(
-                tokens[state],
-                runs[states == state],
-                (think[at], blocked[at]),
-                (think[inner], blocked[inner]),
-            )
-            follow = ", ".join(f"s{t} = {n}" for t, n in sorted(nexts[state].items()))
-            lines.append(f"[roles.{r.roles[role]}.chain.s{state}]  # {tokens[state].do}")
+        for word, state in sorted(nexts.items(), key=lambda item: item[0] not in firsts):
+            follow = ", ".join(f"{to} = {n}" for to, n in state.items())
+            lines.append(f"[roles.{r.roles[role]}.chain.{word}]")
             lines.append(f"next = {{ {follow} }}")
+            steps = []
+            if word in names.values():
+                number = next(k for k, name in names.items() if name == word)
+                at = begins[states == number]
+                of_run = np.repeat(states == number, runs) & same
+                steps = self._steps(
+                    tokens[token_of[number]],
+                    runs[states == number],
+                    (think[at], blocked[at]),
+                    (think[of_run], blocked[of_run]),
+                )
+            elif word == "away":
+                ends = sum(state["away"] for state in nexts.values() if "away" in state)
+                steps = [step("think", mean_ns=max(round(r.away_ns[role] / ends), 1), asleep=True)]
             lines.append("steps = [")
-            lines += [f"    {step}," for step in steps]
+            lines += [f"    {one}," for one in steps]
             lines.append("]\n")
         return "\n".join(lines)
 
+    def _names(self, states: dict[int, Token]) -> dict[int, str]:
+        """What each state is called."""
+        names: dict[int, str] = {}
+        for state, token in sorted(states.items()):
+            parts = [token.do.replace("_", "-"), token.region, token.detail.replace("_", "-")]
+            word = "-".join(part for part in parts if part)[:36].rstrip("-")
+            number, tried = 2, word
+            while tried in names.values() or tried in (END, _BEGIN, "away"):
+                tried, number = f"{word}-{number}", number + 1
+            names[state] = tried
+        return names
+
+    def _transitions(
+        self, role: int, states: I64, thread: I64, names: dict[int, str]
+    ) -> tuple[dict[str, Counter[str]], list[str]]:
+        """How often each state is followed by which, and the state that the chain begins with."""
+        r = self.r
+        nexts: dict[str, Counter[str]] = {name: Counter() for name in names.values()}
+        starts = np.flatnonzero(np.append(True, thread[1:] != thread[:-1]))
+        ends = np.append(starts[1:], len(thread)) - 1
+        inside = np.ones(len(states), np.bool_)
+        inside[ends] = False
+        pairs, count = np.unique(
+            np.stack([states[:-1], states[1:]])[:, inside[:-1]], axis=1, return_counts=True
+        )
+        for a, b, n in zip(*pairs.tolist(), count.tolist(), strict=True):
+            nexts[names[a]][names[b]] = n
+        first = Counter(names[s] for s in states[starts].tolist())
+        last = Counter(names[s] for s in states[ends].tolist())
+        if role in r.spawned:
+            for name, n in last.items():
+                nexts[name][END] += n
+            return {**nexts, _BEGIN: first}, [_BEGIN]
+        if r.away_ns[role] > _AWAY * r.role_threads[role] * r.window_ns:
+            for name, n in last.items():
+                nexts[name]["away"] += n
+            return {**nexts, "away": first}, [first.most_common(1)[0][0]]
+        for a, b in zip(states[ends].tolist(), states[starts].tolist(), strict=True):
+            # a recording ends somewhere; what follows there is known from elsewhere
+            if not nexts[names[a]] or (len(nexts[names[a]]) == 1 and names[a] in nexts[names[a]]):
+                nexts[names[a]][names[b]] += 1
+        return nexts, [first.most_common(1)[0][0]]
+
+    # -- steps ---------------------------------------------------------------------------
     def _steps(
-        self, token: _Token, runs: I64, lead: tuple[Any, Any], inner: tuple[Any, Any]
+        self, token: Token, runs: I64, lead: tuple[Any, Any], inner: tuple[Any, Any]
     ) -> list[str]:
-        steps = [*_think(*lead), *self._operation(token)]
+        steps = [*_think(*lead), *self._operation(token, token.at)]
         if len(inner[0]) == 0:
             return steps
-        again = ", ".join([*_think(*inner), *self._operation(token)])
+        again = ", ".join([*_think(*inner), *self._operation(token, "next")])
         branches = []
         for weight, times in _lengths(runs - 1):
             body = f'{{ do = "repeat", times = {times}, steps = [ {again} ] }}' if times else ""
-            branches.append(f"{{ weight = {weight:.6g}, steps = [ {body} ] }}")
-        return [*steps, f'{{ do = "choose", of = [ {", ".join(branches)} ] }}']
+            branches.append((weight, [body] if body else []))
+        if len(branches) == 1:
+            return [*steps, *branches[0][1]]
+        return [*steps, choose(branches)]
 
-    def _operation(self, token: _Token) -> list[str]:
-        region = self.regions.get(token.region, {})
-        passing = "pages" in region
+    def _operation(self, token: Token, at: str) -> list[str]:
+        if token.do == "exit":
+            return []
+        if token.do == "spawn":
+            found = [step("spawn", role=token.detail, counts=1)]
+            joined = self.r.spawned[self.r.roles.index(token.detail)].joined
+            return [*found, step("join", role=token.detail)] if joined else found
+        if token.do == "brk":
+            self.regions.tables["heap"] = {
+                "size": f"{MOST_BREAK} pages",
+                "per": "process",
+                "kind": "heap",
+            }
+            size: Any = f"{token.pages} pages" if token.pages else 0
+            return [step("brk", on="heap", size=size, counts=1)]
+        region = self.regions.tables[token.region]
+        passing = self.regions.passing(token.region)
         where: dict[str, Any] = {"on": token.region}
         first = []
         if passing and elements(region) > 1:
             first = [step("pick", **where, how="free" if token.do == "mmap" else "mapped")]
         match token.do:
-            case "brk":
-                self.regions["heap"] = {
-                    "size": f"{_MOST_BREAK} pages",
-                    "per": "process",
-                    "kind": "heap",
-                }
-                (level,) = token.detail
-                size: Any = f"{level} pages" if level else 0
-                return [step("brk", on="heap", size=size, counts=1)]
             case "touch" | "read_into":
-                if token.do == "touch":
-                    where["access"] = token.detail[0]
-                if not passing and region["per"] == "process":
-                    where["part"] = "own"
-                where["at"] = "next"
-                if region.get("tail"):
-                    where["size"] = f"{touched_pages(region)} pages"
-                if region.get("file") and token.detail[0] == "read":
-                    where |= {"window": _AROUND, "units": 1}
+                where |= self._touched(token, at, region)
             case "mmap":
                 where["size"] = f"{size_pages(region)} pages"
-                if token.detail[0]:
+                if token.detail:
                     where["populate"] = True
             case "munmap":
-                if token.detail and size_pages(region) > token.detail[0]:
-                    where["first"] = f"{size_pages(region) - token.detail[0]} pages"
+                if at == "end" and size_pages(region) > token.pages:
+                    where["first"] = f"{size_pages(region) - token.pages} pages"
+                elif at == "head" and size_pages(region) > token.pages:
+                    where["size"] = f"{token.pages} pages"
             case "mprotect":
-                where = self._flipped(token)
-                flips = (step("mprotect", **where, prot=p, counts=1) for p in _PROTECTIONS)
-                return [*first, choose([(1.0, [one]) for one in flips])]
+                where |= self._range(token, at, region) | {"prot": token.detail}
             case "madvise":
-                advice, pages = token.detail
-                where["advice"] = advice
-                everything = pages == 0 or (not passing and pages >= _ALL_PAGES)
-                if not everything and not (passing and pages >= region["pages"]):
-                    where["size"] = f"{pages} pages"
-                elif not passing and region["per"] == "process":
-                    where["part"] = "own"
+                where["advice"] = token.detail
+                where |= self._range(token, at, region)
             case _:
                 raise AssertionError(token)
         return [*first, step(token.do, **where, counts=1)]
 
-    def _flipped(self, token: _Token) -> dict[str, Any]:
-        """Which pages change their protection: never some that are touched.
+    def _touched(self, token: Token, at: str, region: dict[str, Any]) -> dict[str, Any]:
+        """Where a fault is."""
+        where: dict[str, Any] = {}
+        if token.do == "touch":
+            where["access"] = token.detail
+        if self._flipped(token.region):
+            where["if_allowed"] = True
+        if at == "first":
+            page = _page(token, region)
+            if page:
+                where["first"] = f"{page} pages"
+            return where | {"size": "1 pages"}
+        if not self.regions.passing(token.region) and region["per"] == "process":
+            where["part"] = "own"
+        where["at"] = at if at == "same" else "next"
+        if region.get("file") and token.detail == "read" and where["at"] == "next":
+            where |= {"window": _AROUND, "units": 1}
+        return where
 
-        Where they were not there yet (memory that is opened step by step) they are the end
-        of a thread's own memory; else a region beside, of which as many are there as were
-        found to be.
-        """
-        (pages,) = token.detail
-        region = self.regions[token.region]
-        per = region.get("per", "thread")
-        present = self.present.get(token, 0.0)
-        if per != "process" and present < _OPENED:
-            return {
-                "on": token.region,
-                "first": f"{touched_pages(region)} pages",
-                "size": f"{pages} pages",
-            }
-        name = f"{token.region}-flip{pages}"
-        size = f"{pages} pages"
-        self.regions[name] = {"size": size, "per": per, "filled": round(present * pages)}
-        if per == "thread":
-            self._once(self.role, name)
-        elif name not in self.setup:
-            self.setup.append(name)
-        return {"on": name}
+    def _flipped(self, region: str) -> bool:
+        return bool(self.regions.tables[region].get("flipped"))
 
-    # -- the text ------------------------------------------------------------------------
-    def _text(self, roles: dict[str, str], counts: dict[str, int], scaled: str) -> str:
-        return render(
-            self.name,
-            self.regions,
-            self.files,
-            self.setup,
-            self.once,
-            self.r.roles,
-            roles,
-            counts,
-            scaled,
-        )
+    def _renews(self, token: Token) -> bool:
+        """Whether an operation is on all of a region that has its own size, and stays."""
+        if token.at != "whole" or token.do not in ("madvise", "mprotect"):
+            return False
+        table = self.regions.tables[token.region]
+        return bool(table.get("bounded")) and not self.regions.passing(token.region)
+
+    def _range(self, token: Token, at: str, region: dict[str, Any]) -> dict[str, Any]:
+        """Which pages of a region an operation on a range is about."""
+        passing = self.regions.passing(token.region)
+        pooled = not passing and not region.get("bounded")
+        pages = min(token.pages, region_pages(region))
+        own = {"part": "own"} if pooled and region["per"] == "process" else {}
+        if at == "whole" or (pages == 0 and at != "end"):
+            return own
+        if pooled and token.do == "madvise" and at != "same":
+            if pages >= _ALL_PAGES and token.detail in _DROPS:
+                return own
+            drops = token.detail in _DROPS
+            return own | {"at": "last" if drops else "same", "window": f"{pages} pages"}
+        if at in ("first", "end"):
+            page = _page(token, region)
+            found: dict[str, Any] = {"first": f"{page} pages"} if page else {}
+            if at == "first" and page + pages < region_pages(region):
+                found["size"] = f"{pages} pages"
+            return found
+        if at == "head":
+            return {"size": f"{pages} pages"} if pages < region_pages(region) else {}
+        if at == "elsewhere" and not pooled and pages < region_pages(region):
+            return {"by": f"{pages} pages", "order": "scattered", "units": 1}
+        return own | {"at": "same" if at == "same" else "next", "window": f"{pages} pages"}
 
 
-def _levels(pages: Any) -> Any:
-    """Break sizes above the lowest, in pages; where they are many, rounded to a few levels."""
-    if not len(pages):
-        return pages
-    above = np.minimum(pages - pages.min(), _MOST_BREAK)
-    if len(np.unique(above)) > _BREAKS:
-        width = max(int(above.max()) // (_BREAKS - 1), 1)
-        above = above // width * width
-    return above
+def _page(token: Token, region: dict[str, Any]) -> int:
+    """A page counted from the beginning of the region, whatever it was counted from."""
+    page = token.page if token.page >= 0 else region_pages(region) + token.page
+    return min(max(page, 0), region_pages(region) - 1)
 
 
 def _lengths(values: I64) -> list[tuple[float, int]]:
     """(share, number) of how many more follow: exact where there are few, else by quantiles."""
     distinct, count = np.unique(values, return_counts=True)
+    often = count >= 0.01 * len(values)
+    if len(distinct[often]) <= 4 and count[often].sum() >= 0.98 * len(values):
+        distinct, count = distinct[often], count[often]
     if len(distinct) <= 6:
         return [(float(c / len(values)), int(v)) for v, c in zip(distinct, count, strict=True)]
     ordered = np.sort(values)

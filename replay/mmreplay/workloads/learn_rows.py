@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,6 +29,9 @@ _CHUNK: Final = 1 << 18
 _IDLE: Final = 0.1
 #: This share of the recorded time is left out at either end: start-up and tear-down.
 _EDGE: Final = 0.05
+#: Threads that come and go live for a smaller share of the recorded time, and are so many.
+_SHORT, _LEAST_LIVES = 0.25, 8
+_MOSTLY: Final = 0.8
 _FAULTS: Final = (OpKind.FAULT_USER, OpKind.FAULT_KERNEL)
 _KINDS: Final = (
     *(OpKind.MMAP, OpKind.MUNMAP, OpKind.MPROTECT),
@@ -40,7 +43,7 @@ _KINDS: Final = (
 class Rows:
     """Rows of the address space that is learnt, in order; ``role`` indexes ``roles``."""
 
-    kind: I64
+    kind: I64  # 0: nothing to learn but the time before it
     thread: I64
     role: I64
     what: I64
@@ -54,6 +57,19 @@ class Rows:
     roles: list[str]
     role_threads: list[int]
     left_out: Counter[str]
+    begin: I64
+    child: I64
+    spawned: dict[int, Spawned]
+    away_ns: list[float]
+    window_ns: int
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """A role that comes and goes: who starts it (a role), and whether it waits for the end."""
+
+    parent: int
+    joined: bool
 
 
 def read_rows(trace: Trace, name: str) -> Rows:
@@ -79,6 +95,8 @@ def read_rows(trace: Trace, name: str) -> Rows:
     left = Counter({"of other processes": total - ours})
     pieces = Pieces(_known(trace, space))
     on_tmpfs = _tmpfs_starts(trace)
+    lives = _lives(trace)
+    spawned = _spawned(lives, tids, roles, trace.header.span_ns)
     parts: list[dict[str, Any]] = []
     done = 0
     low, high = (round(edge * trace.header.span_ns) for edge in (_EDGE, 1 - _EDGE))
@@ -93,7 +111,7 @@ def read_rows(trace: Trace, name: str) -> Rows:
         "result",
         "prot",
     ]
-    columns += ["flags", "fd", "errno", "fault_bits", "think_cpu_ns", "think_blocked_ns"]
+    columns += ["flags", "fd", "errno", "fault_bits", "think_cpu_ns", "think_blocked_ns", "child"]
     for batch in trace.batches("operations", columns, _CHUNK):
         if done >= MOST_ROWS:
             left[f"after the first {MOST_ROWS:,}"] += batch.height
@@ -102,25 +120,35 @@ def read_rows(trace: Trace, name: str) -> Rows:
         number = {name: _whole(batch, name) for name in columns}
         place = np.searchsorted(tids, number["tid"]).clip(0, len(tids) - 1)
         known = (tids[place] == number["tid"]) & (number["address_space"] == space)
-        worked = (number["errno"] == 0) & np.isin(number["kind"], memory)
-        number["thread"] = np.where(known & worked, place, -1)
+        worked = number["errno"] == 0
+        number["thread"] = np.where(known & worked & np.isin(number["kind"], memory), place, -1)
         mapped_file = (number["fd"] >= 0) & ((number["flags"] & 0x20) == 0)
         disk = ~np.isin(number["result"], on_tmpfs)
         number["file"] = np.where(mapped_file, 1 + disk, 0)
         what = pieces.add(number)
-        keep = (number["thread"] >= 0) & (number["begin_ns"] >= low) & (number["begin_ns"] <= high)
-        part = {key: number[key][keep] for key in ("kind", "thread", "prot", "flags")}
+        keep = known & (number["begin_ns"] >= low) & (number["begin_ns"] <= high)
+        number["kind"] = np.where(worked, number["kind"], 0)  # only its time counts
+        part = {key: number[key][keep] for key in ("kind", "prot", "flags", "child")}
+        part["thread"] = place[keep]
+        part["begin"] = number["begin_ns"][keep]
         part |= {"what": what[keep], "bits": number["fault_bits"][keep]}
-        # time before a row that is not kept belongs to the thread's next row
         part |= _times(number, keep)
         parts.append(part)
     if any(len(part["kind"]) for part in parts) and all(part["unknown"] for part in parts):
         raise UserError(
             "the trace has no think times to learn", where=name, fix="record context switches"
         )
-    if not any(len(part["kind"]) for part in parts):
+    if not any(np.isin(part["kind"], memory).any() for part in parts):
         raise UserError("too few operations to learn from", where=name, fix="record for longer")
     whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0] if key != "unknown"}
+    spawned = {role: parent for role, parent in spawned.items() if _seen(whole, roles, role)}
+    members_of = [
+        [life for tid in tids[roles == k].tolist() for life in lives.get(tid, [])]
+        for k in range(len(members))
+    ]
+    counts = [max(1, _most_at_once(lives_)) for lives_ in members_of]
+    for role, parent in spawned.items():
+        spawned[role] = replace(parent, joined=_joined(whole, tids, roles, role, lives))
     return Rows(
         kind=whole["kind"],
         thread=whole["thread"],
@@ -133,9 +161,14 @@ def read_rows(trace: Trace, name: str) -> Rows:
         blocked=whole["blocked"],
         pieces=pieces.table(),
         role_of_thread=roles,
-        roles=[name for name, _ in members],
-        role_threads=[count for _, count in members],
+        roles=members,
+        role_threads=counts,
         left_out=left,
+        begin=whole["begin"],
+        child=np.searchsorted(tids, whole["child"]).clip(0, len(tids) - 1),
+        spawned=spawned,
+        away_ns=_away(whole, roles, counts, high - low),
+        window_ns=high - low,
     )
 
 
@@ -161,8 +194,8 @@ def _times(number: dict[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _roles(trace: Trace, mine: pl.DataFrame) -> tuple[I64, I64, list[tuple[str, int]]]:
-    """Tids (ascending), the role of each, and name and size of each role."""
+def _roles(trace: Trace, mine: pl.DataFrame) -> tuple[I64, I64, list[str]]:
+    """Tids (ascending), the role of each, and the name of each role."""
     groups = dict(trace.threads.select("tid", "group").collect().iter_rows())
     tids = mine["tid"].to_numpy().astype(np.int64)
     ops = mine["len"].to_numpy().astype(np.int64)
@@ -180,31 +213,112 @@ def _roles(trace: Trace, mine: pl.DataFrame) -> tuple[I64, I64, list[tuple[str, 
             taken[key] = len(names)
             names.append(_word(group + ("-idle" if key[1] else ""), names))
         role[k] = taken[key]
-    lives = _lives(trace)
-    sizes = []
-    for number in range(len(names)):
-        members = [life for tid in tids[role == number].tolist() for life in lives.get(tid, [])]
-        sizes.append(max(1, _most_at_once(members)))
-    return tids, role, list(zip(names, sizes, strict=True))
+    return tids, role, names
 
 
-def _lives(trace: Trace) -> dict[int, list[tuple[int, int]]]:
-    """For each tid when it was there, in ns: from, to."""
+def _spawned(lives: Lives, tids: I64, roles: I64, span_ns: int) -> dict[int, Spawned]:
+    """Roles whose threads come and go while those of one other role stay.
+
+    The text has one such thread at a time for each of those that start them; where there
+    are more the role is one whose threads stay.
+    """
+    found = {}
+    role_of = dict(zip(tids.tolist(), roles.tolist(), strict=True))
+    for role in np.unique(roles).tolist():
+        mine = [life for tid in tids[roles == role].tolist() for life in lives.get(tid, [])]
+        short = [one for one in mine if one.started and one.last - one.first < _SHORT * span_ns]
+        parents = Counter(role_of.get(one.parent, -1) for one in short)
+        if len(short) < max(_LEAST_LIVES, 0.9 * len(mine)) or not parents:
+            continue
+        parent, _ = parents.most_common(1)[0]
+        together = max(
+            _most_at_once([one for one in short if one.parent == tid])
+            for tid in {one.parent for one in short}
+        )
+        if parent not in (-1, role) and together == 1:
+            found[role] = Spawned(parent, False)
+    return {role: how for role, how in found.items() if how.parent not in found}
+
+
+def _seen(whole: dict[str, I64], roles: I64, role: int) -> bool:
+    """Whether the beginning and the end of a role's threads were recorded as operations."""
+    mine = roles[whole["thread"]] == role
+    return int((mine & (whole["kind"] == OpKind.THREAD_EXIT)).sum()) >= _LEAST_LIVES
+
+
+def _joined(whole: dict[str, I64], tids: I64, roles: I64, role: int, lives: Lives) -> bool:
+    """Whether those who started a thread do nothing more until it has ended.
+
+    Their waiting is then in the joining: their time asleep before what follows is none.
+    """
+    ends = {tid: [one.last for one in lives.get(tid, [])] for tid in tids.tolist()}
+    order = np.argsort(whole["thread"], kind="stable")
+    thread, kind = whole["thread"][order], whole["kind"][order]
+    child = np.searchsorted(tids, whole["child"][order]).clip(0, len(tids) - 1)
+    clones = np.flatnonzero((kind == OpKind.CLONE) & (roles[child] == role))
+    clones = clones[clones + 1 < len(order)]
+    clones = clones[thread[clones] == thread[clones + 1]]
+    begin = whole["begin"][order]
+    after = np.array(
+        [
+            any(begin[k] <= end <= begin[k + 1] for end in ends[int(tids[child[k]])])
+            for k in clones.tolist()
+        ]
+    )
+    if not len(after) or after.mean() < _MOSTLY:
+        return False
+    whole["blocked"][order[clones[after] + 1]] = 0
+    return True
+
+
+def _away(whole: dict[str, I64], roles: I64, counts: list[int], window_ns: int) -> list[float]:
+    """By role: how long in all its threads do nothing before their first or after their last
+    operation, because they are not there (yet, any more) or wait, ns."""
+    there = np.zeros(len(counts))
+    order = np.argsort(whole["thread"], kind="stable")
+    thread = whole["thread"][order]
+    first = np.flatnonzero(np.append(True, thread[1:] != thread[:-1]))
+    last = np.append(first[1:], len(order)) - 1
+    begin = whole["begin"][order]
+    lead = (whole["think"] + whole["blocked"])[order][first]
+    np.add.at(there, roles[thread[first]], np.minimum(begin[last] - begin[first] + lead, window_ns))
+    return [max(n * window_ns - t, 0.0) for n, t in zip(counts, there.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Life:
+    """When a thread was there, in ns; who started it; ``started``: in the recording."""
+
+    first: int
+    last: int
+    parent: int
+    started: bool
+
+
+Lives = dict[int, list[Life]]
+
+
+def _lives(trace: Trace) -> Lives:
+    """By tid."""
     import polars as pl
 
     end = max(trace.header.span_ns, 1)
     rows = trace.threads.select(
-        "tid", pl.col("start_ns").fill_null(0), pl.col("end_ns").fill_null(end)
+        "tid",
+        pl.col("start_ns").fill_null(0),
+        pl.col("end_ns").fill_null(end),
+        pl.col("parent_tid").fill_null(-1),
+        (pl.col("start_ns").is_not_null() & pl.col("end_ns").is_not_null()).alias("started"),
     ).collect()
-    lives: dict[int, list[tuple[int, int]]] = {}
-    for tid, first, last in rows.iter_rows():
-        lives.setdefault(int(tid), []).append((int(first), int(last)))
+    lives: Lives = {}
+    for tid, first, last, parent, started in rows.iter_rows():
+        lives.setdefault(int(tid), []).append(Life(int(first), int(last), int(parent), started))
     return lives
 
 
-def _most_at_once(lives: list[tuple[int, int]]) -> int:
+def _most_at_once(lives: list[Life]) -> int:
     """How many threads there were at most at a time: a role has as many."""
-    changes = sorted([(first, 1) for first, _ in lives] + [(last, -1) for _, last in lives])
+    changes = sorted([(one.first, 1) for one in lives] + [(one.last, -1) for one in lives])
     return int(np.cumsum([change for _, change in changes]).max()) if changes else 0
 
 

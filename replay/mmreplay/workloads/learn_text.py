@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mmreplay.workloads.steps import size_bytes
+
+if TYPE_CHECKING:
+    from mmreplay.workloads.learn_memory import Regions
+
+PROT_WORDS: Final = {0: "none", 1: "r", 2: "w", 3: "rw", 5: "rx", 7: "rwx"}
 
 
 def render(
     name: str,
-    regions: dict[str, dict[str, Any]],
-    files: dict[str, dict[str, Any]],
-    setup: list[str],
-    once: dict[int, list[str]],
+    regions: Regions,
     role_names: list[str],
     roles: dict[str, str],
     counts: dict[str, int],
     scaled: str,
 ) -> str:
-    """A definition: regions and files that its steps name, and the roles with their chains."""
+    """A definition: regions and files that its steps name, and the roles with their chains.
+
+    ``counts`` of a role that others start is 0.
+    """
     chains = "\n".join(roles.values())
     used = set(re.findall(r'\bon = "([a-z0-9_-]+)"', chains))
+    tables = regions.tables
     out = [
         "schema = 1",
         f'title = "Learnt from {name}"',
@@ -29,30 +35,37 @@ def render(
         f'source = "learnt by mmreplay synth --from {name}"',
         'counts = "operations of the memory map"',
     ]
-    before = [s for region in setup if region in used for s in _map(region, regions[region])]
+    before = [s for region in regions.setup if region in used for s in _map(region, tables[region])]
     out.append(f"setup = [ {', '.join(before)} ]\n")
-    for file, what in files.items():
-        if any(regions[region].get("file") == file for region in used):
-            size = what["size"] or f"{size_pages(regions[what['of']])} pages"
+    for file, what in regions.files.items():
+        if any(tables[region].get("file") == file for region in used):
+            size = what["size"] or f"{size_pages(tables[what['of']])} pages"
             out += [f"[files.{file}]", f'size = "{size}"', f'on = "{what["on"]}"\n']
+    if not used:
+        used = {regions.lasting_own()}
     for region in sorted(used):
-        out += _region(region, regions[region])
+        out += _region(region, tables[region])
     for role in roles:
         number = role_names.index(role)
+        if not counts[role]:
+            out += [f"[roles.{role}]\n"]
+            continue
         many: Any = '"rest"' if role == scaled else counts[role]
-        here = set(re.findall(r'\bon = "([a-z0-9_-]+)"', roles[role]))
-        own = [r for r in sorted(here & set(once.get(number, []))) if r in regions]
-        mapped = [s for region in own for s in _map(region, regions[region])]
+        own = [r for r in sorted(used & set(regions.once.get(number, []))) if r in tables]
+        mapped = [s for region in own for s in _map(region, tables[region])]
         out += [f"[roles.{role}]", f"threads = {many}", f"once = [ {', '.join(mapped)} ]\n"]
     return "\n".join([*out, chains])
 
 
 def _map(region: str, what: dict[str, Any]) -> list[str]:
     """Steps that map a region before the start, with what is there already."""
-    steps = [step("mmap", on=region)]
-    if what.get("filled"):
-        steps.append(step("touch", on=region, order="scattered", units=what["filled"]))
-    return steps
+    if not what.get("filled"):
+        return [step("mmap", on=region)]
+    filled = [step("mmap", on=region, prot="rw")]
+    filled.append(step("populate", on=region, size=f"{what['filled']} pages"))
+    if PROT_WORDS.get(what["prot"], "rw") != "rw":
+        filled.append(step("mprotect", on=region, prot=PROT_WORDS[what["prot"]]))
+    return filled
 
 
 def step(do: str, **keys: Any) -> str:
@@ -80,47 +93,49 @@ def _value(value: Any) -> str:
 
 def _region(name: str, what: dict[str, Any]) -> list[str]:
     """One region's table."""
-    passing = "pages" in what
+    passing = "count" in what
     size = f"{size_pages(what)} pages" if passing else what["size"]
     out = [f"[regions.{name}]", f'size = "{size}"']
     if passing:
         out.append(f"count = {elements(what)}")
-        words = {0: "none", 1: "r", 2: "w", 5: "rx", 7: "rwx"}
-        prot = words.get(what["prot"], "rw")
-        # what is faulted in must be accessible from the start
-        out.append(f'prot = "{"rw" if what["faults"] else prot}"')
     else:
         out.append(f'per = "{what["per"]}"')
+    prot = PROT_WORDS.get(what.get("prot", 3), "rw")
+    if passing and what["faults"] and prot == "none" and not what.get("flipped"):
+        prot = "rw"
+    if prot != "rw":
+        out.append(f'prot = "{prot}"')
     for key in ("kind", "file"):
         if key in what:
             out.append(f'{key} = "{what[key]}"')
     if what.get("shared"):
         out.append("shared = true")
+    if not what.get("reserve", True):
+        out.append("reserve = false")
     out[-1] += "\n"
     return out
 
 
-def touched_pages(region: dict[str, Any]) -> int:
-    """Pages of a thread's own region that are faulted in.
+def region_pages(region: dict[str, Any]) -> int:
+    """Pages of any region."""
+    return size_pages(region) if "count" in region else int(size_bytes(region["size"]) >> 12)
+
+
+def size_pages(region: dict[str, Any]) -> int:
+    """Pages of a region that stands for pieces that come and go.
 
     A chain does not know how many pages of a piece are still untouched, and touching one
     again would be no fault.  Where each piece takes one run of faults, its own size is
-    enough; else there is room for more than any recorded piece had.
+    enough, and where something is done at its end it must be; else there is room for more
+    than any recorded piece had.
     """
-    if "pages" not in region:
-        return int(size_bytes(region["size"]) >> 12) - int(region.get("tail", 0))
     pages = int(region["pages"])
     one_run = region.get("runs", 0) <= 1.05 * region.get("maps", 0)
-    if one_run and region.get("longest", 0) <= pages:
+    if region.get("exact") or (one_run and region.get("longest", 0) <= pages):
         return pages
     return pages * (8 if pages <= 1024 else 2 if pages <= 16384 else 1)
 
 
-def size_pages(region: dict[str, Any]) -> int:
-    """Pages of a passing region, with those at its end whose protection changes."""
-    return touched_pages(region) + int(region.get("tail", 0))
-
-
 def elements(region: dict[str, Any]) -> int:
     """How many pieces there may be at once: what was seen, and room to wander."""
-    return int(min(2 * region["count"] + 2, 4096))
+    return int(min(2 * region["count"] + 2, 4096)) if region["count"] > 1 else 1

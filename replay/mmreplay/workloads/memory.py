@@ -58,6 +58,22 @@ def forget(w: Any, slot: Any, first: Any, end: Any, keep: Any) -> None:
 
 
 @borrowing_helper
+def begins_later(w: Any, slot: Any, pages: Any) -> None:
+    """The first ``pages`` of a slot, which are forgotten, are no part of it any more."""
+    low, high = w.memory[slot, Memory.LOW], w.memory[slot, Memory.HIGH]
+    if low >= high:
+        return
+    at = w.memory[slot, Memory.FIRST]
+    low = max(low, pages)
+    for page in range(low, high):
+        w.pages[at + page - pages] = w.pages[at + page]
+    for page in range(max(low, high - pages), high):
+        w.pages[at + page] = 0
+    w.memory[slot, Memory.LOW] = low - pages
+    w.memory[slot, Memory.HIGH] = max(high - pages, 0)
+
+
+@borrowing_helper
 def _reach(w: Any, slot: Any, first: Any, end: Any) -> None:
     """Bytes of pages ``first..end`` are about to be written."""
     w.memory[slot, Memory.LOW] = min(w.memory[slot, Memory.LOW], first)

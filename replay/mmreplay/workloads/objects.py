@@ -18,7 +18,10 @@ from mmreplay.schema import OpKind
 I64 = NDArray[np.int64]
 
 _MAP_FIXED: Final = 0x10
-_DONTNEED: Final = 4
+_POPULATE: Final = 0x8000
+_DONTNEED, _POPULATE_READ, _POPULATE_WRITE = 4, 22, 23
+#: A fault so many pages behind the one before goes on there: one may have mapped those between.
+_GAP: Final = 16
 #: A page fault outside every known piece founds one of this size (its aligned surroundings).
 _FOUND: Final = 1 << 30
 
@@ -40,15 +43,32 @@ class Piece(IntEnum):
     LOW = 11  # first and last page that faulted since all was dropped, as numbers of pages
     HIGH = 12
     PRESENT = 13  # faults since then
+    FLIPS = 14  # calls of mprotect
+    AT_FIRST = 15  # page where the last operation on a range of it began
+    AT_END = 16
+    AT_THREAD = 17  # whose operation that was, -1 nobody's
+
+
+class Relation(IntEnum):
+    """Where an operation on a range is, seen from the same thread's last one in the piece."""
+
+    UNKNOWN = 0  # there was none, or another thread's
+    SAME = 1  # it begins where that began
+    NEXT = 2  # ... where that ended
+    ELSEWHERE = 3
+    INSIDE = 4  # it begins inside that
 
 
 class What(IntEnum):
     """Columns of what is said of each row."""
 
     PIECE = 0  # -1 none: the row is not about memory of the space that is learnt
-    WHOLE = 1  # 1: all of it, 2: its end (munmap)
+    WHOLE = 1  # 1: all of it, 2: its end, 3: its beginning
     PAGES = 2  # brk: the new break
     PRESENT = 3  # of them, as far as the faults tell: spread evenly between the outermost ones
+    FIRST = 4  # pages of the piece before it
+    LEFT = 5  # and behind it
+    RELATION = 6  # Relation
 
 
 @njit
@@ -96,6 +116,34 @@ def _clear(
 
 
 @njit
+def _relate(p: I64, what: I64, thread: int, first: int, end: int, gap: int) -> None:
+    """Say where pages ``first..end`` of a piece are, seen from the last operation on it."""
+    at, at_end = p[Piece.AT_FIRST], p[Piece.AT_END]
+    what[What.RELATION] = Relation.ELSEWHERE
+    if p[Piece.AT_THREAD] != thread:
+        what[What.RELATION] = Relation.UNKNOWN
+    elif first == at_end:
+        what[What.RELATION] = Relation.NEXT
+    elif first == at:
+        what[What.RELATION] = Relation.SAME
+    elif at < first < at_end:
+        what[What.RELATION] = Relation.INSIDE
+    elif at_end < first <= at_end + gap:
+        what[What.RELATION] = Relation.NEXT
+    p[Piece.AT_FIRST], p[Piece.AT_END], p[Piece.AT_THREAD] = first, end, thread
+
+
+@njit
+def _fill(p: I64, first: int, end: int) -> None:
+    """Pages ``first..end`` of a piece are there from now on."""
+    if p[Piece.PRESENT] == 0:
+        p[Piece.LOW], p[Piece.HIGH] = first, end - 1
+    p[Piece.LOW] = min(p[Piece.LOW], first)
+    p[Piece.HIGH] = max(p[Piece.HIGH], end - 1)
+    p[Piece.PRESENT] = min(p[Piece.PRESENT] + end - first, p[Piece.HIGH] + 1 - p[Piece.LOW])
+
+
+@njit
 def follow(
     kind: I64,
     thread: I64,
@@ -118,7 +166,7 @@ def follow(
     n, made = counts[0], counts[1]
     for k in range(len(kind)):
         what[k, What.PIECE] = -1
-        what[k, What.WHOLE] = what[k, What.PAGES] = what[k, What.PRESENT] = 0
+        what[k, What.WHOLE :] = 0
         if thread[k] < 0:
             continue
         op, row, start = kind[k], first_row + k, address[k]
@@ -131,6 +179,9 @@ def follow(
             if flags[k] & _MAP_FIXED and at >= 0 and (starts[at] < start or ends[at] > end):
                 what[k, What.PIECE] = ids[at]  # over a part of a piece: it stays one
                 what[k, What.PAGES] = (end - start) >> 12
+                what[k, What.FIRST] = (start - starts[at]) >> 12
+                what[k, What.LEFT] = (ends[at] - end) >> 12
+                _relate(pieces[ids[at]], what[k], thread[k], start >> 12, end >> 12, 0)
                 continue
             n = _clear(starts, ends, ids, n, pieces, start, end, row)
             n = _insert(starts, ends, ids, n, start, end, made)
@@ -138,6 +189,10 @@ def follow(
             p[Piece.START], p[Piece.SIZE], p[Piece.CREATOR] = start, end - start, thread[k]
             p[Piece.PROT], p[Piece.FLAGS], p[Piece.FILE] = prot[k], flags[k], file[k]
             p[Piece.BORN], p[Piece.DIED], p[Piece.USER] = row, -1, -1
+            p[Piece.AT_FIRST] = p[Piece.AT_END] = start >> 12
+            p[Piece.AT_THREAD] = thread[k]
+            if flags[k] & _POPULATE:
+                _fill(p, start >> 12, end >> 12)
             what[k, What.PIECE] = made
             what[k, What.WHOLE] = 1
             what[k, What.PAGES] = (end - start) >> 12
@@ -161,8 +216,9 @@ def follow(
                 p = pieces[made]
                 p[Piece.START], p[Piece.SIZE], p[Piece.CREATOR] = low, high - low, -1
                 p[Piece.PROT], p[Piece.FLAGS], p[Piece.BORN] = 3, 0x22, -1
-                p[Piece.DIED] = p[Piece.USER] = -1
+                p[Piece.DIED] = p[Piece.USER] = p[Piece.AT_THREAD] = -1
                 made += 1
+                at = _find(starts, ends, n, start)
             number = ids[at]
             p = pieces[number]
             if p[Piece.USER] < 0:
@@ -171,31 +227,43 @@ def follow(
                 p[Piece.SHARED] = 1
             p[Piece.FAULTS] += 1
             page = start >> 12
-            if p[Piece.PRESENT] == 0:
-                p[Piece.LOW] = p[Piece.HIGH] = page
-            p[Piece.LOW] = min(p[Piece.LOW], page)
-            p[Piece.HIGH] = max(p[Piece.HIGH], page)
-            p[Piece.PRESENT] += 1
+            _fill(p, page, page + 1)
             what[k, What.PIECE] = number
             what[k, What.PAGES] = 1
+            what[k, What.FIRST] = page - (starts[at] >> 12)
+            what[k, What.LEFT] = (ends[at] >> 12) - page - 1
+            _relate(p, what[k], thread[k], page, page + 1, _GAP)
             continue
         if at < 0:
             continue
         number, end = ids[at], start + ((length[k] + 4095) & -4096)
         what[k, What.PIECE] = number
         what[k, What.PAGES] = (min(end, ends[at]) - start) >> 12
-        what[k, What.WHOLE] = int(starts[at] == start and end >= ends[at])
+        first, last = start >> 12, min(end, ends[at]) >> 12
+        what[k, What.FIRST] = first - (starts[at] >> 12)
+        what[k, What.LEFT] = max(ends[at] - end, 0) >> 12
+        what[k, What.WHOLE] = 1 if starts[at] == start else 2
+        if end < ends[at]:
+            what[k, What.WHOLE] = 3 if starts[at] == start else 0
         p = pieces[number]
         if p[Piece.PRESENT] > 0:
             low, high = max(start >> 12, p[Piece.LOW]), min(end >> 12, p[Piece.HIGH] + 1)
             around = p[Piece.HIGH] + 1 - p[Piece.LOW]
             if high > low:
                 what[k, What.PRESENT] = (high - low) * min(p[Piece.PRESENT], around) // around
-        if op == OpKind.MADVISE and flags[k] == _DONTNEED:
-            p[Piece.PRESENT] -= min(p[Piece.PRESENT], what[k, What.PRESENT])
+        if what[k, What.WHOLE] != 1:
+            _relate(p, what[k], thread[k], first, last, 0)
+        if op == OpKind.MPROTECT:
+            p[Piece.FLIPS] += 1
+        if op == OpKind.MADVISE:
+            if flags[k] == _DONTNEED:
+                p[Piece.PRESENT] -= min(p[Piece.PRESENT], what[k, What.PRESENT])
+                if what[k, What.WHOLE] == 1:
+                    p[Piece.AT_FIRST] = p[Piece.AT_END] = first
+                    p[Piece.AT_THREAD] = thread[k]
+            elif flags[k] == _POPULATE_READ or flags[k] == _POPULATE_WRITE:
+                _fill(p, first, last)
         if op == OpKind.MUNMAP:
-            if what[k, What.WHOLE] == 0 and end >= ends[at]:
-                what[k, What.WHOLE] = 2
             n = _clear(starts, ends, ids, n, pieces, start, end, row)
         elif op == OpKind.MREMAP and result[k] > 0:
             what[k, What.PAGES] = length[k] >> 12
@@ -205,7 +273,7 @@ def follow(
                 n = _clear(starts, ends, ids, n, pieces, start, old, row)
                 n = _clear(starts, ends, ids, n, pieces, to, to_end, row)
                 n = _insert(starts, ends, ids, n, to, to_end, number)
-                pieces[number, Piece.DIED] = -1
+                pieces[number, Piece.DIED] = pieces[number, Piece.AT_THREAD] = -1
                 pieces[number, Piece.SIZE] = max(pieces[number, Piece.SIZE], length[k])
             else:
                 n = _clear(starts, ends, ids, n, pieces, to_end, old, row)
@@ -229,7 +297,7 @@ class Pieces:
         self._table[:n, Piece.START], self._table[:n, Piece.SIZE] = rows[:, 0], rows[:, 1]
         self._table[:n, Piece.PROT], self._table[:n, Piece.FLAGS] = rows[:, 2], rows[:, 3]
         self._table[:n, Piece.FILE] = rows[:, 4]
-        for column in (Piece.CREATOR, Piece.BORN, Piece.DIED, Piece.USER):
+        for column in (Piece.CREATOR, Piece.BORN, Piece.DIED, Piece.USER, Piece.AT_THREAD):
             self._table[:n, column] = -1
         self._counts = np.array([n, n], np.int64)
         self._row = 0

@@ -65,10 +65,14 @@ class Field(IntEnum):
     LENGTH..MOST, 0 meaning up to the end of what is mapped.  STEP 0: one operation on the
     whole range.  STEP > 0: one operation on each unit of STEP bytes, in ORDER, UNITS of
     them at most (0: all).  WINDOW > 0: of these bytes only the window of WINDOW bytes whose
-    number is counter AT (:data:`NEXT_WINDOW`: the program's cursor of the region, which then
-    moves on), modulo the number of windows.
-    Only an unmapping of exactly [0, mapped length) empties a slot; a smaller one at its end
-    shortens it; any other is not done.
+    number is counter AT, modulo the number of windows; :data:`NEXT_WINDOW`: that which begins
+    where the program's last range operation on the region ended, :data:`SAME_WINDOW`: where
+    it began, :data:`LAST_WINDOW`: which ends where it ended, and what follows begins where
+    this one does (beyond the range: where that begins).
+    Operations on all of a region do not count for that, but after mmap, or when all was
+    dropped, everything begins at its beginning.
+    An unmapping of exactly [0, mapped length) empties a slot; a smaller one at its end or
+    its beginning shortens it; any other is not done.
     """
 
     OP = 0
@@ -77,10 +81,10 @@ class Field(IntEnum):
     LENGTH = 3  # bytes
     MOST = 4  # bytes
     STEP = 5  # bytes
-    AT = 6  # number of a counter, -1 none, -2 NEXT_WINDOW
+    AT = 6  # number of a counter, -1 none, -2 NEXT_WINDOW, -3 SAME_WINDOW, -4 LAST_WINDOW
     ORDER = 7  # Order
     UNITS = 8
-    PROT = 9  # PROT_*
+    PROT = 9  # PROT_*; TOUCH, READ: 1 skips pages whose protection forbids it
     FLAGS = 10  # MAP_*, MADV_*, ...: see Op
     FILE = 11  # row of files, -1 none
     TARGET = 12  # row of code, or program, or barrier
@@ -162,9 +166,11 @@ class FileField(IntEnum):
 MOST_COUNTERS: Final = 8
 #: Value of AT.
 NEXT_WINDOW: Final = -2
+SAME_WINDOW: Final = -3
+LAST_WINDOW: Final = -4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x1, 0x2, 0x10, 0x20
 MAP_NORESERVE, MAP_POPULATE = 0x4000, 0x8000
-MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 14, 15
+MADV_DONTNEED, MADV_REMOVE, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 9, 14, 15
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
 
 

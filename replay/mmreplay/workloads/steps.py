@@ -111,8 +111,9 @@ class _OnRange(_Step):
     ``first``: where it begins.  ``size``: how much; by default up to the end of what is
     mapped.  ``part = "own"``: the region is divided among the threads of the role.
     ``at``: only the ``window`` (a page, if not given) whose number the counter of that name
-    says, wrapping around; ``at = "next"``: the one after that of the thread's last such step
-    on this region.  ``by``: not at once but unit by unit.  ``order``: of the units.
+    says, wrapping around; ``at = "next"``: where the thread's last step on a range of this
+    region ended, ``at = "same"``: where it began, ``at = "last"``: the one that ends there.
+    ``by``: not at once but unit by unit.  ``order``: of the units.
     ``units``: this many of them.
     """
 
@@ -158,12 +159,14 @@ class Touch(_OnRange):
 
     do: Literal["touch"]
     access: Access = "write"
+    if_allowed: bool = False
 
 
 class ReadInto(_OnRange):
     """read(2) one byte of /dev/zero into each page: a fault in kernel mode where untouched."""
 
     do: Literal["read_into"]
+    if_allowed: bool = False
 
 
 class Munmap(_OnRange):
