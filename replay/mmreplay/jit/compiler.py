@@ -22,14 +22,16 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler, Flags
+from numba.core.compiler import Compiler
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
 from mmreplay.jit.linking import ENTRY
 from mmreplay.jit.loading import MOST_RESULTS, alone
+from mmreplay.jit.shortcuts import Options, plain_passes, remember_operators, remember_sizes
 
 _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
+remember_operators()
 
 
 class _PartCodegen:
@@ -80,37 +82,6 @@ class _Whole(JITCodeLibrary):  # type: ignore[misc]
         super()._optimize_final_module()
 
 
-class _Options(Flags):  # type: ignore[misc]
-    """numba's options of a compilation.
-
-    It looks for them in a dictionary for each operator that it types, and hashes all 30.
-    """
-
-    def __hash__(self) -> int:
-        return hash(tuple(sorted((name, str(value)) for name, value in self._values.items())))
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, _Options) and self._values == other._values:
-            return True
-        return bool(super().__eq__(other))
-
-
-def _remember_sizes(target: Any) -> None:
-    """numba asks LLVM for the size of each variable of each function: 4 % of compiling."""
-    if "get_abi_sizeof" in vars(target):
-        return
-    sizes: dict[str, int] = {}
-    ask = target.get_abi_sizeof
-
-    def get_abi_sizeof(kind: ir.Type) -> int:
-        name = str(kind)
-        if name not in sizes:
-            sizes[name] = ask(kind)
-        return sizes[name]
-
-    target.get_abi_sizeof = get_abi_sizeof
-
-
 def _into(kind: type[JITCodeLibrary]) -> type[Compiler]:
     """numba's compiler, with the code kept in a library of this kind."""
 
@@ -119,9 +90,13 @@ def _into(kind: type[JITCodeLibrary]) -> type[Compiler]:
             if library is None:
                 library = kind(target.codegen(), kind.__name__)
                 library.enable_object_caching()
-            _remember_sizes(target)
+            remember_sizes(target)
             arguments, result, flags, variables = rest
-            super().__init__(typing, target, library, arguments, result, _Options(flags), variables)
+            super().__init__(typing, target, library, arguments, result, Options(flags), variables)
+
+        def define_pipelines(self) -> list[Any]:
+            passes = plain_passes(self.state)
+            return super().define_pipelines() if passes is None else [passes]
 
     return Into
 
