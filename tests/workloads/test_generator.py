@@ -532,3 +532,27 @@ loop = [ { do = "think", mean_ns = 1000000000, asleep = true, counts = 1 } ]
     trace = made(workload(loop, more=sleeper), 2, ops=100).trace
     tails = trace.threads.select("tail_blocked_ns").collect()["tail_blocked_ns"]
     assert 0 < tails.max() <= trace.header.span_ns < 10**6
+
+
+def test_elements_are_picked_by_what_was_done_in_them() -> None:
+    """A place is that of the element, whoever was there last."""
+    region = '[regions.memory]\nsize = "2 pages"\ncount = 3\n'
+
+    def on(how: str, do: str) -> str:
+        return f'{{ do = "pick", on = "memory", how = "{how}" }}, {do}'
+
+    touch = '{ do = "touch", on = "memory", at = "next" }'
+    loop = ", ".join(
+        [
+            *[on("free", '{ do = "mmap", on = "memory" }')] * 3,
+            *[on("untouched", touch)] * 3,  # each once
+            *[on("other", touch)] * 3,  # and its second page
+            *[on("mapped", '{ do = "munmap", on = "memory", counts = 1 }')] * 3,
+        ]
+    )
+    got = rows(made(workload(loop, regions=region), ops=13))
+    starts = [row["result"] for row in got[:3]]
+    touched = [row["address"] for row in got[3:9]]
+    assert {row["kind"] for row in got[3:9]} == {"FAULT_USER"}
+    assert sorted(touched[:3]) == sorted(starts)
+    assert sorted(touched[3:]) == sorted(start + 4096 for start in starts)

@@ -212,3 +212,48 @@ def test_faults_in_a_buffer_that_is_mapped_rarely_are_learnt() -> None:
     made = synthesise(again, threads=1, ops=ops, duration_s=100).trace
     kinds = Counter(made.operations.select("kind").collect()["kind"].to_list())
     assert kinds[int(OpKind.FAULT_USER)] >= 0.95 * ops
+
+
+HANDED_ON = """
+schema = 1
+title = "Buffers that one thread maps and fills and another one unmaps"
+stands_for = "a queue"
+source = "this test"
+counts = "buffers"
+
+[regions.buffer]
+size = "16 pages"
+per = "process"
+count = 64
+
+[roles.maker]
+threads = 1
+loop = [
+    { do = "think", mean_ns = 20000, distribution = "exponential" },
+    { do = "pick", on = "buffer", how = "free" },
+    { do = "mmap", on = "buffer" },
+    { do = "touch", on = "buffer", access = "write", counts = 1 },
+]
+
+[roles.user]
+threads = "rest"
+loop = [
+    { do = "think", mean_ns = 20000, distribution = "exponential" },
+    { do = "pick", on = "buffer", how = "mapped" },
+    { do = "munmap", on = "buffer" },
+]
+"""
+
+
+def test_memory_that_threads_hand_on_is_of_them_all() -> None:
+    workload = parse_workload(HANDED_ON, "queue", "here")
+    trace = synthesise(workload, threads=2, ops=20_000, duration_s=100).trace
+    again = parse_workload(learn(trace, "queue").text, "learnt", "learnt")
+    assert any(region.per == "process" for region in again.regions.values())
+    made = synthesise(again, threads=2, ops=20_000, duration_s=100).trace
+    shares = []
+    for one in (trace, made):
+        kinds = Counter(one.operations.select("kind").collect()["kind"].to_list())
+        shares.append({OpKind(k): n for k, n in kinds.items()})
+    for kind in (OpKind.MMAP, OpKind.MUNMAP, OpKind.FAULT_USER):
+        assert abs(shares[1][kind] / shares[0][kind] - 1) < 0.1, kind.name

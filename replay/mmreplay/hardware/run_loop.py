@@ -157,7 +157,7 @@ def _mmap(code: Any, pc: Any, states: Any, t: Any, regions: Any, live: Any, head
     if got > 0 and where == 0:
         live[slot, Live.ADDRESS] = got
         live[slot, Live.LENGTH] = length
-        mapped_anew(states, t, code[pc, Field.REGION])
+        mapped_anew(states, t, regions, live, slot, code[pc, Field.REGION])
     return got
 
 

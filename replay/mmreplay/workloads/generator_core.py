@@ -130,7 +130,7 @@ def _mmap(w: Any, t: Any, row: Any, process: Any) -> Any:
         w.live[slot, Live.ADDRESS], w.live[slot, Live.LENGTH] = start, length
         w.memory[slot, Memory.PROT] = prot
         w.memory[slot, Memory.HUGE] = 0
-        mapped_anew(w.states, t, code[row, Field.REGION])
+        mapped_anew(w.states, t, w.regions, w.live, slot, code[row, Field.REGION])
     n = new_call(w, t, OpKind.MMAP, start, length, flags, start)
     w.rows[Column.ADDRESS2, n] = hint
     w.rows[Column.PROT, n] = prot

@@ -62,6 +62,8 @@ class Live(IntEnum):
 
     ADDRESS = 0
     LENGTH = 1  # bytes mapped, 0 none (heap: above the start)
+    AT = 2  # where the last range in an element of several begins, bytes
+    AT_END = 3  # and ends
 
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -118,22 +120,45 @@ def slot_of(states: I64, t: Any, regions: I64, region: Any) -> Any:
 
 
 @borrowing_helper
-def mapped_anew(states: I64, t: Any, region: Any) -> None:
-    """Program ``t`` has mapped a region: the next range in it begins where it begins."""
+def _last_range(states: I64, t: Any, regions: I64, live: I64, slot: Any, region: Any) -> Any:
+    """Where the last range in a region began and ended: a thread's own, or the element's."""
+    if regions[states[t, State.REGIONS] + region, 1] > 1:
+        return live[slot, Live.AT], live[slot, Live.AT_END]
     which = states[t, State.CURSORS] + region
-    states[t, which] = states[t, which + states[t, State.CURSORS] - State.PICKED] = 0
+    # the ends are as many words behind the beginnings as those are behind the picks
+    return states[t, which], states[t, which + states[t, State.CURSORS] - State.PICKED]
 
 
 @borrowing_helper
-def _search(states: I64, t: Any, regions: I64, region: Any, live: I64, free: Any) -> None:
-    """Pick the next element of a region that is mapped, or that is ``free``."""
+def _set_last_range(
+    states: I64, t: Any, regions: I64, live: I64, slot: Any, region: Any, start: Any, end: Any
+) -> None:
+    if regions[states[t, State.REGIONS] + region, 1] > 1:
+        live[slot, Live.AT], live[slot, Live.AT_END] = start, end
+        return
+    which = states[t, State.CURSORS] + region
+    states[t, which] = start
+    states[t, which + states[t, State.CURSORS] - State.PICKED] = end
+
+
+@borrowing_helper
+def mapped_anew(states: I64, t: Any, regions: I64, live: I64, slot: Any, region: Any) -> None:
+    """Program ``t`` has mapped a region: the next range in it begins where it begins."""
+    _set_last_range(states, t, regions, live, slot, region, 0, 0)
+
+
+@borrowing_helper
+def _search(states: I64, t: Any, regions: I64, region: Any, live: I64, how: Any) -> None:
+    """Pick the next element of a region that is as :class:`Picks` says."""
     first = regions[states[t, State.REGIONS] + region, 0]
     count = regions[states[t, State.REGIONS] + region, 1]
     at = states[t, State.PICKED + region]
-    skip = 1 if free else 0
+    skip = 0 if how == Picks.MAPPED or how == Picks.UNTOUCHED else 1
     for k in range(skip, count + skip):
         other = (at + k) % count
-        if (live[first + other, Live.LENGTH] == 0) == free:
+        if (live[first + other, Live.LENGTH] == 0) == (how == Picks.FREE) and (
+            how != Picks.UNTOUCHED or live[first + other, Live.AT_END] == 0
+        ):
             states[t, State.PICKED + region] = other
             return
 
@@ -181,7 +206,7 @@ def advance(code: I64, states: I64, t: Any, regions: I64, live: I64) -> Any:
             elif how == Picks.RANDOM:
                 states[t, State.PICKED + region] = draw_below(states, t, count)
             else:
-                _search(states, t, regions, region, live, how == Picks.FREE)
+                _search(states, t, regions, region, live, how)
             pc += 1
     states[t, State.PC] = pc
     return ENDLESS
@@ -211,21 +236,6 @@ def _coprime(n: Any) -> Any:
 
 
 @borrowing_helper
-def _remember(code: I64, row: Any, states: I64, t: Any, offset: Any, length: Any, all_: Any) -> Any:
-    """What next, same and last mean from here on."""
-    end = offset + length
-    op, flags = code[row, Field.OP], code[row, Field.FLAGS]
-    drops = op == Op.MADVISE and (flags == MADV_DONTNEED or flags == MADV_REMOVE)
-    if code[row, Field.AT] == LAST_WINDOW or (drops and length == all_):
-        end = offset
-    elif length == all_ and op != Op.TOUCH and op != Op.READ:
-        return
-    which = states[t, State.CURSORS] + code[row, Field.REGION]
-    states[t, which] = offset
-    states[t, which + states[t, State.CURSORS] - State.PICKED] = end
-
-
-@borrowing_helper
 def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) -> Any:
     """Which bytes the range operation in ``row`` means; its number of units, 0: nothing to do.
 
@@ -247,11 +257,8 @@ def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) ->
     window = code[row, Field.WINDOW]
     if window > 0:
         if at < 0:
-            # the ends are as many words behind the beginnings as those are behind the picks
-            which = states[t, State.CURSORS] + code[row, Field.REGION]
-            if at != SAME_WINDOW:
-                which += states[t, State.CURSORS] - State.PICKED
-            ahead = states[t, which] - offset
+            start, end = _last_range(states, t, regions, live, slot, code[row, Field.REGION])
+            ahead = (start if at == SAME_WINDOW else end) - offset
             if at == LAST_WINDOW:
                 window = max(min(window, ahead), PAGE)
                 ahead -= window
@@ -263,7 +270,13 @@ def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) ->
                 ahead = states[t, State.COUNTERS + at] % ((length + window - 1) // window) * window
         offset += ahead
         length = min(window, mapped - offset)
-    _remember(code, row, states, t, offset, length, mapped)
+    op, flags, end = code[row, Field.OP], code[row, Field.FLAGS], offset + length
+    drops = op == Op.MADVISE and (flags == MADV_DONTNEED or flags == MADV_REMOVE)
+    whole = length == mapped
+    if at == LAST_WINDOW or (drops and whole):
+        end = offset
+    if drops or not whole or op == Op.TOUCH or op == Op.READ:
+        _set_last_range(states, t, regions, live, slot, code[row, Field.REGION], offset, end)
     if 0 < step < length:
         units = (length + step - 1) // step
         length = step

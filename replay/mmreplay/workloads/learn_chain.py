@@ -127,7 +127,8 @@ class Writer:
         code, thread = codes[rows], r.thread[rows]
         kinds = [(t.do, t.region, t.detail) for t in tokens]
         kind = np.array([kinds.index(one) for one in kinds])[code]
-        goes_on = np.array([t.do in _RANGES and t.at == "next" for t in tokens])[code]
+        goes_on = np.array([t.do in _RANGES and t.at == "next" and not t.move for t in tokens])
+        goes_on = goes_on[code]
         same = np.zeros(len(rows), np.bool_)
         same[1:] = (kind[1:] == kind[:-1]) & (thread[1:] == thread[:-1]) & goes_on[1:]
         begins = np.flatnonzero(~same)
@@ -206,7 +207,7 @@ class Writer:
     def _steps(
         self, token: Token, runs: I64, lead: tuple[Any, Any], inner: tuple[Any, Any]
     ) -> list[str]:
-        steps = [*_think(*lead), *self._operation(token, token.at)]
+        steps = [*_think(*lead), *self._operation(token, token.at, token.move)]
         if len(inner[0]) == 0:
             return steps
         again = ", ".join([*_think(*inner), *self._operation(token, "next")])
@@ -218,7 +219,7 @@ class Writer:
             return [*steps, *branches[0][1]]
         return [*steps, choose(branches)]
 
-    def _operation(self, token: Token, at: str) -> list[str]:
+    def _operation(self, token: Token, at: str, move: str = "") -> list[str]:
         if token.do == "exit":
             return []
         if token.do == "spawn":
@@ -238,7 +239,7 @@ class Writer:
         where: dict[str, Any] = {"on": token.region}
         first = []
         if passing and elements(region) > 1:
-            first = [step("pick", **where, how="free" if token.do == "mmap" else "mapped")]
+            first = [step("pick", **where, how="free" if token.do == "mmap" else move or "mapped")]
         match token.do:
             case "touch" | "read_into":
                 where |= self._touched(token, at, region)

@@ -14,6 +14,8 @@ from mmreplay.workloads.objects import Piece, What
 
 I64 = NDArray[np.int64]
 
+#: What pieces have in common that one region stands for; see ``_alike``.
+Kind = tuple[int, int, str, int, int, bool]
 #: What is rarer is not learnt.
 LEAST_SEEN: Final = 4
 #: A piece that stays mapped and has as many pages is a place to fault in, not a coming and going.
@@ -27,6 +29,9 @@ _FILES: Final = ("", "tmpfs", "disk")
 _FULL: Final = 0.5
 _NORESERVE: Final = 0x4000
 _ROOM: Final = 4
+#: Of what is done in a kind of pieces, or of unmapping them, the share of others that makes it
+#: one of all threads.
+_HANDED_ON: Final = 0.05
 
 
 class Regions:
@@ -39,6 +44,7 @@ class Regions:
         self.setup: list[str] = []
         self.once: dict[int, list[str]] = {}
         self._present, self._flipper = self._flips()
+        self._of_all: set[Kind] = set()
         self.of = self._classes()
 
     def passing(self, name: str) -> bool:
@@ -68,6 +74,7 @@ class Regions:
             # Mapped too rarely for a state of the chain: what is done in it is learnt all the same.
             lasting[k] = alike[self._alike(k, int(pages[k]))] < LEAST_SEEN
         made: dict[tuple[Any, ...], str] = {}
+        self._handed_on(np.flatnonzero(~lasting), pages)
         live = self._live(np.where(lasting, -1, creator))
         names = []
         for k in range(len(p)):
@@ -80,6 +87,7 @@ class Regions:
                 made[key] = self._unused(f"{file or 'piece'}-{int(pages[k])}p")
                 self._passing(made[key], file, bool(key[3]), key[4])
                 self.tables[made[key]]["reserve"] = key[5]
+                self.tables[made[key]]["per"] = "thread" if key[0] >= 0 else "process"
             region = self.tables[made[key]]
             region["pages"] = max(region["pages"], int(pages[k]))
             region["count"] = max(region["count"], int(live[k]))
@@ -87,13 +95,42 @@ class Regions:
             names.append(made[key])
         return names
 
-    def _alike(self, k: int, pages: int) -> tuple[int, int, str, int, int, bool]:
+    def _alike(self, k: int, pages: int) -> Kind:
         """What pieces have in common that one region stands for: role, size, file, ..."""
         p = self.r.pieces
         role = int(self.r.role_of_thread[p[k, Piece.CREATOR]])
         flags, prot = int(p[k, Piece.FLAGS]) & 1, int(p[k, Piece.PROT]) & 7
         kept = not p[k, Piece.FLAGS] & _NORESERVE
-        return role, pages.bit_length(), _FILES[p[k, Piece.FILE]], flags, prot, kept
+        key = role, pages.bit_length(), _FILES[p[k, Piece.FILE]], flags, prot, kept
+        return (-1, *key[1:]) if key in self._of_all else key
+
+    def _handed_on(self, passing: I64, pages: I64) -> None:
+        """Which kinds of pieces are used by other threads than those that mapped them.
+
+        Those are of the whole process; not what a thread maps for one that it starts.
+        """
+        r, p = self.r, self.r.pieces
+        piece = r.what[:, What.PIECE]
+        rows = np.flatnonzero((piece >= 0) & (r.kind != 0) & np.isin(piece, passing))
+        piece = piece[rows]
+        creator = p[piece, Piece.CREATOR]
+        parent = np.array(
+            [r.spawned[k].parent if k in r.spawned else -1 for k in range(len(r.roles))]
+        )
+        theirs = (creator != r.thread[rows]) & (parent[r.role[rows]] != r.role_of_thread[creator])
+        ends = r.kind[rows] == OpKind.MUNMAP
+        self._of_all = set()
+        found: set[Kind] = set()
+        for some in (np.ones(len(rows), np.bool_), ends):
+            seen = np.bincount(piece[some], minlength=len(p))
+            others = np.bincount(piece[some], theirs[some], len(p))
+            total, handed = Counter[Kind](), Counter[Kind]()
+            for k in passing.tolist():
+                key = self._alike(k, int(pages[k]))
+                total[key] += int(seen[k])
+                handed[key] += int(others[k])
+            found |= {key for key in total if handed[key] > _HANDED_ON * total[key]}
+        self._of_all = found
 
     def _live(self, creator: I64) -> I64:
         """(pieces,) how many passing pieces of its kind its creator had when it was born."""
@@ -102,7 +139,8 @@ class Regions:
         events: list[tuple[int, int, int]] = []
         kinds: dict[int, tuple[Any, ...]] = {}
         for k in np.flatnonzero(creator >= 0).tolist():
-            kinds[k] = (int(creator[k]), *self._alike(k, max(int(p[k, Piece.SIZE] >> 12), 1)))
+            key = self._alike(k, max(int(p[k, Piece.SIZE] >> 12), 1))
+            kinds[k] = (int(creator[k]) if key[0] >= 0 else -1, *key)
             events.append((int(p[k, Piece.BORN]), 1, k))
             if p[k, Piece.DIED] >= 0:
                 events.append((int(p[k, Piece.DIED]), -1, k))

@@ -98,7 +98,7 @@ def _region(name: str, what: dict[str, Any]) -> list[str]:
     out = [f"[regions.{name}]", f'size = "{size}"']
     if passing:
         out.append(f"count = {elements(what)}")
-    else:
+    if what["per"] == "process" or not passing:
         out.append(f'per = "{what["per"]}"')
     prot = PROT_WORDS.get(what.get("prot", 3), "rw")
     if passing and what["faults"] and prot == "none" and not what.get("flipped"):
@@ -138,4 +138,5 @@ def size_pages(region: dict[str, Any]) -> int:
 
 def elements(region: dict[str, Any]) -> int:
     """How many pieces there may be at once: what was seen, and room to wander."""
-    return int(min(2 * region["count"] + 2, 4096)) if region["count"] > 1 else 1
+    alone = region["count"] <= 1 and region["per"] == "thread"
+    return 1 if alone else int(min(2 * region["count"] + 2, 4096))

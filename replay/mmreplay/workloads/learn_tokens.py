@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmreplay.schema import FaultBits, OpKind
 from mmreplay.workloads.learn_memory import Regions
 from mmreplay.workloads.learn_rows import Rows
+from mmreplay.workloads.learn_text import elements
 from mmreplay.workloads.objects import Piece, Relation, What
 from mmreplay.workloads.steps import ADVICE
 
@@ -37,6 +38,7 @@ class Token:
 
     ``at``: ``whole``, ``same``, ``next``, ``elsewhere``, ``first`` (``page`` pages from the
     beginning, or if negative from the end); ``end``: that and up to the end; ``head``.
+    ``move``: it is in another piece than the thread's last one there; ``untouched``, ``other``.
     """
 
     do: str
@@ -45,6 +47,7 @@ class Token:
     at: str = "next"
     page: int = 0
     pages: int = 0
+    move: str = ""
 
 
 class Tokens:
@@ -71,7 +74,13 @@ class Tokens:
         r = self.r
         piece = r.what[:, What.PIECE]
         creator = r.pieces[:, Piece.CREATOR]
-        passing = np.array([self.regions.passing(name) for name in self.regions.of], np.bool_)
+        passing = np.array(
+            [
+                self.regions.passing(name) and self.regions.tables[name]["per"] == "thread"
+                for name in self.regions.of
+            ],
+            np.bool_,
+        )
         role = np.where(passing & (creator >= 0), r.role_of_thread[creator.clip(0)], -1)
         if not len(role):
             return
@@ -90,7 +99,11 @@ class Tokens:
         """(rows,) the place, and the page where it is absolute."""
         r = self.r
         what, faults = r.what, np.isin(r.kind, FAULTS)
-        relation, whole = what[:, What.RELATION], what[:, What.WHOLE]
+        # a thread knows where it was itself, and of an element of several where anybody was
+        several = np.array([self._several(name) for name in self._names], np.bool_)[self._region]
+        foreign = (what[:, What.THREAD] == 1) & ~several
+        relation = np.where(foreign, Relation.UNKNOWN, what[:, What.RELATION])
+        whole = what[:, What.WHOLE]
         # by what the piece had, not by what its region has: pieces of a kind differ in size
         near_end = what[:, What.LEFT] < what[:, What.FIRST]
         page = np.where(near_end, -what[:, What.LEFT] - what[:, What.PAGES], what[:, What.FIRST])
@@ -131,6 +144,30 @@ class Tokens:
         place[faults & (place == _ELSEWHERE)] = _NEXT
         return place, np.where(known, page, 0)
 
+    def _several(self, name: str) -> bool:
+        """Whether a region has elements that are picked."""
+        table = self.regions.tables.get(name, {})
+        return "count" in table and elements(table) > 1
+
+    def _moves(self) -> I64:
+        """(rows,) 1: in another piece than the thread's last one of the region, 2: untouched."""
+        r = self.r
+        several = np.array([self._several(name) for name in self._names], np.bool_)[self._region]
+        several &= np.isin(r.kind, [*FAULTS, OpKind.MUNMAP, OpKind.MPROTECT, OpKind.MADVISE])
+        mapped = np.array([self._several(name) for name in self._names], np.bool_)[self._region]
+        mapped &= r.kind == OpKind.MMAP
+        rows = np.flatnonzero(several | mapped)
+        order = rows[np.lexsort((rows, self._region[rows], r.thread[rows]))]
+        thread, region = r.thread[order], self._region[order]
+        piece = r.what[order, What.PIECE]
+        moves = np.zeros(len(r.kind), np.int64)
+        changed = (piece[1:] != piece[:-1]) & (thread[1:] == thread[:-1])
+        changed &= (region[1:] == region[:-1]) & several[order[1:]]
+        at = order[1:][changed]
+        # an element is untouched for who is the first to access it
+        moves[at] = 1 + r.what[at, What.FRESH] * np.isin(r.kind[at], FAULTS)
+        return moves
+
     def _absolute(self, name: str) -> bool:
         """Whether places in a region mean anything: in pools they do not."""
         if not name or name not in self.regions.tables:
@@ -150,16 +187,14 @@ class Tokens:
         bucket[breaks] = _levels(r.what[breaks, What.PAGES])
         flips = np.where(r.kind == OpKind.MPROTECT, r.prot & 7, 0)
         child = np.where(r.kind == OpKind.CLONE, r.role_of_thread[r.child], 0)
-        key = np.stack(
-            [r.kind, self._region, place, page, bucket, r.flags * many, r.bits, flips + child],
-            axis=1,
-        )
+        columns = [r.kind, self._region, place, page, bucket, r.flags * many, r.bits]
+        key = np.stack([*columns, flips + child, self._moves()], axis=1)
         distinct, inverse = np.unique(key, axis=0, return_inverse=True)
         inverse = inverse.reshape(-1)
         total = np.bincount(inverse, weights=pages).astype(np.float64)
         mean = np.maximum(np.round(total / np.bincount(inverse)), 1).astype(np.int64)
         tokens = [
-            self._token(OpKind(row[0]) if row[0] else None, row, size)
+            self._moved(self._token(OpKind(row[0]) if row[0] else None, row, size), row[-1])
             for row, size in zip(distinct.tolist(), mean.tolist(), strict=True)
         ]
         tokens = self._without_rare_places(tokens, np.bincount(inverse))
@@ -187,14 +222,20 @@ class Tokens:
         for token in tokens:
             if token is not None:
                 counts = groups[replace(token, at="", page=0)]
-                if counts[token.at, token.page] < _RARE * counts.total():
+                # a run of faults begins somewhere and goes on: what counts is where it begins
+                runs = token.do in ("touch", "read_into")
+                total = counts.total() - runs * counts["next", 0]
+                if counts[token.at, token.page] < _RARE * total:
                     at, page = counts.most_common(1)[0][0]
                     token = replace(token, at=at, page=page)
             out.append(token)
         return out
 
+    def _moved(self, token: Token | None, move: int) -> Token | None:
+        return None if token is None else replace(token, move=("", "other", "untouched")[move])
+
     def _token(self, kind: OpKind | None, key: list[int], pages: int) -> Token | None:
-        _, region, place, page, bucket, flags, bits, other = key
+        _, region, place, page, bucket, flags, bits, other, _ = key
         name = self._names[region]
         at = ("whole", "same", "next", "end", "head", "elsewhere", "first")[place]
         if kind is OpKind.BRK:

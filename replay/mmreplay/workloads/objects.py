@@ -50,9 +50,9 @@ class Piece(IntEnum):
 
 
 class Relation(IntEnum):
-    """Where an operation on a range is, seen from the same thread's last one in the piece."""
+    """Where an operation on a range is, seen from the last one in the piece."""
 
-    UNKNOWN = 0  # there was none, or another thread's
+    UNKNOWN = 0  # there was none
     SAME = 1  # it begins where that began
     NEXT = 2  # ... where that ended
     ELSEWHERE = 3
@@ -69,6 +69,8 @@ class What(IntEnum):
     FIRST = 4  # pages of the piece before it
     LEFT = 5  # and behind it
     RELATION = 6  # Relation
+    THREAD = 7  # 1: the last operation on a range of the piece was another thread's
+    FRESH = 8  # 1: there was none since it was mapped
 
 
 @njit
@@ -120,7 +122,9 @@ def _relate(p: I64, what: I64, thread: int, first: int, end: int, gap: int) -> N
     """Say where pages ``first..end`` of a piece are, seen from the last operation on it."""
     at, at_end = p[Piece.AT_FIRST], p[Piece.AT_END]
     what[What.RELATION] = Relation.ELSEWHERE
-    if p[Piece.AT_THREAD] != thread:
+    what[What.THREAD] = int(p[Piece.AT_THREAD] != thread)
+    what[What.FRESH] = int(at == at_end)
+    if p[Piece.AT_THREAD] < 0:
         what[What.RELATION] = Relation.UNKNOWN
     elif first == at_end:
         what[What.RELATION] = Relation.NEXT

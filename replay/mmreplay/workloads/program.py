@@ -66,7 +66,8 @@ class Field(IntEnum):
     whole range.  STEP > 0: one operation on each unit of STEP bytes, in ORDER, UNITS of
     them at most (0: all).  WINDOW > 0: of these bytes only the window of WINDOW bytes whose
     number is counter AT, modulo the number of windows; :data:`NEXT_WINDOW`: that which begins
-    where the program's last range operation on the region ended, :data:`SAME_WINDOW`: where
+    where the program's last range operation on the region (of several elements: anybody's on
+    the element) ended, :data:`SAME_WINDOW`: where
     it began, :data:`LAST_WINDOW`: which ends where it ended, and what follows begins where
     this one does (beyond the range: where that begins).
     Operations on all of a region do not count for that, but after mmap, or when all was
@@ -104,6 +105,8 @@ class Picks(IntEnum):
     NEXT = 1
     MAPPED = 2  # the present one, or the next after it, that is mapped; else the present one
     FREE = 3  # the next after the present one that is not mapped; else the present one
+    UNTOUCHED = 4  # as MAPPED, of those on which there was no range operation since mmap
+    OTHER = 5  # the next after the present one that is mapped
 
 
 class Order(IntEnum):

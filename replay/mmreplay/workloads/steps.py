@@ -227,12 +227,14 @@ class Pick(_Control):
     """Choose which element of a region with ``count`` is meant from here on.
 
     ``mapped``: the present one if it is mapped, else the next that is; ``free``: the next
-    after it that is not.  Where there is none the choice stays.
+    after it that is not; ``untouched``: as ``mapped``, of those that nothing was done in since
+    they were mapped; ``other``: the next mapped one after it.  Where there is none the choice
+    stays.
     """
 
     do: Literal["pick"]
     on: Name
-    how: Literal["random", "next", "mapped", "free"] = "random"
+    how: Literal["random", "next", "mapped", "free", "untouched", "other"] = "random"
 
 
 class Spawn(_Step):
