@@ -17,6 +17,7 @@ from mmreplay.hardware.path_check import Traced, trace
 from mmreplay.hardware.runner import RunAnswer, RunRequest
 from mmreplay.hardware.trace_run import TraceAnswer, TraceRequest, files_of
 from mmreplay.hardware.trace_run import run as run_trace
+from mmreplay.schema import PAGE_SIZE
 from mmreplay.workloads.program import FileField, Program
 
 #: Files are kept for the next run up to this share of the memory that is free.
@@ -57,6 +58,10 @@ class Files:
         return fd
 
 
+def _to_take(touched_bytes: int) -> int:
+    return max(PAGE_SIZE, min(touched_bytes, int(available_bytes() * _KEEP_SHARE)))
+
+
 def _take_once(size: int) -> None:
     """Take memory and give it back: pages that a host has never backed are slow once."""
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
@@ -78,7 +83,7 @@ class Server:
             return self._trace(request)
         try:
             fds = self._files.wanted(request.program)
-            size = min(request.program.touched_bytes, int(available_bytes() * _KEEP_SHARE))
+            size = _to_take(request.program.touched_bytes)
             if size > self._taken and not request.budget:
                 _take_once(size)
                 self._taken = size
@@ -92,6 +97,8 @@ class Server:
         try:
             fds = files_of(request.program)  # anew each time: what was written stays in them
             try:
+                # before each run: what has been free for seconds, a host may have taken back
+                _take_once(_to_take(request.program.touched_bytes))
                 return run_trace(request, fds, self._zero, self._rounds)
             finally:
                 for fd in fds:

@@ -504,6 +504,11 @@ def _by_thread(table: I64, owner: I64, edges: I64, threads: int) -> tuple[I64, I
     waits = np.zeros((len(edges), WORDS), np.int64)
     waits[:, Word.DO] = Do.AWAIT
     waits[:, Word.A], waits[:, Word.B] = owner[edges[:, 1]], own[edges[:, 1]]
+    # a thread computes, and then waits: its time before the operation is before the first wait
+    waiting, first = np.unique(edges[:, 0], return_index=True)
+    for word in (Word.THINK, Word.BLOCKED):
+        waits[first, word] = table[waiting, word]
+        table[waiting, word] = 0
     both = np.concatenate([waits, table])
     position = np.concatenate([edges[:, 0] * 2, np.arange(len(table)) * 2 + 1])
     who = np.concatenate([owner[edges[:, 0]], owner])

@@ -77,7 +77,8 @@ _SEAT: Final = int(Seat.WORDS) * 8
 _NAP_NS: Final = 20_000_000
 #: Computing is done in pieces; those this long tell the speed; one changes it by so little.
 _PIECE_NS, _TELLING_NS, _INERTIA = 1_000_000, 1_000, 32
-_LOOK_NS: Final = 2_000_000
+#: Threads tell themselves when they end: looking often would take their CPUs from them.
+_LOOK_NS: Final = 50_000_000
 #: Looks at a thread that is waited for before sleeping.
 _LOOKS = 200
 _FUTEX, _WAIT_PRIVATE, _WAKE_PRIVATE, _ALL = 202, 128, 129, 1 << 30

@@ -47,6 +47,8 @@ def performed(program: TraceProgram, header: Header) -> Trace:
     real = np.flatnonzero(program.order >= 0)
     real = real[np.argsort(program.order[real], kind="stable")]
     rows = program.rows[real]
+    for word in (Word.THINK, Word.BLOCKED):
+        rows[:, word] = _before(program, word)[real]
     owner = np.searchsorted(program.threads[:, 0], real, side="right") - 1
     at = _rows_of(rows)
     first = len(program.threads) + 1
@@ -82,6 +84,15 @@ def awaited(program: TraceProgram) -> I64:
     return np.stack(
         [place[at[nth[waits]]], place[at[before + program.rows[waits, Word.B] - 1]]], axis=1
     )
+
+
+def _before(program: TraceProgram, word: Word) -> I64:
+    """Time before each operation, what its thread spends before waiting for others included."""
+    total = np.cumsum(program.rows[:, word])
+    real = np.flatnonzero(program.order >= 0)  # the last row of a thread is one
+    found = np.zeros(len(total), np.int64)
+    found[real] = np.diff(total[real], prepend=0)
+    return found
 
 
 def _rows_of(rows: I64) -> I64:

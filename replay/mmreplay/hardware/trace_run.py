@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import signal
 import traceback
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from mmreplay.hardware import trace_loop
 from mmreplay.hardware.loop_tables import RU_WORDS, Phase
 from mmreplay.hardware.perform import areas
 from mmreplay.hardware.primitives import survive_failures
-from mmreplay.hardware.runner import Ended, Meter, begin_child, has_ended, own_stacks, until
+from mmreplay.hardware.runner import Ended, Meter, begin_child, own_stacks
 from mmreplay.hardware.trace_loop import Seat, Top
 from mmreplay.hardware.trace_program import CALL_NAMES, Do, TraceProgram, Word
 from mmreplay.schema import PAGE_SIZE
@@ -128,7 +129,7 @@ def run(request: TraceRequest, fds: Sequence[int], zero: int, rounds: int) -> Tr
             os.setpgid(pid, pid)
         meter = Meter(pid)
         limit = _MINUTE_S + _PATIENCE * request.program.recorded_span_ns / 1e9
-        until(lambda: has_ended(pid), pid, limit, "not finished")
+        _wait(pid, limit)
         meter.stop()
         return _told(request.program, block, meter)
     except Ended as ended:
@@ -139,6 +140,16 @@ def run(request: TraceRequest, fds: Sequence[int], zero: int, rounds: int) -> Tr
             os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
+
+
+def _wait(pid: int, limit_s: float) -> None:
+    """Until the process has ended; asleep, as looking now and then would take its CPUs."""
+    fd = os.pidfd_open(pid)
+    try:
+        if not select.select([fd], [], [], limit_s)[0]:
+            raise Ended(f"not finished after {limit_s:.0f} s")
+    finally:
+        os.close(fd)
 
 
 def _told(program: TraceProgram, block: _Block, meter: Meter) -> TraceAnswer:
