@@ -13,6 +13,7 @@ from mmreplay.errors import UserError
 from mmreplay.fit.performed import PerformedCase, simulation_of
 from mmreplay.hardware.trace_build import build
 from mmreplay.hardware.trace_performed import awaited, performed
+from mmreplay.hardware.trace_program import Do, Word
 from mmreplay.locking.releases import resolve_kernel
 from mmreplay.machine import load_machine
 from mmreplay.schema import FaultBits, OpKind
@@ -85,6 +86,23 @@ def test_waits_are_those_that_are_performed() -> None:
         for other in plan.dep_op[plan.dep_first[k] : plan.dep_first[k + 1]]
     ]
     assert all(pair in found for pair in pairs)
+
+
+def test_a_thread_computes_before_it_waits() -> None:
+    """As in the recording: while another maps what it needs, it is at its own work."""
+    rows = (
+        mapped(1, think_cpu_ns=700),
+        touched(2, 0, think_cpu_ns=1100, think_blocked_ns=1300),
+        touched(2, 1, think_cpu_ns=1700),
+    )
+    program = build(recorded(*rows))
+    second = program.rows[program.threads[1, 0] :]
+    assert second[:, Word.DO].tolist() == [Do.AWAIT, Do.WRITE, Do.WRITE]
+    assert second[:, Word.THINK].tolist() == [1100, 0, 1700]
+    assert second[:, Word.BLOCKED].tolist() == [1300, 0, 0]
+    operations = performed(program, Header()).operations.collect()
+    assert operations["think_cpu_ns"].to_list() == [700, 1100, 1700]
+    assert operations["think_blocked_ns"].to_list() == [0, 1300, 0]
 
 
 def test_a_wait_and_think_times_make_the_makespan() -> None:
