@@ -6,8 +6,8 @@ Reads datasets/runs/NAME/machine.json, writes models/machines/NAME.toml.  *measu
 number that one measurement gives by itself (or a difference or slope of two); *fitted* a
 share of a measured total, the total being met and the share stated here; *assumed* has no
 measurement behind it.  Uncontended costs come from low quartiles.  The four wake-up costs
-are fitted afterwards, through the engine, by benchmarks/fit_wakeup.py, and kept here when
-the profile is derived anew.
+are fitted afterwards, through the engine, by benchmarks/fit_wakeup.py; they and what
+benchmarks/fault_costs.py measured are kept here when the profile is derived anew.
 """
 
 from __future__ import annotations
@@ -267,12 +267,20 @@ def main() -> None:
     path = ROOT / "models" / "machines" / f"{name}.toml"
     sections = rows(q)
     if path.exists():  # what fit_wakeup.py found stays
-        old = tomllib.loads(path.read_text())["wake"]
+        whole = tomllib.loads(path.read_text())
+        old = whole["wake"]
         sections["wake"] = [
             (k, old[k]["value"], old[k]["basis"], old[k]["source"], s)
             if old[k]["basis"] == "fitted"
             else (k, v, b, t, s)
             for k, v, b, t, s in sections["wake"]
+        ]
+        costs = whole["costs"]  # and what fault_costs.py measured
+        sections["costs"] = [
+            (k, costs[k]["value"], costs[k]["basis"], costs[k]["source"], s)
+            if k in costs and "benchmarks/" in costs[k]["source"]
+            else (k, v, b, t, s)
+            for k, v, b, t, s in sections["costs"]
         ]
     cpus = machine["cpus_online"]
     out = [
