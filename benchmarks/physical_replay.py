@@ -29,9 +29,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "replay"))
 
-import fault_costs  # noqa: E402
 import polars as pl  # noqa: E402
 
+import fault_costs  # noqa: E402
 from mmreplay.fit.performed import Beside, simulation_of  # noqa: E402
 from mmreplay.hardware import trace_suite  # noqa: E402
 from mmreplay.hardware.suite import Options  # noqa: E402
