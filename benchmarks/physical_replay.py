@@ -272,8 +272,11 @@ def write(programs: list[Program], lines: list[tuple[str, ...]], state: str) -> 
         "`MADV_POPULATE_WRITE` of a page (`benchmarks/fault_costs.py`) took",
         f"{state} before and after these runs.",
         "With the low quartiles of another hour, 1502 and 2373 ns, `gup` of the profile was",
-        "derived. Not simulated: that zapping a page takes more when its `struct page` is in no",
-        "cache (290 to 330 ns for the 197 of memory just touched).",
+        "derived. Over two hours of the same day the median makespans of the same recordings went",
+        "with the host by a tenth (g++, redis, java by the per-VMA path) to a third (node by",
+        "`mmap_lock`, zstd), and the ratios with them: outside 15 % were then also others.",
+        "Not simulated: that unmapping a page takes more where its `struct page` is in no cache",
+        "(munmap of 16 MiB and more 300 to 350 ns a page, of 1 MiB 220).",
         "",
     ]
     (ROOT / "docs" / "physical-replay.md").write_text("\n".join(out))
