@@ -7,7 +7,6 @@ a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -40,5 +39,7 @@ class UserError(Exception):
 
 def closest(word: str, known: Iterable[str]) -> str:
     """``' (did you mean "x"?)'`` for the known word nearest to ``word``, or ``''``."""
+    import difflib
+
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f' (did you mean "{match[0]}"?)' if match else ""
