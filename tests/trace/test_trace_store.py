@@ -247,6 +247,12 @@ def test_a_place_that_is_no_directory_is_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_place_that_does_not_exist_is_one_line_and_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such directory; make it first"):
+        TraceWriter(tmp_path / "a" / "b" / "c.mmt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_writing_wrong_columns_is_refused(tmp_path: Path) -> None:
     good = frame("threads", [{"tid": 1}])
     with pytest.raises(UserError, match="tid"), TraceWriter(tmp_path / "a.mmt") as writer:

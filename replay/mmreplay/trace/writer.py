@@ -147,8 +147,9 @@ class TraceWriter:
                 fix=f"name it {self.path.name or 'trace'}.mmt",
             )
         parent = self.path.parent
+        if not parent.exists():
+            raise UserError("there is no such directory", where=str(parent), fix="make it first")
         try:
-            parent.mkdir(parents=True, exist_ok=True)
             leftovers.clean(self.path)
             self._check_free()
             made, self._held_fd = leftovers.make(self.path)
