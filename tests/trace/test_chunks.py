@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmreplay.schema import VMAS
-from mmreplay.trace.chunks import MOST_DISTINCT, Column, encode
+from mmreplay.trace.chunks import MOST_DISTINCT, Column, Wanted, encode
 from mmreplay.trace.gathered import Gathered
 from mmreplay.trace.parts import Parts
 from mmreplay.trace.store import frame, polars_schema
@@ -77,7 +77,7 @@ def test_every_kind_of_column(tmp_path: Path, distinct: int, nulls: float) -> No
 @pytest.mark.parametrize("width", [4, 8])
 def test_a_dictionary_has_so_many_entries_at_most(distinct: int, width: int) -> None:
     values = [7 * (row % distinct) - 9000 for row in range(2 * distinct)]
-    chunk = encode(Column(np.array(values)), width, True)
+    (chunk,) = encode([Wanted(Column(np.array(values)), width, True)])
     assert ("RLE_DICTIONARY" in chunk.encodings) == (distinct == MOST_DISTINCT)
 
 
@@ -103,7 +103,8 @@ def test_what_is_null_has_no_influence() -> None:
     seen = set()
     for other in (0, 77):
         values = [other if row in (0, 2, 5, 7) else row for row in range(8)]
-        seen.add(encode(Column(np.array(values), known, 4), 8, True).content)
+        (chunk,) = encode([Wanted(Column(np.array(values), known, 4), 8, True)])
+        seen.add(chunk.content)
     assert len(seen) == 1
 
 

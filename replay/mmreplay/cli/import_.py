@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -16,6 +17,9 @@ import click
 
 #: bpftrace prints a line in 10 us, strace stops a thread for 40: no event costs more.
 _LARGEST_COST_NS = 100_000
+#: mallopt's (malloc.h of glibc), and up to which size freed memory is kept.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 4 << 20
 
 
 @click.command(name="import")
@@ -194,11 +198,16 @@ def _runs(
 def _start_lightly() -> None:
     """Before numpy is loaded: what costs an import more than it is good for.
 
-    Threads of a linear algebra library that is never called (they spin at first), and
-    looking for cyclic garbage among the modules that are being loaded.
+    Threads of a linear algebra library that is never called (they spin at first), looking for
+    cyclic garbage among the modules that are being loaded, and giving memory back to the kernel
+    between two windows, which must then clear it anew.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(100_000)
+    with contextlib.suppress(AttributeError):  # other C libraries than glibc
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        set_option(_M_TRIM_THRESHOLD, 16 * _KEPT_BYTES)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mmreplay.trace.writer import TraceWriter
 
 #: Operations of a group (a row group of the file), and groups in the ring (a power of two).
-GROUP_ROWS = 1 << 16
+GROUP_ROWS = 1 << 15
 RING_GROUPS: Final = 4
 #: How often in a group it is looked whether groups are complete: what depends on the
 #: moment does so by the operations alone, never by how the file was read.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from mmreplay.importers import pair_state as ps
-from mmreplay.importers import pairing
 from mmreplay.importers.assemble import Assembler
 from mmreplay.importers.selection import Batches, Selection
+from mmreplay.jit import native_of
+
+#: Pairing is a sixth of the importers' source, and wanted only compiled.
+_pair_rows: Final = native_of("mmreplay.importers.pairing", "pair")
+_finish: Final = native_of("mmreplay.importers.pairing", "finish")
 
 
 def pair_all(state: ps.State, tables: Assembler, batches: Batches, selection: Selection) -> None:
@@ -17,7 +21,7 @@ def pair_all(state: ps.State, tables: Assembler, batches: Batches, selection: Se
         before, last, ended = selection.cut(batch, rows) if selection else (0, rows, False)
         at = 0
         while at < before:  # for the state of things; what comes of it is forgotten
-            at = pairing.pair(state.arena, state.ops, batch, at, before)
+            at = _pair_rows(state.arena, state.ops, batch, at, before)
             if at < before:
                 tables.forget(state)
                 state.grow()
@@ -33,7 +37,7 @@ def pair_all(state: ps.State, tables: Assembler, batches: Batches, selection: Se
 
 def _pair(state: ps.State, tables: Assembler, batch: Any, at: int, last: int) -> None:
     while at < last:
-        at = pairing.pair(state.arena, state.ops, batch, at, last)
+        at = _pair_rows(state.arena, state.ops, batch, at, last)
         if at < last:
             tables.take(state)
             state.grow()
@@ -43,7 +47,7 @@ def finish_all(state: ps.State, tables: Assembler) -> dict[str, int]:
     """Close what is open and write the rest; returns the time split's counters."""
     slot = 0
     while slot < state.count[ps.C_THREADS]:
-        slot = pairing.finish(state.arena, state.ops, slot)
+        slot = _finish(state.arena, state.ops, slot)
         if slot < state.count[ps.C_THREADS]:
             tables.take(state)
             state.grow()

@@ -25,3 +25,8 @@ class Options:
     end_ns: int | None = None
     snapshot: Path | None = None
     event_cost: tuple[int, str] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the recording is wanted."""
+        return self.process is None and self.begin_ns is None and self.end_ns is None

@@ -7,10 +7,12 @@ Memory is bounded by two rounds of the recording plus a fixed number of windows.
 
 from __future__ import annotations
 
+import itertools
 import platform
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +25,10 @@ from mmreplay.importers.binary import new_table
 from mmreplay.importers.names import plain_name
 from mmreplay.importers.perf_container import Source, open_source
 from mmreplay.importers.perf_layout import Plan
-from mmreplay.importers.raw_calls import RawCalls
-from mmreplay.importers.stacks import Frames, Stacks
 from mmreplay.importers.streams import Ready, Stream, merge
+
+if TYPE_CHECKING:
+    from mmreplay.importers.stacks import Frames, Stacks
 
 #: Events decoded at a time.
 BATCH_ROWS = 1 << 15
@@ -56,8 +59,10 @@ class Recording:
         self.decode_state = pd.new_state()
         #: Call chains, where they were recorded, and their frames that nobody took yet.
         self.stacks: Stacks | None = None
-        self.frames: list[Frames] = []
+        self.frames: deque[Frames] = deque()
         if any(plan.has_chains for plan in self.plans):
+            from mmreplay.importers.stacks import Stacks
+
             self.stacks = Stacks()
 
     def close(self) -> None:
@@ -148,10 +153,12 @@ def _check_clocks(sources: list[Source]) -> None:
             )
 
 
-def batches(recording: Recording, progress: Progress | None = None) -> Iterator[tuple[Any, int]]:
+def batches(
+    recording: Recording, progress: Progress | None = None, buffers: int = 1
+) -> Iterator[tuple[Any, int]]:
     """The recording's events in total order: (batch, rows of it in use).
 
-    The same batch is filled again for the next window.
+    So many batches, in turn, are filled again and again.
 
     Raises
     ------
@@ -159,16 +166,19 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
         The record stream is damaged or truncated.
     """
     rec = recording
-    batch = ev.new_batch(BATCH_ROWS)
+    ring = itertools.cycle([ev.new_batch(BATCH_ROWS) for _ in range(buffers)])
     names = _Names(rec)
     raw = None
     if rec.has(ev.RAW_ENTER, ev.RAW_EXIT):
+        from mmreplay.importers.raw_calls import RawCalls
+
         raw = RawCalls(rec.header.arch or platform.machine(), rec.events)
     for ready in merge(rec.streams):
         if rec.decode_state[pd.D_T0] == pw.MAX_TIME:
             _find_start(rec, ready)
-        for first in range(0, ready.rows, len(batch.time)):
-            last = min(ready.rows, first + len(batch.time))
+        for first in range(0, ready.rows, BATCH_ROWS):
+            last = min(ready.rows, first + BATCH_ROWS)
+            batch = next(ring)
             names.make_room(last - first)
             for index, stream in enumerate(rec.streams):
                 pd.decode(
@@ -191,7 +201,7 @@ def batches(recording: Recording, progress: Progress | None = None) -> Iterator[
                 raw.name(batch, last - first)
             if rec.stacks is not None:
                 found = rec.stacks.number(batch, last - first, ready, first, rec.streams)
-                rec.frames += [found] if found is not None else []
+                rec.frames.extend([found] if found is not None else [])
             yield batch, last - first
         if progress is not None:
             done = sum(stream.done_bytes for stream in rec.streams)

@@ -1,6 +1,7 @@
 """perf.data file -> trace directory: drives reading, pairing and writing.
 
-Nothing here, up to the first event, loads pyarrow or pydantic: the threads beside do.
+Reading begins on a thread of its own as soon as its part is loaded: the other parts are loaded
+while it works.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ import numpy as np
 
 from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
-from mmreplay.importers import pair_state as ps
 from mmreplay.importers import perf_data as source
 from mmreplay.importers import perf_decode as pd
-from mmreplay.importers import snapshot
-from mmreplay.importers.assemble import Assembler
-from mmreplay.importers.drive import finish_all, pair_all
+from mmreplay.importers.ahead import Ahead
 from mmreplay.importers.options import Options
-from mmreplay.importers.selection import Selection
 from mmreplay.importers.syscalls import C_FUTEX, CALLS
-from mmreplay.trace.writer import TraceWriter
 
 if TYPE_CHECKING:
+    from mmreplay.importers import pair_state as ps
+    from mmreplay.importers.assemble import Assembler
+    from mmreplay.importers.selection import Batches, Selection
     from mmreplay.trace.header import Header
     from mmreplay.trace.store import Trace
+    from mmreplay.trace.writer import TraceWriter
+
+#: Batches that are decoded, or being decoded, while one is paired, and that one.
+_BATCHES: Final = 4
 
 _DEFAULT_FIX: Final = (
     "record the default set: perf record -d -k CLOCK_MONOTONIC --switch-events -c 1 "
@@ -40,6 +43,8 @@ _FAULTS: Final = (ev.FAULT_USER, ev.FAULT_KERNEL, ev.FAULT_SOFTWARE)
 
 def config_of(rec: source.Recording) -> ps.Config:
     """What the recording holds, as pairing needs it."""
+    from mmreplay.importers import pair_state as ps
+
     enters = np.zeros(len(CALLS), np.uint8)
     exits = np.zeros(len(CALLS), np.uint8)
     enters[:] = rec.has(ev.RAW_ENTER)
@@ -72,6 +77,7 @@ def import_perf_data(
         The file or the output is not what it must be; nothing is left behind.
     """
     recording = source.open_recording(paths, options.formats)
+    ahead: Ahead[tuple[Any, int]] | None = None
     try:
         if all(
             event.role in (ev.OTHER, ev.WAKING) or event.call == C_FUTEX
@@ -82,6 +88,13 @@ def import_perf_data(
                 where=recording.where,
                 fix=_DEFAULT_FIX,
             )
+        batches = source.batches(recording, progress, _BATCHES)
+        once = any(one.size_bytes == 0 for one in recording.sources)  # streams
+        if not once and options.whole:
+            # A stream may keep a thread waiting for ever; and where reading ends early, what was
+            # read by then, and counted, must not depend on the moment.
+            ahead = Ahead(batches, _BATCHES)
+            batches = iter(ahead)
 
         def scan() -> Iterator[tuple[Any, int]]:
             second = source.open_recording(paths, options.formats)
@@ -90,22 +103,29 @@ def import_perf_data(
             finally:
                 second.close()
 
-        once = any(one.size_bytes == 0 for one in recording.sources)  # streams
+        from mmreplay.importers.selection import Selection
+        from mmreplay.trace.writer import TraceWriter
+
         selection = Selection(options, None if once else scan, recording.where)
         with TraceWriter(out, options.force) as writer:
-            header = _transfer(recording, writer, selection, options, progress)
+            header = _transfer(recording, batches, writer, selection, options)
             return writer.close(header)
     finally:
+        if ahead is not None:
+            ahead.close()
         recording.close()
 
 
 def _transfer(
     rec: source.Recording,
+    batches: Batches,
     writer: TraceWriter,
     selection: Selection,
     options: Options,
-    progress: source.Progress | None,
 ) -> Header:
+    from mmreplay.importers.assemble import Assembler
+    from mmreplay.importers.drive import finish_all, pair_all
+
     config = config_of(rec)
     tables = Assembler(
         writer,
@@ -118,7 +138,7 @@ def _transfer(
     tables.probe = options.event_cost
     state = tables.start(config)
     try:
-        pair_all(state, tables, _with_frames(rec, tables, progress), selection)
+        pair_all(state, tables, _with_frames(rec, tables, batches), selection)
         if not rec.samples.sum():
             raise UserError(
                 "the recording holds no events",
@@ -131,6 +151,8 @@ def _transfer(
         raise
     selection.check(tables.operations)
     if options.snapshot is not None:
+        from mmreplay.importers import snapshot
+
         snapshot.add(options.snapshot, writer, state, options.process)
     rec.decode_state[pd.D_T0] += selection.begin_ns
     from mmreplay.importers.perf_facts import header_of
@@ -143,12 +165,9 @@ def _transfer(
     return header
 
 
-def _with_frames(
-    rec: source.Recording, tables: Assembler, progress: source.Progress | None
-) -> Iterator[tuple[Any, int]]:
+def _with_frames(rec: source.Recording, tables: Assembler, batches: Batches) -> Batches:
     """The recording's batches; frames of call chains go to their table."""
-    for batch, rows in source.batches(rec, progress):
-        for frames in rec.frames:
-            tables.add_frames(frames)
-        rec.frames.clear()
+    for batch, rows in batches:
+        while rec.frames:
+            tables.add_frames(rec.frames.popleft())
         yield batch, rows

@@ -22,8 +22,8 @@ from mmreplay.importers.feeds import Feed
 from mmreplay.importers.perf_decode import STREAM_SHIFT
 from mmreplay.importers.perf_layout import Layout
 
-#: Records walked before the next sort.
-WALK_ROWS = 1 << 18
+#: Records walked before the next sort: those that wait for older ones, but at least these.
+WALK_ROWS = 1 << 17
 #: Bytes asked for ahead of the walk, and taken from a feed at a time.
 _AHEAD_BYTES: Final = 1 << 26
 FEED_BYTES = 1 << 22
@@ -110,7 +110,7 @@ class Stream:
         """
         state = self.state
         waiting = int(state[pw.W_COUNT])
-        window = waiting + self._rows_at_most
+        window = waiting + max(waiting, self._rows_at_most)
         if window > len(self._times):
             old: Any = self.entries
             self._room(window + waiting)

@@ -15,12 +15,10 @@ events.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,23 +64,31 @@ def version_of(package: str) -> str:
 
 
 def _key(room: str) -> str:
-    digest = hashlib.sha256()
-    for part in (
+    told = (
         version_of("numba"),
         sys.version,
         platform.machine(),
         *(os.environ.get(f"NUMBA_{name}", "") for name in _SWITCHES),
         str(_PACKAGE),
-    ):
-        digest.update(part.encode())
+    )
+    parts = [part.encode() for part in told]
     for source in _sources(room):
-        digest.update(str(source.relative_to(_PACKAGE)).encode())
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:20]
+        parts += (str(source.relative_to(_PACKAGE)).encode(), source.read_bytes())
+    return digest(b"\0".join(parts)).hex()
+
+
+def digest(content: bytes) -> bytes:
+    """8 bytes that tell whether content is the same: what Python itself keeps compiled code by.
+
+    Loading hashlib, with OpenSSL behind it, takes as long as all the rest of this module.
+    """
+    return importlib.util.source_hash(content)
 
 
 def _prune(base: Path, room: str, keep: Path) -> None:
     others = [p for p in base.glob(f"jit-{room}-*") if p != keep]
+    import shutil
+
     for old in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[_KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -130,8 +136,8 @@ class Lazy:
         return getattr(self.made, name)
 
 
-def _room_of(function: Callable[..., Any]) -> str:
-    words = function.__module__.split(".")
+def _room_of(module: str) -> str:
+    words = module.split(".")
     return words[1] if len(words) > 2 and words[0] == "mmreplay" else "other"
 
 
@@ -139,7 +145,7 @@ def _whole(function: Callable[..., Any], counts_references: bool) -> Any:
     def make() -> Any:
         from mmreplay.jit.compiler import whole
 
-        return whole(function, cache_dir(_room_of(function)), counts_references)
+        return whole(function, cache_dir(_room_of(function.__module__)), counts_references)
 
     return functools.update_wrapper(Lazy(make), function)
 
@@ -165,8 +171,33 @@ def native(function: Callable[..., Any]) -> Any:
     from mmreplay.jit.loading import Native
 
     inner = borrowing_helper(function)
+    room = _room_of(function.__module__)
     return functools.update_wrapper(
-        Native(function, lambda: inner.made, lambda: cache_dir(_room_of(function))), function
+        Native(
+            f"{function.__module__}.{function.__qualname__}",
+            lambda: function,
+            lambda: inner.made,
+            lambda: cache_dir(room),
+        ),
+        function,
+    )
+
+
+def native_of(module: str, name: str) -> Any:
+    """The ``native`` function of a module that is loaded only to compile it."""
+
+    def found() -> Any:
+        return getattr(importlib.import_module(module), name)
+
+    if _CHECKED or _INTERPRETED:
+        return Lazy(found)
+    from mmreplay.jit.loading import Native
+
+    return Native(
+        f"{module}.{name}",
+        lambda: found().__wrapped__,
+        lambda: found().made,
+        lambda: cache_dir(_room_of(module)),
     )
 
 
@@ -174,7 +205,7 @@ def c_callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function that C code calls, by its C signature; its ``address`` is the pointer."""
     from mmreplay.jit.compiler import callback
 
-    return lambda function: callback(function, cache_dir(_room_of(function)), signature)
+    return lambda function: callback(function, cache_dir(_room_of(function.__module__)), signature)
 
 
 def helper(
@@ -218,6 +249,9 @@ def _of_compiler(name: str, module: str = "compiler") -> Any:
 #: tested for being negative.  A pointer is one word and indexes as C does.  The caller
 #: keeps the array alive.  With ``NUMBA_BOUNDSCHECK=1`` it stays an array.
 pointer = _of_compiler("pointer")
+
+#: In compiled code, ``values_at(address, np.int32)``: what lies there, to be indexed.
+values_at = _of_compiler("values_at")
 
 #: In compiled code, ``prefetch(array, index)``: ask for the cache line of ``array[index]``, to
 #: be read later.

@@ -266,6 +266,17 @@ pointer: Final = numba.extending.register_jitable(_as_it_is if _CHECKED else _at
 
 
 @numba.extending.intrinsic
+def values_at(_context: Any, address: Any, kind: Any) -> Any:
+    """In compiled code: what lies at an address, as ``kind`` (``np.int32``), to be indexed."""
+    pointer_type = numba.types.CPointer(kind.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(pointer_type))
+
+    return pointer_type(numba.types.int64, kind), codegen
+
+
+@numba.extending.intrinsic
 def prefetch(_context: Any, array: Any, index: Any) -> Any:
     """In compiled code: ask for the cache line of ``array[index]``, to be read later."""
 

@@ -13,11 +13,9 @@ import ctypes
 import fcntl
 import functools
 import gc
-import hashlib
 import os
 import platform
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +23,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmreplay.jit import Lazy, version_of
+from mmreplay.jit import Lazy, digest, version_of
 from mmreplay.jit.linking import link
 
 MOST_RESULTS: Final = 8
-_DIGEST_BYTES: Final = 32
+_DIGEST_BYTES: Final = 8
 _LOCK: Final = threading.Lock()
 #: Of /proc/cpuinfo, what tells one kind of processor from another.
 _CPU_KEYS: Final = frozenset(
@@ -73,9 +71,14 @@ class Native(Lazy):
     """See :func:`mmreplay.jit.loading`; to compiled code it is a helper."""
 
     def __init__(
-        self, function: Callable[..., Any], make: Callable[[], Any], folder: Callable[[], str]
+        self,
+        name: str,
+        function: Callable[[], Callable[..., Any]],
+        make: Callable[[], Any],
+        folder: Callable[[], str],
     ) -> None:
         super().__init__(make)
+        self._name = name
         self._function = function
         self._folder = folder
         self._entries: dict[tuple[Any, ...], _Entry] = {}
@@ -93,16 +96,15 @@ class Native(Lazy):
         count, code = entry
         results = (ctypes.c_int64 * MOST_RESULTS)()
         if code((ctypes.c_int64 * len(words))(*words), results):
-            raise RuntimeError(f"{self._function.__qualname__} failed")
+            raise RuntimeError(f"{self._name} failed")
         if count == 1:
             return results[0]
         return tuple(results[:count]) if count else None
 
     def _load(self, key: tuple[Any, ...], args: tuple[Any, ...]) -> _Entry:
         folder = self._folder()
-        name = f"{self._function.__module__}.{self._function.__qualname__}"
-        digest = hashlib.sha256(repr((name, _machine(), [str(kind) for kind in key])).encode())
-        file = Path(folder) / f"{name}-{digest.hexdigest()[:20]}.o"
+        told = repr((self._name, _machine(), [str(kind) for kind in key]))
+        file = Path(folder) / f"{self._name}-{digest(told.encode()).hex()}.o"
         found = _read(file) if folder else None
         if found is None:
             from mmreplay.jit.compiler import native_code
@@ -110,7 +112,7 @@ class Native(Lazy):
             with alone(folder):
                 found = _read(file) if folder else None  # as another process left it
                 if found is None:
-                    found = native_code(self._function, args)
+                    found = native_code(self._function(), args)
                     if folder:
                         _write(file, *found)
         return found[0], link(found[1])
@@ -145,17 +147,19 @@ def _read(file: Path) -> tuple[int, bytes] | None:
     except OSError:
         return None
     kept = content[_DIGEST_BYTES:]
-    if hashlib.sha256(kept).digest() != content[:_DIGEST_BYTES]:
+    if digest(kept) != content[:_DIGEST_BYTES]:
         return None
     return kept[0], kept[1:]
 
 
 def _write(file: Path, count: int, code: bytes) -> None:
+    import tempfile
+
     with contextlib.suppress(OSError):
         handle, name = tempfile.mkstemp(dir=file.parent)
         with os.fdopen(handle, "wb") as out:
             kept = bytes([count]) + code
-            out.write(hashlib.sha256(kept).digest() + kept)
+            out.write(digest(kept) + kept)
         Path(name).replace(file)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import borrowing_helper, native, pointer
+from mmreplay.jit import borrowing_helper, native, pointer, values_at
 
 MOST_DISTINCT: Final = 4096
 _TABLE_BITS: Final = 13
@@ -52,76 +52,105 @@ class Chunk(NamedTuple):
     encodings: tuple[str, ...]
 
 
+class Wanted(NamedTuple):
+    """How a column is to be encoded: ``width`` is that of Parquet's type in bytes: 4 or 8, 1
+    for truth; 0 for strings.  ``ascending``: differences are small."""
+
+    column: Column
+    width: int
+    nullable: bool
+    ascending: bool = False
+
+
 #: The table of distinct values, in words: keys, their numbers, and the values by number.
 _IDS: Final = 1 << _TABLE_BITS
 _FOUND: Final = 2 << _TABLE_BITS
-#: Where the page begins in the output, behind the dictionary.
-_PAGE: Final = 8 * MOST_DISTINCT
 #: Differences of a block, and of a part of it.
 _BLOCK, _PART = 128, 32
+#: What :func:`_encode` is told of a column, and what it says.
+(_VALUES, _KIND, _KNOWN, _NULLS, _NULLABLE, _WIDTH, _ASCENDING, _TOLD) = range(8)
+(_HOW, _DISTINCT, _BEGIN, _PAGE, _END, _SAID) = range(6)
+#: Types of values, by their place here.
+_KINDS: Final = {np.dtype(kind): number for number, kind in enumerate("bBhHiIlL")}
 
 
 class _Memory:
-    """What encoding a chunk of up to ``rows`` values needs, used again and again."""
+    """What encoding chunks of up to ``rows`` values needs, used again and again."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, columns: int) -> None:
         import zstandard
 
-        self.rows = rows
+        self.rows, self.columns = rows, columns
         self.wide = np.zeros(rows, np.int64)
         self.kept = np.empty(rows, np.int64)
         self.number = np.empty(rows + 8, np.int64)
         self.table = np.empty(_FOUND + MOST_DISTINCT, np.int64)
-        self.out = np.empty(_PAGE + 8 * rows + rows // 4 + 1024, np.uint8)
+        most = 8 * MOST_DISTINCT + 8 * rows + rows // 4 + 1024
+        self.out = np.empty(columns * most, np.uint8)
         self.zstd = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
 
 
 _OWN: Final = threading.local()
 
 
-def encode(column: Column, width: int, nullable: bool, ascending: bool = False) -> Chunk:
-    """The chunk of a column; the same bytes for the same values.
-
-    ``width`` is that of Parquet's type in bytes: 4 or 8, 1 for truth; 0 for strings.
-    """
-    values, known, nulls, words = column
-    rows = len(values)
+def encode(parts: Sequence[Wanted]) -> list[Chunk]:
+    """The chunks of columns of equal length; the same bytes for the same values."""
+    rows = len(parts[0].column.values)
     memory = getattr(_OWN, "memory", None)
-    if memory is None or memory.rows < rows:
-        memory = _OWN.memory = _Memory(rows)
-    bits = _NOTHING
-    if known is not None and 0 < nulls < rows:
-        bits = np.packbits(known, bitorder="little") if known.dtype == np.bool_ else known
-    if values.dtype == np.bool_:
-        return _truth(column, bits, nullable, memory)
-    if nulls == rows:
-        wide = memory.wide[:rows]
-    elif values.itemsize == 8 and values.flags.c_contiguous:
-        wide = values.view(np.int64)
-    else:
-        wide = memory.wide[:rows]
-        wide[:] = values
-    how, distinct, size = _encode(
-        _read_only(wide),
-        _read_only(bits),
-        int(nullable),
-        nulls,
-        width or 4,
-        int(ascending),
-        memory.kept,
+    if memory is None or memory.rows < rows or memory.columns < len(parts):
+        memory = _OWN.memory = _Memory(rows, len(parts))
+    told: list[int] = []
+    kept: list[Any] = []  # what the addresses are of
+    for (values, known, nulls, _), width, nullable, ascending in parts:
+        bits = _NOTHING
+        if known is not None and 0 < nulls < rows:
+            bits = np.packbits(known, bitorder="little") if known.dtype == np.bool_ else known
+        if values.dtype == np.bool_:  # not there: all of them are as if they were not known
+            told += (0, 0, 0, rows, nullable, 1, False)
+            kept.append(bits)
+            continue
+        values = np.ascontiguousarray(values)
+        kept += (bits, values)
+        told += (
+            values.__array_interface__["data"][0],
+            _KINDS[values.dtype],
+            bits.__array_interface__["data"][0],
+            nulls,
+            nullable,
+            width or 4,
+            ascending,
+        )
+    said = np.empty(_SAID * len(parts), np.int64)
+    _encode(
+        np.array(told, np.int64),
+        rows,
+        memory.wide.__array_interface__["data"][0],
+        memory.kept.__array_interface__["data"][0],
         memory.number,
         memory.table,
         memory.out,
+        said,
     )
-    pages: list[Any] = [memory.out[_PAGE : _PAGE + size]]
-    if words is not None and how != _NO_VALUES:
-        if how != _NUMBERS:
-            return _strings(column, bits, nullable, memory)
-        numbered = memory.table[_FOUND : _FOUND + distinct].tolist()
-        pages.insert(0, _texts(words[place] for place in numbered))
-    elif how == _NUMBERS:
-        pages.insert(0, memory.out[: width * distinct])
-    return _chunk(pages, rows, how, distinct, memory)
+    made = []
+    for number, wanted in enumerate(parts):
+        bits = kept.pop(0)
+        if wanted.column.values.dtype == np.bool_:
+            made.append(_truth(wanted.column, bits, wanted.nullable, memory))
+            continue
+        del kept[0]
+        how, distinct, begin, page, end = said[_SAID * number : _SAID * (number + 1)].tolist()
+        pages: list[Any] = [memory.out[page:end]]
+        words = wanted.column.words
+        if words is not None and how != _NO_VALUES:
+            if how != _NUMBERS:
+                made.append(_strings(wanted.column, bits, wanted.nullable, memory))
+                continue
+            places = memory.out[begin:page].view(np.int32).tolist()
+            pages.insert(0, _texts(words[place] for place in places))
+        elif how == _NUMBERS:
+            pages.insert(0, memory.out[begin:page])
+        made.append(_chunk(pages, rows, how, distinct, memory))
+    return made
 
 
 def _chunk(pages: list[Any], rows: int, how: int, distinct: int, memory: _Memory) -> Chunk:
@@ -184,13 +213,6 @@ def _levels(column: Column, bits: NDArray[np.uint8]) -> bytes:
         groups = (rows + 7) >> 3
         levels = _varint(groups << 1 | 1) + bits[:groups].tobytes()
     return len(levels).to_bytes(4, "little") + levels
-
-
-def _read_only(values: NDArray[Any]) -> NDArray[Any]:
-    """One type, so that it is compiled once."""
-    values = values.view()
-    values.flags.writeable = False
-    return values
 
 
 _NOTHING: Final = np.zeros(0, np.uint8)
@@ -418,66 +440,129 @@ def _put_differences(out: Any, at: Any, source: Any, count: Any) -> Any:
     return at
 
 
-@native
-def _encode(
-    values: Any,
-    known: Any,
-    nullable: Any,
-    nulls: Any,
-    width: Any,
-    ascending: Any,
-    kept: Any,
-    number: Any,
-    table: Any,
-    out: Any,
-) -> Any:
-    """Encode a page: (how, entries of the dictionary, bytes of the page).
-
-    Parameters
-    ----------
-    values:
-        (rows,) int64.
-    known:
-        A bit for each row, where there are nulls but not only nulls.
-    width:
-        Bytes of a value of Parquet's type: 4 or 8.
-    ascending:
-        Whether differences are small: they are encoded then, whatever the values are.
-    kept, number, table:
-        Scratch: (rows,), (rows + 8,), and the table of distinct values.
-    out:
-        The dictionary, and from :data:`_PAGE` on the page with its levels.
-    """
-    rows = values.shape[0]
-    source, known, kept, number = pointer(values), pointer(known), pointer(kept), pointer(number)
-    table, out = pointer(table), pointer(out)
-    at = np.int64(_PAGE)
-    if nullable:
-        at = _put_levels(out, at, known, rows, nulls)
-    count = rows - nulls
-    if count == 0:
-        return _NO_VALUES, 0, at - _PAGE
-    if nulls > 0:
-        n = 0
+@borrowing_helper
+def _widen(address: Any, kind: Any, rows: Any, wide: Any) -> Any:
+    """Values of one of :data:`_KINDS` as int64."""
+    if kind == 0:
+        bytes_ = values_at(address, np.int8)
         for i in range(rows):
-            kept[n] = source[i]
-            n += known[i >> 3] >> (i & 7) & 1
-        source = kept
-    if ascending:
-        return _DIFFERENCES, 0, _put_differences(out, at, source, count) - _PAGE
-    if _same(source, count):
-        table[_FOUND] = source[0]
-        distinct = 1
+            wide[i] = bytes_[i]
+    elif kind == 1:
+        unsigned_bytes = values_at(address, np.uint8)
+        for i in range(rows):
+            wide[i] = unsigned_bytes[i]
+    elif kind == 2:
+        halves = values_at(address, np.int16)
+        for i in range(rows):
+            wide[i] = halves[i]
+    elif kind == 3:
+        unsigned_halves = values_at(address, np.uint16)
+        for i in range(rows):
+            wide[i] = unsigned_halves[i]
+    elif kind == 4:
+        words = values_at(address, np.int32)
+        for i in range(rows):
+            wide[i] = words[i]
     else:
-        distinct = _number(source, count, number, table)
-    if distinct >= 0:
-        for k in range(distinct):
-            for byte in range(width):
-                out[width * k + byte] = table[_FOUND + k] >> 8 * byte & 255
-        return _NUMBERS, distinct, _put_numbers(out, at, number, count, distinct) - _PAGE
+        unsigned_words = values_at(address, np.uint32)
+        for i in range(rows):
+            wide[i] = unsigned_words[i]
+    return 0
+
+
+@borrowing_helper
+def _chosen(source: Any, known: Any, rows: Any, kept: Any) -> Any:
+    """The values that are not null, together."""
+    n = 0
+    for i in range(rows):
+        kept[n] = source[i]
+        n += known[i >> 3] >> (i & 7) & 1
+    return 0
+
+
+@borrowing_helper
+def _put_split(out: Any, at: Any, source: Any, count: Any, width: Any) -> Any:
+    """BYTE_STREAM_SPLIT."""
     for place in range(width):
         shift = 8 * place
         for i in range(count):
             out[at + i] = source[i] >> shift & 255
         at += count
-    return _SPLIT, 0, at - _PAGE
+    return at
+
+
+@native
+def _encode(
+    told: Any,
+    rows: Any,
+    wide: Any,
+    kept: Any,
+    number: Any,
+    table: Any,
+    out: Any,
+    said: Any,
+) -> None:
+    """Encode a page, maybe behind a dictionary, of each of some columns.
+
+    Parameters
+    ----------
+    told:
+        By column, one after the other: address and type of its values; address of a bit for
+        each row, where there are nulls but not only nulls; how many nulls; whether there may
+        be any; bytes of a value of Parquet's type, 4 or 8; whether differences are small: they
+        are encoded then, whatever the values are.
+    wide, kept:
+        Addresses of (rows,) int64, for what lies in between.
+    number, table:
+        Scratch: (rows + 8,), and the table of distinct values.
+    out:
+        Takes the dictionaries and pages.
+    said:
+        By column: how it was encoded, entries of the dictionary, and where in ``out`` that
+        begins, the page begins (with its levels), and the page ends.
+    """
+    columns = told.shape[0] // _TOLD
+    told, said = pointer(told), pointer(said)
+    wide, kept = values_at(wide, np.int64), values_at(kept, np.int64)
+    number, table, out = pointer(number), pointer(table), pointer(out)
+    at = np.int64(0)
+    for column in range(columns):
+        own = column * _TOLD
+        nulls, nullable, width = told[own + _NULLS], told[own + _NULLABLE], told[own + _WIDTH]
+        known = values_at(told[own + _KNOWN], np.uint8)
+        count = rows - nulls
+        source = values_at(told[own + _VALUES], np.int64)
+        begin = at
+        how, distinct = np.int64(_NO_VALUES), np.int64(0)
+        if count > 0:
+            if told[own + _KIND] < 6:
+                _widen(told[own + _VALUES], told[own + _KIND], rows, wide)
+                source = wide
+            if nulls > 0:
+                _chosen(source, known, rows, kept)
+                source = kept
+            if told[own + _ASCENDING]:
+                how = np.int64(_DIFFERENCES)
+            else:
+                distinct = np.int64(1)
+                table[_FOUND] = source[0]
+                if not _same(source, count):
+                    distinct = np.int64(_number(source, count, number, table))
+                how = np.int64(_NUMBERS if distinct >= 0 else _SPLIT)
+        if how == _NUMBERS:
+            for k in range(distinct):
+                for byte in range(width):
+                    out[at + byte] = table[_FOUND + k] >> 8 * byte & 255
+                at += width
+        page = at
+        if nullable:
+            at = _put_levels(out, at, known, rows, nulls)
+        if how == _NUMBERS:
+            at = _put_numbers(out, at, number, count, distinct)
+        elif how == _DIFFERENCES:
+            at = _put_differences(out, at, source, count)
+        elif how == _SPLIT:
+            at = _put_split(out, at, source, count, width)
+        own = column * _SAID
+        said[own + _HOW], said[own + _DISTINCT] = how, distinct
+        said[own + _BEGIN], said[own + _PAGE], said[own + _END] = begin, page, at

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from mmreplay import schema
 from mmreplay.trace import chunks as encoded
-from mmreplay.trace.chunks import Column
+from mmreplay.trace.chunks import Column, Wanted
 
 _MAGIC: Final = b"PAR1"
 #: Enumerations of parquet.thrift.
@@ -82,14 +82,14 @@ class Parts:
         self._columns = {column.name: column for column in _TABLES[table].columns}
         self._file = target.open("wb")
         self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[int, int, list[_Chunk], list[memoryview]]] = {}
+        self._waiting: dict[int, tuple[int, int, list[_Chunk], list[bytes]]] = {}
         self._turn = 0
         self._size = self._crc = 0
         self._rows: dict[int, int] = {}
         #: By row group and column: where its part begins in the file, and the chunk in the part.
         self._placed: dict[int, dict[str, tuple[int, _Chunk]]] = {}
         self._heads: dict[tuple[Any, ...], bytes] = {}
-        self._append(memoryview(_MAGIC))
+        self._append(_MAGIC)
 
     def write(self, turn: int, group: int, part: Mapping[str, Column]) -> None:
         """Encode ``part`` as (some columns of) row group ``group``; safe from any thread.
@@ -97,37 +97,48 @@ class Parts:
         It is appended when all parts with a lower ``turn`` have been; turns begin at 0.
         """
         chunks: list[_Chunk] = []
-        content: list[memoryview] = []
+        content: list[bytes] = []
         size = 0
         rows = max((len(column.values) for column in part.values()), default=0)
         if rows:  # a row group without rows is none
-            for name, column in part.items():
-                chunk, pages = self._encode(name, column, size)
-                chunks.append(chunk)
-                content.append(pages)
-                size += len(pages)
+            fields = [self._columns[name] for name in part]
+            made = encoded.encode(
+                [
+                    Wanted(part[f.name], _WIDTHS[_physical(f)], f.nullable, f.name == _TIMES)
+                    for f in fields
+                ]
+            )
+            for field, chunk in zip(fields, made, strict=True):
+                chunks.append(self._described(field, part[field.name], chunk, size))
+                content.append(chunk.content)
+                size += len(chunk.content)
         with self._lock:
             self._waiting[turn] = group, rows, chunks, content
             while self._turn in self._waiting:
                 self._place(*self._waiting.pop(self._turn))
                 self._turn += 1
 
-    def _encode(self, name: str, column: Column, begin: int) -> tuple[_Chunk, memoryview]:
-        """The chunk of a column, at ``begin`` of its part."""
-        field = self._columns[name]
-        kind = _physical(field)
-        times = name == _TIMES
-        made = encoded.encode(column, _WIDTHS[kind], field.nullable, times)
-        statistics = (int(column.values.min()), int(column.values.max())) if times else None
-        key = (name, kind, made.codec, made.encodings)
+    def _described(
+        self, field: schema.Column, column: Column, made: encoded.Chunk, begin: int
+    ) -> _Chunk:
+        """What the footer says of a chunk at ``begin`` of its part."""
+        values = column.values
+        times = field.name == _TIMES
+        statistics = (int(values.min()), int(values.max())) if times else None
+        key = (field.name, _physical(field), made.codec, made.encodings)
         head = self._heads.get(key) or self._heads.setdefault(key, _head(*key))
-        size, rows = len(made.content), len(column.values)
-        one = _Chunk(name, begin, begin + made.data, size, made.plain_size, rows, head, statistics)
-        return one, memoryview(made.content)
+        return _Chunk(
+            field.name,
+            begin,
+            begin + made.data,
+            len(made.content),
+            made.plain_size,
+            len(values),
+            head,
+            statistics,
+        )
 
-    def _place(
-        self, group: int, rows: int, chunks: list[_Chunk], content: list[memoryview]
-    ) -> None:
+    def _place(self, group: int, rows: int, chunks: list[_Chunk], content: list[bytes]) -> None:
         if not chunks:
             return
         placed = self._placed.setdefault(group, {})
@@ -137,7 +148,7 @@ class Parts:
         for pages in content:
             self._append(pages)
 
-    def _append(self, content: memoryview) -> None:
+    def _append(self, content: bytes) -> None:
         self._file.write(content)
         self._crc = zlib.crc32(content, self._crc)
         self._size += len(content)
@@ -152,7 +163,7 @@ class Parts:
             placed = self._placed[group]
             footer.group([placed[name] for name in self._columns], self._rows[group])
         text = footer.finish()
-        self._append(memoryview(text + len(text).to_bytes(4, "little") + _MAGIC))
+        self._append(text + len(text).to_bytes(4, "little") + _MAGIC)
         self._file.close()
         return sum(self._rows.values()), self._size, self._crc
 

@@ -6,7 +6,6 @@ Both hold themselves to the columns of :mod:`mmreplay.schema`.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -367,6 +366,8 @@ class Trace:
 
     def digest(self) -> str:
         """A hash of the whole content, for cache keys (hex, 32 digits)."""
+        import hashlib
+
         hasher = hashlib.blake2b(digest_size=16)
         hasher.update(self.header.to_json().encode())
         for table in TRACE_TABLES:
