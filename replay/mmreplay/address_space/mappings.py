@@ -9,6 +9,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmreplay.jit import native
+
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
@@ -73,7 +75,7 @@ def read_mappings(trace: Any) -> Mappings:
 
     Files are numbered by (device, inode), else by their name where it is a path.
     """
-    table = trace.vmas.collect().sort("ns", maintain_order=True)
+    table = trace.vmas.sort("ns", maintain_order=True).collect()
     names = table["name"].unique(maintain_order=True)
     known = pl.DataFrame(
         {
@@ -117,15 +119,52 @@ def read_mappings(trace: Any) -> Mappings:
     )
 
 
+#: Records of the space within the call's time that are looked at: other threads map too.
+_TRIED: Final = 4096
+
+
+@native
+def _find(
+    first: I64,
+    ns: I64,
+    start: I64,
+    end: I64,
+    row: I64,
+    space: I32,
+    low: I64,
+    high: I64,
+    begin: I64,
+    stop: I64,
+    found: I64,
+) -> None:
+    """For each call the first record of its time, ``begin..stop``, around ``low..high``."""
+    for i in range(len(space)):
+        found[i] = -1
+        if space[i] >= len(first) - 1:
+            continue
+        at = first[space[i]]
+        last = first[space[i] + 1]
+        top = last
+        while at < top:
+            middle = (at + top) >> 1
+            if ns[middle] < begin[i]:
+                at = middle + 1
+            else:
+                top = middle
+        last = min(last, at + _TRIED)
+        while at < last and ns[at] <= stop[i]:
+            if start[at] <= low[i] and high[i] <= end[at]:
+                found[i] = row[at]
+                break
+            at += 1
+
+
 class Records:
     """Finds the MMAP2 record that a call wrote.
 
     It is of the call's space, lies within its time, and tells the VMA that the call's range
     is in after a merge (perf_event_mmap in mm/vma.c:__mmap_region, do_brk_flags@6.18).
     """
-
-    #: Records of the space within the call's time that are looked at: other threads map too.
-    _TRIED: Final = 4096
 
     def __init__(self, mappings: Mappings) -> None:
         rows = np.flatnonzero(mappings.record & (mappings.start >= 0))
@@ -139,26 +178,9 @@ class Records:
 
     def find(self, space: I32, start: I64, end: I64, begin_ns: I64, end_ns: I64) -> I64:
         """Row of the vmas table for each call, -1 where it wrote none."""
-        known = space < len(self._first) - 1
-        within = np.where(known, space, 0)
-        low = self._first[within]
-        stop = np.where(known, self._first[within + 1], low)
-        top = stop.copy()
-        while (open_ := low < top).any():  # first record at or after the call's begin
-            middle = (low + top) >> 1
-            later = np.zeros(len(low), np.bool_)
-            later[open_] = self._ns[middle[open_]] < begin_ns[open_]
-            low = np.where(open_ & later, middle + 1, low)
-            top = np.where(open_ & ~later, middle, top)
-        found = np.full(len(low), -1, np.int64)
-        looks = np.arange(len(low))
-        for at in range(self._TRIED):
-            looks = looks[low[looks] + at < stop[looks]]
-            looks = looks[self._ns[low[looks] + at] <= end_ns[looks]]
-            if not len(looks):
-                break
-            record = low[looks] + at
-            hit = (self._start[record] <= start[looks]) & (end[looks] <= self._end[record])
-            found[looks[hit]] = self._row[record[hit]]
-            looks = looks[~hit]
+        found = np.empty(len(space), np.int64)
+        _find(
+            self._first, self._ns, self._start, self._end, self._row, space, start, end, begin_ns,
+            end_ns, found,
+        )  # fmt: skip
         return found

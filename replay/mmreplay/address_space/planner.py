@@ -38,7 +38,7 @@ from mmreplay.address_space.points import insert_wakeups
 from mmreplay.address_space.rows import CHUNK_ROWS, Rows, Stream
 from mmreplay.address_space.rules import Rules
 from mmreplay.address_space.scale import PrivateRange, clone_base, private_ranges
-from mmreplay.address_space.threads import Threads, read_threads
+from mmreplay.address_space.threads import Threads, read_threads, seen_threads
 from mmreplay.address_space.times import BEGIN, COLUMNS, Times
 from mmreplay.address_space.vma_state import OWN_FILES, MapState, Num, grow, new_state
 from mmreplay.address_space.wakeups import Wakeups, read_wakeups
@@ -206,7 +206,7 @@ def build_plans(
     ``private``: the private ranges under rules of that name (:func:`private_ranges`) of
     earlier calls for the same trace; what is missing is found and added.
     """
-    total, spaces = _size(trace)
+    total = trace.rows("operations")
     if total == 0:
         raise UserError("the trace has no operations", fix="record page faults and mmap calls")
     modes = {"never": -1, "madvise": 0, "always": 1}
@@ -220,12 +220,13 @@ def build_plans(
                 f"window {first}:{end} is not inside the trace", fix=f"choose rows of 0:{total}"
             )
         spans.append((first, end))
-    who = threads if threads is not None else read_threads(trace)
+    seen, highest = seen_threads(trace)
+    who = threads if threads is not None else read_threads(trace, seen)
     # Clones copy a chunk's rows: keep what is in memory at a time.
     chunk = max(chunk // max(int(who.copies.max(initial=1)), 1), 1)
     stream = Stream(trace, who, chunk=chunk, extra=COLUMNS)
-    spaces = max(
-        spaces, 1 + int(who.space.max(initial=0)), 1 + int(stream.mappings.space.max(initial=0))
+    spaces = 1 + max(
+        highest, int(who.space.max(initial=0)), int(stream.mappings.space.max(initial=0))
     )
     known = private if private is not None else {}
     passes = []
@@ -242,11 +243,12 @@ def build_plans(
     # A clone's row is changed while it is planned, so passes over clones take turns.
     workers = 1 if who.n > who.n_recorded else min(len(passes), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="plan") as pool:
+        apply = pool.map if workers > 1 else map
         for rows, order in stream:
             for one in times.values():
                 one.add(stream.frame, stream.first_row, stream.frame_threads)
             going = [i for i in range(len(passes)) if i not in done]
-            list(pool.map(lambda i: passes[i].feed(rows, order), going))  # noqa: B023
+            list(apply(lambda i: passes[i].feed(rows, order), going))  # noqa: B023
             for i in going:
                 if stream.done_row >= spans[i][1]:
                     whole = spans[i][1] == total
@@ -277,17 +279,6 @@ class _Replay:
             )  # fmt: skip
             if status != Status.DONE:
                 state.make_room(Status(status))
-
-
-def _size(trace: Any) -> tuple[int, int]:
-    """Rows of the operations table, and one more than the highest address space in it."""
-    import polars as pl
-
-    found = trace.collect(
-        trace.operations.select(rows=pl.len(), spaces=pl.col("address_space").max())
-    )
-    rows, highest = found.row(0)
-    return int(rows), int(highest or 0) + 1
 
 
 def _planned(trace: Any, who: Threads, first: int, end: int) -> int:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mmreplay.address_space.plan import SCALE_ONE, WAKE_POINT, Plan, PlanOp
 from mmreplay.address_space.threads import Threads
 from mmreplay.address_space.times import BLOCKED, THINK, Times
-from mmreplay.address_space.wakeups import Waits, Wakeups, keep_useful, spread
-from mmreplay.jit import helper, njit
+from mmreplay.address_space.wakeups import Waits, Wakeups, spread, useful
+from mmreplay.jit import borrowing_helper, native
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -83,7 +83,7 @@ def insert_wakeups(
     kept = inside.chosen(present)
     if not whole:
         last = rows[plan.thread_first[1:] - 1][place[kept.thread]]
-        kept = kept.chosen(keep_useful(kept.thread, kept.waker, kept.after < last, who.n))
+        kept = kept.chosen(useful(kept.thread, kept.waker, kept.after < last, who.n))
     left_out = len(inside) - len(kept)
     if not len(kept):
         return Inserted(plan, 0, left_out, 0)
@@ -132,15 +132,16 @@ class _Cuts:
         plan, order = self.plan, self.order
         n, count = plan.n_ops, len(order)
         following = self.next[order]
-        old = np.arange(n) + np.searchsorted(following, np.arange(n), side="right")
         new = following + np.arange(count)
+        is_old = np.ones(n + count, np.bool_)
+        is_old[new] = False
+        old = np.flatnonzero(is_old)
         before = np.searchsorted(self.thread[order], np.arange(plan.n_threads + 1), side="left")
-        columns: dict[str, Any] = {name: _merged(plan, name, old, new) for name in _COLUMNS}
+        columns: dict[str, Any] = {name: _merged(plan, name, following, new) for name in _COLUMNS}
         beside = np.minimum(following, plan.thread_first[self.thread[order] + 1] - 1)
         columns["mm"][new] = plan.mm[beside]
         tails = self._divide(columns, old, new)
-        owner = np.repeat(np.arange(n), np.diff(plan.dep_first))
-        waiting = np.concatenate([old[owner], new[self.rank[self.waits.waiting]]])
+        waiting = np.concatenate([old[_owners(plan)], new[self.rank[self.waits.waiting]]])
         for_ = np.concatenate([old[plan.dep_op], new[self.rank[self.waits.for_]]])
         loops = plan.thread_loop >= 0
         return plan._replace(
@@ -185,7 +186,7 @@ class _Cuts:
         return tail_cpu, tail_blocked
 
 
-@njit
+@native
 def _divide(
     thread: I64,
     following: I64,
@@ -240,12 +241,30 @@ def _divide(
             think[old[k]], slept[old[k]] = left_cpu, left_blocked
 
 
-def _merged(plan: Plan, name: str, old: I64, new: I64) -> NDArray[Any]:
+def _merged(plan: Plan, name: str, following: I64, new: I64) -> NDArray[Any]:
     """A column with the points' defaults between the operations."""
     column = getattr(plan, name)
-    out = np.full(len(old) + len(new), _DEFAULTS.get(name, 0), column.dtype)
-    out[old] = column
+    out = np.empty(plan.n_ops + len(new), column.dtype)
+    _spread(column, following, out)
+    out[new] = _DEFAULTS.get(name, 0)
     return out
+
+
+@native
+def _spread(column: NDArray[Any], following: I64, out: NDArray[Any]) -> None:
+    """Copy a column, leaving a place before each of the rows ``following``, which ascend."""
+    at = 0
+    for p in range(len(following)):
+        for i in range(at, following[p]):
+            out[i + p] = column[i]
+        at = following[p]
+    for i in range(at, len(column)):
+        out[i + len(following)] = column[i]
+
+
+def _owners(plan: Plan) -> I64:
+    """(D,) the operation that each of the plan's dependencies belongs to."""
+    return np.searchsorted(plan.dep_first, np.arange(len(plan.dep_op)), side="right") - 1
 
 
 def _first(row: I64, count: I64, n: int) -> I64:
@@ -261,13 +280,27 @@ def _acyclic(plan: Plan) -> tuple[Plan, int]:
     The order of a recording has no cycle, but that of effects, which the other dependencies go
     by, is not quite that of time.
     """
-    points = (plan.traits & WAKE_POINT) != 0
-    given_up = _run(plan.thread_first, plan.dep_first, plan.dep_op, points)
-    dropped = np.flatnonzero(given_up)
+    # Only rows that wait or are waited for matter.
+    owner = _owners(plan)
+    rows = np.unique(np.concatenate([owner, plan.dep_op]))
+    given_up = np.zeros(len(rows), np.bool_)
+    first = np.searchsorted(rows, plan.thread_first)
+    _run(
+        first,
+        np.searchsorted(owner, np.append(rows, plan.n_ops)),
+        np.searchsorted(rows, plan.dep_op),
+        (plan.traits[rows] & WAKE_POINT) != 0,
+        given_up,
+        np.zeros(len(rows), np.bool_),
+        np.full(len(rows), -1, np.int64),
+        np.full(plan.n_threads, -1, np.int64),
+        np.arange(plan.n_threads),
+        first.copy(),
+    )
+    dropped = rows[given_up]
     if not len(dropped):
         return plan, 0
-    owner = np.repeat(np.arange(plan.n_ops), np.diff(plan.dep_first))
-    kept = ~given_up[owner]
+    kept = ~given_up[np.searchsorted(rows, owner)]
     slept, sleep = plan.think_blocked_ns.copy(), plan.sleep_ns.copy()
     slept[dropped] += np.maximum(sleep[dropped], 0)
     sleep[dropped] = -1
@@ -280,7 +313,7 @@ def _acyclic(plan: Plan) -> tuple[Plan, int]:
     return fewer, len(dropped)
 
 
-@helper
+@borrowing_helper
 def _leave(head: I64, following: I64, row: int, thread: int) -> None:
     """Take a thread off the list of those that wait for a row."""
     if head[row] == thread:
@@ -292,16 +325,25 @@ def _leave(head: I64, following: I64, row: int, thread: int) -> None:
     following[u] = following[thread]
 
 
-@njit
-def _run(first: I64, dep_first: I64, dep_op: I64, points: NDArray[np.bool_]) -> Any:
-    """(N,) points whose waits had to be given up so that every thread comes to its end."""
+@native
+def _run(
+    first: I64,
+    dep_first: I64,
+    dep_op: I64,
+    points: NDArray[np.bool_],
+    given_up: NDArray[np.bool_],
+    done: NDArray[np.bool_],
+    head: I64,
+    following: I64,
+    work: I64,
+    at: I64,
+) -> None:
+    """Which points' waits have to be given up (``given_up``) so that every thread ends.
+
+    On entry ``given_up`` and ``done`` (N,) are false, ``head`` (N,), the threads that wait for
+    a row, and ``following`` (T,) are -1, ``work`` (T,) is every thread, ``at`` (T+1,) ``first``.
+    """
     threads = len(first) - 1
-    given_up = np.zeros(len(points), np.bool_)
-    done = np.zeros(len(points), np.bool_)
-    head = np.full(len(points), -1, np.int64)  # threads that wait for a row
-    following = np.full(threads, -1, np.int64)
-    at = first[:-1].copy()
-    work = np.arange(threads)
     ready = threads
     while True:
         while ready > 0:
@@ -339,4 +381,4 @@ def _run(first: I64, dep_first: I64, dep_op: I64, points: NDArray[np.bool_]) -> 
                 ready = 1
                 break
         if ready == 0:
-            return given_up
+            return

@@ -83,12 +83,16 @@ _FAULTS: Final = ("address_space", "address", "fault_bits", "fault_class")
 _NULLS: Final = {"address": (1 << 64) - 1, "fault_bits": 255, "fd": -1, "child": -1}
 
 
+#: What is read, without nulls.
+_COLUMNS: Final = (
+    *(pl.col(name).fill_null(_NULLS.get(name, 0)) for name in (*_EVERY, *_CALLS)),
+    pl.col("result").is_null().alias("unseen"),
+)
+
+
 def _numbers(frame: pl.DataFrame, name: str) -> NDArray[Any]:
-    """A column without nulls; unsigned 64-bit numbers as signed ones."""
-    column = frame[name]
-    if column.null_count():
-        column = column.fill_null(_NULLS.get(name, 0))
-    values: NDArray[Any] = column.to_numpy()
+    """A column; unsigned 64-bit numbers as signed ones."""
+    values: NDArray[Any] = frame[name].to_numpy()
     return values.view(np.int64) if values.dtype == np.uint64 else values
 
 
@@ -126,7 +130,7 @@ class Stream:
 
     A chunk is valid until the next one is asked for.
 
-    ``extra``: columns that the reader wants to find in ``frame`` besides.
+    ``extra``: columns without nulls that the reader wants to find in ``frame`` besides.
     """
 
     def __init__(
@@ -135,7 +139,7 @@ class Stream:
         threads: Threads,
         *,
         chunk: int = CHUNK_ROWS,
-        extra: tuple[str, ...] = (),
+        extra: tuple[pl.Expr, ...] = (),
     ) -> None:
         self.trace = trace
         self.threads = threads
@@ -147,7 +151,8 @@ class Stream:
         self._descriptors: dict[int, int] = {}
         self._buffer = np.zeros(0, ROW)
         self._learnt = 0  # mappings before this one have been passed on
-        self._columns = list(dict.fromkeys((*_EVERY, *_CALLS, *extra)))
+        columns = (*_COLUMNS, *extra)
+        self._columns = list({one.meta.output_name(): one for one in columns}.values())
         #: What was read last: a frame, the number of its first row, the thread of each row.
         self.frame = pl.DataFrame()
         self.first_row = 0
@@ -254,31 +259,30 @@ class Stream:
         key = begin
         at = np.flatnonzero(_IS_CALL[kind])
         if len(at):
-            calls = frame.select(_CALLS)[at]
+            calls = {name: _numbers(frame, name)[at] for name in (*_CALLS, "unseen")}
             for ours, theirs in (
                 ("length", "length"), ("address2", "address2"), ("length2", "length2"),
                 ("prot", "prot"), ("advice", "flags"), ("file_offset", "file_offset"),
                 ("result", "result"), ("errno", "errno"),
             ):  # fmt: skip
-                rows[ours][at] = _numbers(calls, theirs)
+                rows[ours][at] = calls[theirs]
             # a read(2) whose result is not known has found something
-            unseen = (kind[at] == OpKind.PROC_READ) & calls["result"].is_null().to_numpy()
+            unseen = (kind[at] == OpKind.PROC_READ) & calls["unseen"]
             rows["result"][at[unseen]] = 1
-            measured = _numbers(calls, "duration_kind") == DurationKind.MEASURED
-            end = begin[at] + np.where(measured, _numbers(calls, "duration_ns"), 0)
-            rows["child"][at], rows["child_space"][at] = self._children(calls, end)
+            measured = calls["duration_kind"] == DurationKind.MEASURED
+            end = begin[at] + np.where(measured, calls["duration_ns"], 0)
+            rows["child"][at], rows["child_space"][at] = self._children(calls["child"], end)
             rows["file"][at] = -1
-            self._files(rows, at, _numbers(calls, "fd"), begin[at], end)
+            self._files(rows, at, calls["fd"], begin[at], end)
             makes = _IS_MAKER[kind[at]]
             key = begin.copy()
             key[at[makes]] = end[makes]
         return key
 
-    def _children(self, calls: pl.DataFrame, end: I64) -> tuple[I32, I32]:
+    def _children(self, tid: NDArray[Any], end: I64) -> tuple[I32, I32]:
         """Thread that each call made, and its address space."""
         child = np.full(len(end), -1, np.int32)
         space = child.copy()
-        tid = _numbers(calls, "child")
         made = np.flatnonzero(tid >= 0)
         if len(made):
             child[made] = self.lives.at(tid[made], end[made])

@@ -51,28 +51,43 @@ class Threads:
         return bool((self.copies == 1).all())
 
 
-def read_threads(trace: Any) -> Threads:
-    """The threads of a trace in the order of its table; tids only in operations are added."""
+class Unlisted(Exception):
+    """Operations have threads or address spaces that no other table of the trace has."""
+
+
+def seen_threads(trace: Any) -> tuple[I64, int]:
+    """Thread ids of the operations, and their highest address space (0 where there are none)."""
+    query = trace.operations.select(
+        tid=pl.col("tid").unique().implode(), space=pl.col("address_space").max()
+    )
+    tids, space = trace.collect(query).row(0)
+    return np.array(tids, np.int64), int(space or 0)
+
+
+def read_threads(trace: Any, seen: I64 | None = None) -> Threads:
+    """The threads of a trace in the order of its table; tids only in operations are added.
+
+    ``seen``: thread ids of the operations; None: look for them.
+    """
     table = trace.threads.collect()
     known = table["tid"].to_numpy().astype(np.int64)
-    seen = trace.operations.select(pl.col("tid").unique()).collect()["tid"]
-    unknown = seen.filter(~seen.is_in(table["tid"].unique().implode()))
+    unknown = np.setdiff1d(seen_threads(trace)[0] if seen is None else seen, known)
     extra = (
-        trace.operations.filter(pl.col("tid").is_in(unknown.implode()))
+        trace.operations.filter(pl.col("tid").is_in(unknown.tolist()))
         .group_by("tid")
         .agg(pl.col("pid").first(), pl.col("address_space").first())
         .sort("tid")
         .collect()
         if len(unknown)
-        else table.select("tid", "pid", "address_space").clear()
+        else table.clear()
     )
     groups = [*table["group"].to_list(), *(["unknown"] * extra.height)]
     names = tuple(sorted(set(groups)))
     dense = {name: i for i, name in enumerate(names)}
 
     def both(column: str, default: int) -> I64:
-        ours = table[column].fill_null(default).to_numpy().astype(np.int64)
-        return np.concatenate([ours, np.full(extra.height, default, np.int64)])
+        ours = [default if value is None else value for value in table[column].to_list()]
+        return np.array([*ours, *([default] * extra.height)], np.int64)
 
     n = len(groups)
     return Threads(

@@ -16,16 +16,17 @@ I64 = NDArray[np.int64]
 
 #: Columns of the operations table that :class:`Times` reads.
 COLUMNS: Final = (
-    "begin_ns", "duration_ns", "think_cpu_ns", "think_blocked_ns", "io_ns", "preempted_ns",
-)  # fmt: skip
+    pl.col("begin_ns"),
+    *(
+        pl.col(name).fill_null(0)
+        for name in ("duration_ns", "think_cpu_ns", "think_blocked_ns", "preempted_ns")
+    ),
+    pl.col("io_ns").fill_null(-1),
+    pl.col("think_cpu_ns").is_null().alias("unsplit"),
+)
 #: Columns of ``Times.values``, ns: user time and sleep before the operation, sleep inside it
 #: (-1 unknown), its begin, time runnable but not running.
 THINK, BLOCKED, SLEEP, BEGIN, PREEMPTED, COUNT = range(6)
-
-
-def _ns(column: pl.Series, null: int = 0) -> I64:
-    values: I64 = (column.fill_null(null) if column.null_count() else column).to_numpy()
-    return values
 
 
 @native
@@ -62,23 +63,16 @@ class Times:
 
     def add(self, frame: pl.DataFrame, first_row: int, thread: I32) -> None:
         """The next rows of the table, with the thread of each."""
-        begin = _ns(frame["begin_ns"])
-        duration = _ns(frame["duration_ns"])
+        begin, duration = frame["begin_ns"].to_numpy(), frame["duration_ns"].to_numpy()
         low = max(self.first - first_row, 0)
         high = min(self.end - first_row, frame.height)
         if low < high:
-            here = frame[low:high]
             to = self.values[first_row + low - self.first : first_row + high - self.first]
-            cpu = here["think_cpu_ns"]
-            parts = (cpu, here["think_blocked_ns"], here["preempted_ns"])
-            _fill(
-                to,
-                readable(begin[low:high]),
-                *(readable(_ns(part)) for part in parts),
-                readable(_ns(here["io_ns"], -1)),
-            )
-            if cpu.null_count():
-                unsplit = np.flatnonzero(cpu.is_null().to_numpy())
+            names = ("think_cpu_ns", "think_blocked_ns", "preempted_ns", "io_ns")
+            parts = (begin, *(frame[name].to_numpy() for name in names))
+            _fill(to, *(readable(part[low:high]) for part in parts))
+            unsplit = np.flatnonzero(frame["unsplit"].to_numpy()[low:high])
+            if len(unsplit):
                 before = self._idle(thread, begin + duration, low + unsplit)
                 gap = begin[low + unsplit] - before
                 to[unsplit, THINK] = (gap.clip(0) - to[unsplit, BLOCKED]).clip(0)

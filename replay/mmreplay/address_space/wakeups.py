@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.threads import Lives, Threads
-from mmreplay.jit import njit
+from mmreplay.jit import native
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -81,19 +81,28 @@ def read_wakeups(trace: Any, who: Threads) -> Wakeups | None:
     return found.chosen((thread >= 0) & (waker >= 0) & (thread != waker))
 
 
-@njit
-def keep_useful(thread: I64, waker: I64, goes_on: NDArray[np.bool_], threads: int) -> Any:
+def useful(thread: I64, waker: I64, goes_on: NDArray[np.bool_], threads: int) -> Any:
     """(W,) which wake-ups somebody needs: who was woken has an operation later, or wakes others.
 
     ``goes_on`` (W,): it has an operation later.  The wake-ups ascend by time.
     """
     kept = np.zeros(len(thread), np.bool_)
-    wakes_later = np.zeros(threads, np.bool_)
+    _keep_useful(thread, waker, goes_on, np.zeros(threads, np.bool_), kept)
+    return kept
+
+
+@native
+def _keep_useful(
+    thread: I64,
+    waker: I64,
+    goes_on: NDArray[np.bool_],
+    wakes_later: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
+) -> None:
     for w in range(len(thread) - 1, -1, -1):
         if goes_on[w] or wakes_later[thread[w]]:
             kept[w] = True
             wakes_later[waker[w]] = True
-    return kept
 
 
 @dataclass(frozen=True)

@@ -121,14 +121,14 @@ class Native(Lazy):
 def _spread(argument: Any, words: list[int], kinds: list[Any]) -> None:
     """Append the words of an argument, and what its type is."""
     if isinstance(argument, np.ndarray):
-        flags = argument.flags
+        array = argument.view(np.ndarray)  # looks into an array of records are slow
+        flags = array.flags
         if not flags.c_contiguous:
             raise TypeError("compiled code takes C-contiguous arrays")
-        data = argument.__array_interface__["data"][0]
-        words += (0, 0, argument.size, argument.itemsize, data)
-        words += argument.shape
-        words += argument.strides
-        kinds += (argument.dtype, argument.ndim, flags.writeable)
+        words += (0, 0, array.size, array.itemsize, _address(array, flags.writeable))
+        words += array.shape
+        words += array.strides
+        kinds += (array.dtype, array.ndim, flags.writeable)
     elif isinstance(argument, tuple):
         kinds += (type(argument), len(argument))
         for one in argument:
@@ -138,6 +138,12 @@ def _spread(argument: Any, words: list[int], kinds: list[Any]) -> None:
         kinds.append(isinstance(argument, np.uint64))
     else:
         raise TypeError(f"compiled code takes no {type(argument).__name__}")
+
+
+def _address(array: np.ndarray[Any, Any], writeable: bool) -> int:
+    if writeable and array.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return int(array.ctypes.data)  # three times as long; more with records
 
 
 def _read(file: Path) -> tuple[int, bytes] | None:
