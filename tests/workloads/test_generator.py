@@ -263,6 +263,38 @@ def test_a_barrier_holds_all_threads() -> None:
         assert calls["tid"][first : first + 5].n_unique() == 5
 
 
+def test_no_more_threads_run_at_once_than_there_are_cpus() -> None:
+    """Three threads take turns of 4 ms on two CPUs, and each gets as much of them."""
+    found = made("brk1", 3, ops=60_000, duration_s=0.5, cpus=2)
+    table = found.trace.operations.filter(pl.col("kind") == int(OpKind.BRK)).collect()
+    turns = table.group_by(pl.col("begin_ns") // 500_000).agg(pl.col("tid").n_unique())
+    assert turns["tid"].max() == 3  # where one turn ends in the middle
+    assert turns["tid"].median() == 2
+    shares = table["tid"].value_counts()["count"]
+    assert shares.max() < 1.4 * shares.min()  # type: ignore[operator]
+    assert set(table["cpu"]) == {0, 1}
+    moved = table["result"] != table["result"].shift(1)
+    assert 0.5 <= moved.mean() <= 0.7  # type: ignore[operator]
+
+
+def test_who_sleeps_or_waits_at_a_barrier_leaves_the_cpu() -> None:
+    loop = """
+        { do = "think", mean_ns = 100000, asleep = true },
+        { do = "barrier", name = "b" },
+        { do = "madvise", on = "memory", advice = "cold", counts = 1 },
+    """
+    once = '{ do = "mmap", on = "memory" }'
+    alone, shared = (
+        made(workload(loop, once=once), 4, ops=10**6, cpus=cpus).trace.operations.collect()
+        for cpus in (4, 1)
+    )
+    rounds = [t.filter(pl.col("kind") == int(OpKind.MADVISE)) for t in (alone, shared)]
+    assert rounds[1].height == pytest.approx(rounds[0].height, rel=0.1)
+    assert shared["think_blocked_ns"].sum() == pytest.approx(
+        alone["think_blocked_ns"].sum(), rel=0.1
+    )
+
+
 @pytest.mark.parametrize("shape", ["constant", "exponential", "lognormal"])
 def test_think_times_have_the_mean_that_was_asked_for(shape: str) -> None:
     sigma = ", sigma = 0.8" if shape == "lognormal" else ""
@@ -318,6 +350,7 @@ def test_limits_are_checked(tmp_path: Path) -> None:
         ({"duration_s": 0}, "duration"),
         ({"duration_s": float("nan")}, "duration"),
         ({"seed": -1}, "seed -1"),
+        ({"cpus": 0}, "0 CPUs"),
         ({"path": "vna"}, 'did you mean "vma"'),
         ({"threads": 100_000}, "choose 1 to"),
     ):
@@ -417,9 +450,16 @@ class Space:
             self.pages[page] = 2 if bits & 2 else 1
 
 
-@given(st.lists(_step(), min_size=2, max_size=8), st.integers(1, 4), st.integers(0, 1000))
+@given(
+    st.lists(_step(), min_size=2, max_size=8),
+    st.integers(1, 4),
+    st.sampled_from([None, 1, 2, 3]),
+    st.integers(0, 1000),
+)
 @settings(max_examples=60, deadline=None)
-def test_any_program_is_consistent_page_by_page(steps: list[str], threads: int, seed: int) -> None:
+def test_any_program_is_consistent_page_by_page(
+    steps: list[str], threads: int, cpus: int | None, seed: int
+) -> None:
     regions = """
 [regions.own]
 size = "8 pages"
@@ -434,7 +474,9 @@ count = 3
         [*steps, '{ do = "think", mean_ns = 3000, distribution = "exponential", counts = 1 }']
     )
     try:
-        found = made(workload(loop, regions=regions), threads, seed=seed, ops=300, duration_s=0.01)
+        found = made(
+            workload(loop, regions=regions), threads, seed=seed, ops=300, duration_s=0.01, cpus=cpus
+        )
     except UserError as refused:  # nothing is ever mapped
         assert "does nothing" in str(refused)
         return

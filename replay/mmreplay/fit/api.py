@@ -95,6 +95,7 @@ def prepare(
         definition_of,
         model,
         thp=thp,
+        cpus=int(runs.machine.get("cpus_allowed") or 0) or None,
         progress=lambda k, n: say(f"planning {k} of {n}"),
     )
     idle = sorted({key[0] for key, case in cases.items() if case.idle})

@@ -110,16 +110,24 @@ class WorkloadCase:
 
 
 def prepare_case(
-    workload: Workload, path: Path, threads: int, model: LockingModel, *, thp: Thp, seed: int = 1
+    workload: Workload,
+    path: Path,
+    threads: int,
+    model: LockingModel,
+    *,
+    thp: Thp,
+    cpus: int | None = None,
+    seed: int = 1,
 ) -> WorkloadCase:
     """Generate, plan and make ready.
 
-    ``thp``: the measured system's transparent-huge-page mode.
+    ``thp``: the measured system's transparent-huge-page mode; ``cpus``: how many of its
+    CPUs the threads may run on.
     """
     program = compile_workload(workload, threads).by_path(path)
     for ops in (OPS_PER_THREAD, max(OPS_PER_THREAD, LONG_LOOP_OPS)):
         most = min(ops * (program.started + 1), MOST_OPS)
-        made = generate_trace(program, None, seed=seed, ops=most, duration_s=MOST_S)
+        made = generate_trace(program, None, seed=seed, ops=most, duration_s=MOST_S, cpus=cpus)
         bundle = build_plan(made.trace, load_rules(model.vma_rules), huge_pages=thp)
         if _loops_end(bundle, workload.started()):
             break
@@ -173,6 +181,7 @@ def prepare_cases(
     model: LockingModel,
     *,
     thp: Thp,
+    cpus: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> dict[tuple[str, Path, int], WorkloadCase]:
@@ -182,7 +191,7 @@ def prepare_cases(
 
     def prepare(key: tuple[str, Path, int]) -> WorkloadCase:
         nonlocal done
-        case = prepare_case(definition(key[0]), key[1], key[2], model, thp=thp)
+        case = prepare_case(definition(key[0]), key[1], key[2], model, thp=thp, cpus=cpus)
         done += 1
         if progress is not None:
             progress(done, len(keys))

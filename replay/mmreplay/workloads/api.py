@@ -70,6 +70,7 @@ def synthesise(
     seed: int = 1,
     ops: int = DEFAULT_OPS,
     duration_s: float = DEFAULT_DURATION_S,
+    cpus: int | None = None,
     path: FaultPath = "vma",
     force: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
@@ -84,6 +85,7 @@ def synthesise(
         seed=seed,
         ops=ops,
         duration_s=duration_s,
+        cpus=cpus,
         force=force,
         progress=progress,
     )

@@ -73,6 +73,7 @@ def generate_trace(
     seed: int = 1,
     ops: int = DEFAULT_OPS,
     duration_s: float = DEFAULT_DURATION_S,
+    cpus: int | None = None,
     force: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Synthetic:
@@ -86,6 +87,10 @@ def generate_trace(
         ``NAME.mmt``, written whole or not at all; None: a trace in memory.
     seed:
         Of all random choices; the same one gives the same bytes.
+    cpus:
+        How many threads run at once, in turns of 4 ms; None: all.  Nothing of the turns is in
+        the trace but the order of operations: what two threads do to one thing (the break of a
+        process, a region that they share) they do while both run.
     progress:
         Called with the number of operations so far, now and then.
 
@@ -96,7 +101,12 @@ def generate_trace(
         touches what it has no access to, or is too large; an output that cannot be written.
     """
     _check(program, seed, ops, duration_s, output)
+    if cpus is not None and cpus < 1:
+        raise UserError(f"{cpus} CPUs", where="cpus", fix="give a number from 1 on")
     world = new_world(program, seed, min(ops, _CHUNK_ROWS))
+    if cpus is not None and cpus < program.started:
+        world.cells[Cell.CPUS] = cpus
+        world.cells[Cell.ON_CPU] = 1  # the main thread
     sink = _Memory() if output is None else _File(output, force)
     with sink:
         rows = 0
@@ -123,7 +133,7 @@ def generate_trace(
             )
         span_ns = int(world.cells[Cell.NOW])
         sink.write("threads", _threads(program, world))
-        trace = sink.close(_header(program, rows, span_ns, seed))
+        trace = sink.close(_header(program, rows, span_ns, seed, cpus))
     return Synthetic(
         trace=trace,
         workload=program.name,
@@ -219,6 +229,7 @@ def new_world(program: Program, seed: int, rows: int) -> World:
         taken_n=np.zeros(len(own), np.int64),
         turns=np.zeros((n_programs, len(Turn)), np.int64),
         heap=np.zeros(n_programs + 1, np.int64),
+        ready=np.zeros(n_programs + 1, np.int64),
         arrived=np.zeros(len(program.barriers) + 1, np.int64),
         lives=np.zeros((n_programs + 1024, len(Life)), np.int64),
         mappings=np.zeros((16 + mapped_files * rows, 8), np.int64),
@@ -443,13 +454,13 @@ def _by_role(program: Program, world: World, column: Turn) -> dict[str, int]:
     }
 
 
-def _header(program: Program, rows: int, span_ns: int, seed: int) -> Header:
+def _header(program: Program, rows: int, span_ns: int, seed: int, cpus: int | None) -> Header:
     from mmreplay.trace.header import Capabilities, Clock, Event, Header, Machine, Source
 
     return Header(
         clock=Clock(name="simulated"),
         kernel_release=KERNEL,
-        machine=Machine(cpus_online=program.started, page_size=PAGE),
+        machine=Machine(cpus_online=min(cpus or program.started, program.started), page_size=PAGE),
         source=Source(format="synthetic", tool_version=f"workload {program.name}, seed {seed}"),
         target="synthetic",
         events=[Event(name="synthetic", samples=rows)],

@@ -24,10 +24,13 @@ from mmreplay.workloads.generator_world import (
     Status,
     Turn,
     Waits,
+    awake,
     begin_life,
+    leaves_cpu,
     new_call,
     new_fault,
     new_row,
+    preempted,
     sink,
     stops,
     wakes,
@@ -328,6 +331,8 @@ def _instruction(w: Any, t: Any, row: Any) -> Any:
         span = draw_think(code, row, w.states, t)
         turn[Turn.BLOCKED if code[row, Field.FLAGS] else Turn.THINK] += span
         turn[Turn.CLOCK] += span
+        if span > 0 and code[row, Field.FLAGS] and w.cells[Cell.CPUS] > 0:
+            turn[Turn.ASLEEP] = 1
         turn[Turn.COUNTED] += code[row, Field.COUNTS]
         if span > 0:
             turn[Turn.FUEL] = 0
@@ -390,6 +395,8 @@ def generate(w: Any, most_rows: int, most_ns: int) -> int:
             return Status.FULL
         t = w.heap[0]
         turn = w.turns[t]
+        if turn[Turn.ASLEEP] and not awake(w):
+            continue
         cells[Cell.NOW] = turn[Turn.CLOCK]
         if turn[Turn.CLOCK] >= most_ns:
             return Status.LONG_ENOUGH
@@ -423,7 +430,11 @@ def generate(w: Any, most_rows: int, most_ns: int) -> int:
         if done == -2:
             cells[Cell.WHO], cells[Cell.WHERE] = t, row
             return Status.NOT_ALLOWED
-        sink(w)
+        if turn[Turn.ASLEEP]:
+            sink(w)
+            leaves_cpu(w, cells[Cell.NOW])
+        elif not preempted(w):
+            sink(w)
 
 
 @borrowing_njit

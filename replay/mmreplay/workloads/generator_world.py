@@ -28,6 +28,9 @@ _USER: Final = int(FaultBits.USER)
 #: Smallest and largest tid given out before they are used again (PID_MAX_LIMIT is 4 Mi).
 FIRST_TID, LAST_TID = 1000, 4_000_000
 FIRST_NS: Final = 1_000
+#: How long a program runs while another waits for its CPU: a tick at 250 Hz, longer than the
+#: scheduler's base_slice_ns (kernel/sched/fair.c@6.18).
+SLICE_NS: Final = 4_000_000
 
 
 class Status(IntEnum):
@@ -57,6 +60,8 @@ class Turn(IntEnum):
     LIFE = 11  # row of lives
     COUNTED = 12  # operations that ops_per_s counts
     ROWS = 13  # operations written
+    SLICE_END = 14  # when it gives its CPU to whoever waits for one
+    ASLEEP = 15  # it sleeps until its clock
 
 
 class Waits(IntEnum):
@@ -97,6 +102,10 @@ class Cell(IntEnum):
     LAST_SEQ = 9
     WHO = 10
     WHERE = 11
+    CPUS = 12  # how many run at once; 0: all
+    ON_CPU = 13
+    READY = 14  # programs that wait for a CPU
+    READY_FIRST = 15  # the first of them in their ring
 
 
 class Column(IntEnum):
@@ -140,7 +149,8 @@ class World(NamedTuple):
     taken: I64  # (processes, pieces, 2) mapped ranges, ascending
     taken_n: I64
     turns: I64
-    heap: I64  # programs that run, a binary heap by (clock, program)
+    heap: I64  # programs that run or sleep, a binary heap by (clock, program)
+    ready: I64  # programs that wait for a CPU, a ring
     arrived: I64  # at each barrier
     lives: I64
     mappings: I64  # space, ns, start, length, prot, flags, offset, file of file mappings
@@ -175,11 +185,72 @@ def sink(w: Any) -> None:
 
 
 @borrowing_helper
+def _queues(w: Any, who: Any) -> None:
+    """Program ``who`` waits for a CPU, behind those that do already."""
+    n = len(w.ready)
+    w.ready[(w.cells[Cell.READY_FIRST] + w.cells[Cell.READY]) % n] = who
+    w.cells[Cell.READY] += 1
+
+
+@borrowing_helper
 def runs(w: Any, who: Any, clock: Any) -> None:
-    """Program ``who`` runs from ``clock`` on."""
+    """Program ``who`` runs from ``clock`` on, or waits for a CPU from then on."""
     turn = w.turns[who]
     turn[Turn.WAITS] = Waits.RUNS
     turn[Turn.CLOCK] = clock
+    if w.cells[Cell.CPUS] > 0:
+        if w.cells[Cell.ON_CPU] >= w.cells[Cell.CPUS]:
+            _queues(w, who)
+            return
+        w.cells[Cell.ON_CPU] += 1
+        turn[Turn.SLICE_END] = clock + SLICE_NS
+    _push(w, who)
+
+
+@borrowing_helper
+def leaves_cpu(w: Any, now: Any) -> None:
+    """A CPU is free: whoever has waited longest for one goes on there."""
+    cells = w.cells
+    if cells[Cell.CPUS] == 0:
+        return
+    cells[Cell.ON_CPU] -= 1
+    if cells[Cell.READY] > 0:
+        who = w.ready[cells[Cell.READY_FIRST]]
+        cells[Cell.READY_FIRST] = (cells[Cell.READY_FIRST] + 1) % len(w.ready)
+        cells[Cell.READY] -= 1
+        runs(w, who, max(w.turns[who, Turn.CLOCK], now))
+
+
+@borrowing_helper
+def preempted(w: Any) -> Any:
+    """Whether the first of the heap had to give its CPU to another."""
+    who = w.heap[0]
+    clock = w.turns[who, Turn.CLOCK]
+    if w.cells[Cell.READY] == 0 or clock < w.turns[who, Turn.SLICE_END]:
+        return False
+    _pop(w)
+    _queues(w, who)
+    leaves_cpu(w, clock)
+    return True
+
+
+@borrowing_helper
+def awake(w: Any) -> Any:
+    """Whether the first of the heap, which has slept, finds a CPU; else it waits for one."""
+    who = w.heap[0]
+    turn = w.turns[who]
+    turn[Turn.ASLEEP] = 0
+    if w.cells[Cell.ON_CPU] < w.cells[Cell.CPUS]:
+        w.cells[Cell.ON_CPU] += 1
+        turn[Turn.SLICE_END] = turn[Turn.CLOCK] + SLICE_NS
+        return True
+    _pop(w)
+    _queues(w, who)
+    return False
+
+
+@borrowing_helper
+def _push(w: Any, who: Any) -> None:
     k = w.cells[Cell.HEAP]
     w.cells[Cell.HEAP] = k + 1
     while k > 0 and before(w, who, w.heap[(k - 1) // 2]):
@@ -189,16 +260,23 @@ def runs(w: Any, who: Any, clock: Any) -> None:
 
 
 @borrowing_helper
-def stops(w: Any, waits: Any) -> None:
-    """The first of the heap does not run any more."""
-    who = w.heap[0]
-    w.turns[who, Turn.WAITS] = waits
-    w.turns[who, Turn.SINCE] = w.turns[who, Turn.CLOCK]
+def _pop(w: Any) -> None:
+    """Take the first out of the heap."""
     n = w.cells[Cell.HEAP] - 1
     w.cells[Cell.HEAP] = n
     w.heap[0] = w.heap[n]
     if n > 0:
         sink(w)
+
+
+@borrowing_helper
+def stops(w: Any, waits: Any) -> None:
+    """The first of the heap does not run any more."""
+    who = w.heap[0]
+    w.turns[who, Turn.WAITS] = waits
+    w.turns[who, Turn.SINCE] = w.turns[who, Turn.CLOCK]
+    _pop(w)
+    leaves_cpu(w, w.turns[who, Turn.CLOCK])
 
 
 @borrowing_helper
@@ -209,6 +287,21 @@ def wakes(w: Any, who: Any, now: Any) -> None:
 
 
 # -- rows --------------------------------------------------------------------------------------
+
+
+@borrowing_helper
+def _span(w: Any, t: Any, nominal: Any) -> Any:
+    """How long an operation lasts: where programs take turns, from half to one and a half times.
+
+    Programs in lockstep would be in the same order all through a turn, and what one does to
+    the other would be the same each time (a murmur hash of program and row decides).
+    """
+    if w.cells[Cell.CPUS] == 0:
+        return nominal
+    x = (t << 40) + w.turns[t, Turn.ROWS] + 1
+    x = (x ^ ((x >> 33) & 0x7FFFFFFF)) * -49064778989728563
+    x = (x ^ ((x >> 33) & 0x7FFFFFFF)) * -4265267296055464877
+    return (nominal >> 1) + ((nominal * ((x >> 40) & 0x3FF)) >> 10)
 
 
 @borrowing_helper
@@ -228,12 +321,13 @@ def new_row(w: Any, t: Any, kind: Any) -> Any:
     rows[Column.SPACE, n] = turn[Turn.SPACE]
     parent = w.threads[t, ThreadField.PARENT]
     started = w.threads[t, ThreadField.KIND] <= Kind.STARTED
-    rows[Column.CPU, n] = max(0, (t if started else parent) - 1)
+    cpu = max(0, (t if started else parent) - 1)
+    rows[Column.CPU, n] = cpu % cells[Cell.CPUS] if cells[Cell.CPUS] > 0 else cpu
     rows[Column.KIND, n] = kind
     rows[Column.PROT, n] = 0
     rows[Column.BITS, n] = 0
     turn[Turn.THINK] = turn[Turn.BLOCKED] = 0
-    turn[Turn.CLOCK] = begin + NOMINAL_NS[kind]
+    turn[Turn.CLOCK] = begin + _span(w, t, NOMINAL_NS[kind])
     turn[Turn.FUEL] = 0
     turn[Turn.ROWS] += 1
     w.lives[turn[Turn.LIFE], Life.LAST] = turn[Turn.CLOCK]
@@ -271,5 +365,5 @@ def begin_life(w: Any, who: Any, tid: Any, pid: Any, space: Any, parent: Any, no
     life[Life.PROGRAM], life[Life.TAIL_THINK], life[Life.TAIL_BLOCKED] = who, 0, 0
     turn[Turn.TID], turn[Turn.PID], turn[Turn.SPACE] = tid, pid, space
     turn[Turn.LIFE], turn[Turn.LEFT], turn[Turn.FUEL] = n, 0, 0
-    turn[Turn.THINK] = turn[Turn.BLOCKED] = 0
+    turn[Turn.THINK] = turn[Turn.BLOCKED] = turn[Turn.ASLEEP] = 0
     runs(w, who, now)
