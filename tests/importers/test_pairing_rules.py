@@ -265,6 +265,34 @@ def test_switches_split_think_and_inside(tmp_path: Path) -> None:
     assert (rows["on_ns"] - rows["off_ns"]).to_list() == [4000, 2000, 40_000, 5000]
 
 
+def test_who_first_shows_by_coming_onto_a_cpu_was_off_it(tmp_path: Path) -> None:
+    w = pw.default()
+    w.comm(0, 100, 100, b"runs")
+    w.comm(0, 200, 200, b"sleeps")
+    w.fault(0, 10_000, 100, 0x5000)
+    w.switch(15_000, 100, 100, out=True)
+    w.switch(500_000, 200, 200, out=False)
+    for tid, now in ((200, 520_000), (100, 530_000)):
+        w.call(pw.MUNMAP_IN, now, tid, 0x1000, 4096)
+        w.call(pw.MUNMAP_OUT, now + 2000, tid, 0)
+    slept = ops(load(w, tmp_path))[1]
+    assert slept["tid"] == 200
+    assert slept["think_blocked_ns"] == 490_000  # from the first event on
+    assert slept["think_cpu_ns"] == 20_000 - 2 * 900
+    assert slept["unattributed_ns"] == 0
+
+
+def test_where_events_were_lost_nobody_knows(tmp_path: Path) -> None:
+    w = pw.default()
+    w.comm(0, 200, 200, b"sleeps")
+    w.fault(0, 10_000, 100, 0x5000)
+    w.lost(400_000, 7)
+    w.switch(500_000, 200, 200, out=False)
+    w.call(pw.MUNMAP_IN, 520_000, 200, 0x1000, 4096)
+    w.call(pw.MUNMAP_OUT, 522_000, 200, 0)
+    assert ops(load(w, tmp_path))[1]["think_cpu_ns"] is None
+
+
 def test_contention_inside_an_operation(tmp_path: Path) -> None:
     w = pw.default()
 

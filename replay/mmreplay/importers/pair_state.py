@@ -431,6 +431,7 @@ class State:
             threads[:, column] = 0
         for column in (S_PRE_CPU, S_PRE_BLOCKED, S_PRE_PREEMPTED, S_PRE_EVENTS, S_PRE_KNOWN):
             threads[:, column] = 0
+        threads[threads[:, S_RUN] == RUNNING, S_OFF_NS] = -1
         alive = threads[:, S_STATE] == ALIVE
         threads[:, S_START_NS] = -1
         threads[:, S_START_KIND] = np.where(alive, START_ATTACH, START_FORGOTTEN)

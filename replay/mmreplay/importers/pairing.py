@@ -306,6 +306,17 @@ def _loss(a: Any, now: Any, cpu: Any, lost: Any, role: Any) -> None:
 
 
 @borrowing_helper
+def _was_away(a: Any, t: Any) -> None:
+    """A thread from before the recording that first shows by coming onto a CPU slept until then."""
+    fresh = a[t + ps.S_START_KIND] == ps.START_ATTACH and a[t + ps.S_LAST_CPU] < 0
+    fresh = fresh and a[t + ps.S_RUN] == ps.RUNNING and a[t + ps.S_OFF_NS] == 0
+    if fresh and a[t + ps.S_ROW] + a[t + ps.S_PRE_EVENTS] + a[t + ps.S_AFTER_GAP] == 0:
+        a[t + ps.S_RUN] = ps.BLOCKED
+        a[t + ps.S_OFF_NS] = -1  # no telling when it left
+        a[t + ps.S_PRE_KNOWN] = 1
+
+
+@borrowing_helper
 def _returns(a: Any, ops: Any, t: Any, now: Any) -> None:
     """The thread is seen on a CPU again; whom it joined may tell why."""
     joins = a[t + ps.S_FUTEX] == ps.FUTEX_JOINS and a[t + ps.S_RUN] == ps.BLOCKED
@@ -346,6 +357,7 @@ def _arrives(a: Any, ops: Any, now: Any, following: Any, cpu: Any) -> None:
         slot = ps.tid_find(a, following)
         if slot >= 0 and a[ps.threads_at(a, slot) + ps.S_STATE] == ps.ALIVE:
             other = ps.threads_at(a, slot)
+            _was_away(a, other)
             account(a, other, now)
             _returns(a, ops, other, now)
             a[other + ps.S_LAST_CPU] = cpu
@@ -427,6 +439,8 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
             account(a, t, now)
             close_fault(a, ops, t, now, _UPPER, _UNKNOWN, cpu)
         if role == ev.SWITCH:
+            if not batch.arg[i, 0]:
+                _was_away(a, t)
             account(a, t, now)
             if batch.arg[i, 0]:
                 come_back(a, ops, t, now)
