@@ -268,10 +268,10 @@ def test_switches_split_think_and_inside(tmp_path: Path) -> None:
 def test_who_first_shows_by_coming_onto_a_cpu_was_off_it(tmp_path: Path) -> None:
     w = pw.default()
     w.comm(0, 100, 100, b"runs")
-    w.comm(0, 200, 200, b"sleeps")
+    w.comm(0, 100, 200, b"sleeps")
     w.fault(0, 10_000, 100, 0x5000)
     w.switch(15_000, 100, 100, out=True)
-    w.switch(500_000, 200, 200, out=False)
+    w.switch(500_000, 100, 200, out=False)
     for tid, now in ((200, 520_000), (100, 530_000)):
         w.call(pw.MUNMAP_IN, now, tid, 0x1000, 4096)
         w.call(pw.MUNMAP_OUT, now + 2000, tid, 0)
@@ -284,10 +284,10 @@ def test_who_first_shows_by_coming_onto_a_cpu_was_off_it(tmp_path: Path) -> None
 
 def test_where_events_were_lost_nobody_knows(tmp_path: Path) -> None:
     w = pw.default()
-    w.comm(0, 200, 200, b"sleeps")
+    w.comm(0, 100, 200, b"sleeps")
     w.fault(0, 10_000, 100, 0x5000)
     w.lost(400_000, 7)
-    w.switch(500_000, 200, 200, out=False)
+    w.switch(500_000, 100, 200, out=False)
     w.call(pw.MUNMAP_IN, 520_000, 200, 0x1000, 4096)
     w.call(pw.MUNMAP_OUT, 522_000, 200, 0)
     assert ops(load(w, tmp_path))[1]["think_cpu_ns"] is None
