@@ -22,7 +22,7 @@ from mmreplay.cli.main import main
 from mmreplay.errors import UserError
 from mmreplay.importers.registry import import_trace
 from mmreplay.recorder import cost, here
-from mmreplay.recorder.api import Wanted, describe, record
+from mmreplay.recorder.api import Wanted, describe, record, size_limit, size_of
 from mmreplay.recorder.check import check
 
 pytestmark = pytest.mark.perf
@@ -188,12 +188,38 @@ def test_a_command_is_ended_after_its_duration(tmp_path: Path) -> None:
 
 
 def test_the_size_is_limited(tmp_path: Path) -> None:
-    wanted = Wanted(program=tuple(program(30)), max_size="1M", buffer="256K")
+    """By a program that writes more than the limit while perf still writes what its rings hold."""
+    busy = "import mmap\nwhile 1:\n a=mmap.mmap(-1,65536); a[0]=a[4096]=1; a.close()"
     file = tmp_path / "app.data"
     begin = time.monotonic()
-    record(wanted, file)
+    record(Wanted(program=(sys.executable, "-c", busy), max_size="4M"), file)
     assert time.monotonic() - begin < 25
-    assert 1 << 20 <= file.stat().st_size < 3 << 20
+    assert 2 << 20 <= file.stat().st_size <= 4 << 20
+
+
+def test_a_size_that_rings_may_exceed_is_said(tmp_path: Path) -> None:
+    wanted = Wanted(program=tuple(program(30)), max_size="1M", buffer="512K")
+    file = tmp_path / "app.data"
+    told: list[str] = []
+    record(wanted, file, say=told.append)
+    rings = (512 << 10) * (os.cpu_count() or 1)
+    most = (512 << 10) + rings + (256 << 10)
+    assert 512 << 10 <= file.stat().st_size <= most
+    assert f"the file can become {most / 1e6:,.1f} MB" in told[0]
+
+
+@pytest.mark.parametrize("size", ["64K", "1M", "3M", "64M", "5G", "1000000"])
+def test_perf_is_told_less_than_the_limit(size: str) -> None:
+    wanted = Wanted(program=("true",), max_size=size)
+    recording = describe(wanted, lambda event: True, here_=True)
+    limit = size_limit(wanted, recording.ring_pages)
+    assert limit is not None
+    assert recording.max_size is not None
+    assert size_of(recording.max_size, "") == limit.told
+    assert limit.size // 2 - 1024 <= limit.told < limit.size
+    rings = here.rings_bytes(recording.ring_pages)
+    # Either the rings fit behind it, or they are as small as they get.
+    assert limit.most <= limit.size or rings == here.rings_bytes(here.FEWEST_PAGES)
 
 
 def test_flight_recorder(tmp_path: Path, running: int) -> None:

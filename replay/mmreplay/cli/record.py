@@ -43,7 +43,7 @@ _EPILOG = (
 )
 @click.option("--stacks", is_flag=True, help="Also the call stack of each event: 2-3 us each.")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="End after SECONDS.")
-@click.option("--max-size", metavar="SIZE", help="End when the file has that size (64M, 2G).")
+@click.option("--max-size", metavar="SIZE", help="End before the file exceeds that size (64M, 2G).")
 @click.option(
     "--keep",
     metavar="SIZE",

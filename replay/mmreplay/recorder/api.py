@@ -23,6 +23,11 @@ Say = Callable[[str], None]
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 #: A flight recorder's rings hold at least this much of each CPU.
 _LEAST_RING_PAGES: Final = 16
+#: perf writes the formats of the tracepoints behind the events, and counts only the events: 170 KB
+#: for the largest event set (perf 6.1, Linux 6.18).
+_BEHIND_EVENTS: Final = 256 << 10
+#: Rings of a recording of limited size take at most this share of it.
+_RINGS_OF_SIZE: Final = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,35 @@ def size_of(text: str, option: str) -> int:
     return size
 
 
+@dataclass(frozen=True, slots=True)
+class SizeLimit:
+    """How a recording of at most ``size`` bytes is made with perf.
+
+    perf looks at the size after each piece that it writes, and once it is reached still writes
+    what its rings hold.  So it is told less, but at least half; ``most`` is how large the file
+    can become.
+    """
+
+    size: int
+    told: int  # perf's --max-size
+    most: int
+
+    @classmethod
+    def of(cls, size: int, rings: int) -> SizeLimit:
+        """The limit for rings of so many bytes, all of them together."""
+        behind = rings + _BEHIND_EVENTS
+        told = max(size // 2, size - behind)
+        told = told >> 10 << 10 or told
+        return cls(size, told, told + behind)
+
+
+def size_limit(wanted: Wanted, pages: int) -> SizeLimit | None:
+    """The limit of a recording on this machine, None without; ``pages`` as in :func:`describe`."""
+    if wanted.max_size is None:
+        return None
+    return SizeLimit.of(size_of(wanted.max_size, "--max-size"), here.rings_bytes(pages))
+
+
 def _as_perf_writes(size: int) -> str:
     unit = next(unit for unit in ("G", "M", "K", "") if size % _UNITS[unit] == 0)
     return f"{size // _UNITS[unit]}{unit or 'B'}"
@@ -151,9 +185,13 @@ def describe(wanted: Wanted, has: Has, output: Path | None = None, *, here_: boo
     elif here_ or wanted.buffer is not None:
         size = size_of(wanted.buffer, "--buffer") if wanted.buffer is not None else None
         pages = here.ring_pages(size)
+        if size is None and wanted.max_size is not None:
+            share = int(_RINGS_OF_SIZE * size_of(wanted.max_size, "--max-size"))
+            pages = min(pages, max(here.FEWEST_PAGES, here.ring_pages(share, total=True)))
     limit = None
     if wanted.max_size is not None:
-        limit = _as_perf_writes(size_of(wanted.max_size, "--max-size"))
+        told = size_limit(wanted, pages) if here_ else None
+        limit = _as_perf_writes(told.told if told else size_of(wanted.max_size, "--max-size"))
     return Recording(
         choose_events(has, light=wanted.light, wakeups=wanted.dependencies),
         wanted.target(),
@@ -218,6 +256,12 @@ def record(
                 say(line)
         taken = file.with_name(file.name + ".snapshot")
         snapshot(wanted.pids, taken)
+    limit = size_limit(wanted, recording.ring_pages)
+    if limit is not None and limit.most > limit.size:
+        say(
+            f"the file can become {limit.most / 1e6:,.1f} MB: behind the limit comes what the rings "
+            f"hold ({here.rings_bytes(recording.ring_pages) / 1e6:,.1f} MB)"
+        )
     before = _dumps(file)
     if wanted.keep is not None:
         say("SIGUSR2 writes what the rings hold; Ctrl-C writes it and ends")

@@ -17,7 +17,8 @@ from mmreplay.trace.recording import RING_PAGES, Has, Recording, in_tracefs
 TRACEFS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 #: All rings together take at most this share of the machine's memory.
 _RINGS_SHARE: Final = 0.05
-_FEWEST_PAGES: Final = 128
+#: No smaller rings unless asked for.
+FEWEST_PAGES: Final = 128
 #: Open events above which attaching takes too long and too much kernel memory: 1,352 bytes each
 #: (the slab perf_event, 6.18), so 0.3 GB.
 _MOST_EVENTS: Final = 200_000
@@ -73,10 +74,15 @@ def ring_pages(wanted_bytes: int | None, *, total: bool = False) -> int:
     if wanted_bytes is None:
         memory = page * os.sysconf("SC_PHYS_PAGES")
         most = int(_RINGS_SHARE * memory / cpus) // page
-        pages = max(_FEWEST_PAGES, min(RING_PAGES * 4096 // page, most))
+        pages = max(FEWEST_PAGES, min(RING_PAGES * 4096 // page, most))
     else:
         pages = max(1, wanted_bytes // (page * (cpus if total else 1)))
     return 1 << (pages.bit_length() - 1)
+
+
+def rings_bytes(pages: int) -> int:
+    """Size of all rings of ``pages`` together."""
+    return pages * os.sysconf("SC_PAGE_SIZE") * (os.cpu_count() or 1)
 
 
 def allow_events(recording: Recording, threads: int) -> None:
@@ -148,7 +154,7 @@ def _why_not_perf(has: Has | None, recording: Recording | None) -> str:
             target=("--", "true"),
             output=str(file),
             keep=False,
-            ring_pages=_FEWEST_PAGES,
+            ring_pages=FEWEST_PAGES,
         )
         done = subprocess.run(trial.argv(), capture_output=True, text=True, errors="replace")
         if done.returncode == 0 and file.exists():
