@@ -259,7 +259,7 @@ def record(
     limit = size_limit(wanted, recording.ring_pages)
     if limit is not None and limit.most > limit.size:
         say(
-            f"the file can become {limit.most / 1e6:,.1f} MB: behind the limit comes what the rings "
+            f"the file can become {limit.most / 1e6:,.1f} MB: perf still writes what its rings "
             f"hold ({here.rings_bytes(recording.ring_pages) / 1e6:,.1f} MB)"
         )
     before = _dumps(file)
