@@ -180,7 +180,9 @@ class Writer:
                     chunk = part[first : first + 2 * PAGE]
                     small = _pack(chunk, compression)
                     data += struct.pack("<II", len(small), len(chunk)) + small
-            buffer += struct.pack("<IQQ", cpu, at + 16 + len(body), len(data))
+            # As trace-cmd 3.1 does: the number of chunks is not counted.
+            size = len(data) - 4 if packed else len(data)
+            buffer += struct.pack("<IQQ", cpu, at + 16 + len(body), size)
             body += data
         out += section(3, body)
         options.append((3, buffer))

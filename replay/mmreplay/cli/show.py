@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmreplay.trace.summary import Summary
 
 _MOST_GROUPS = 12
+_MOST_LOST = 4
 _LABELS = {
     "think_cpu": "thinking on CPU",
     "think_blocked": "blocked outside operations",
@@ -284,11 +285,32 @@ def _print_losses(console: Console, summary: Summary) -> None:
             f"{plural(lost, 'event')} lost ({summary.lost_ratio:.2%}) in "
             f"{plural(summary.gaps, 'gap')}, {span(summary.gap_ns)} together",
         )
+        for line in _where_lost(summary):
+            _bullet(console, "·", line)
     odd = {name: count for name, count in summary.header.counters.items() if count}
     odd = {name: count for name, count in odd.items() if not name.startswith("timesplit_")}
     if odd:
         listed = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in odd.items())
         _bullet(console, "·", f"counted by the import: {listed}")
+
+
+def _where_lost(summary: Summary) -> list[str]:
+    """Which events, and the largest gaps."""
+    lines = []
+    which = sorted(summary.header.events, key=lambda event: -event.lost)
+    named = [f"{event.name} {event.lost:,}" for event in which if event.lost]
+    if named:
+        more = f" and {len(named) - _MOST_LOST} other kinds" if len(named) > _MOST_LOST else ""
+        lines.append(f"of them {', '.join(named[:_MOST_LOST])}{more}")
+    gaps = [
+        ("all CPUs" if gap.cpu < 0 else f"CPU {gap.cpu}")
+        + f" {gap.begin_ns / 1e9:.6f} to {gap.end_ns / 1e9:.6f} s ({gap.lost:,})"
+        for gap in summary.largest_gaps
+    ]
+    if gaps:
+        first = "largest: " if summary.gaps > len(gaps) else ""
+        lines.append(f"{first}{', '.join(gaps)}")
+    return lines
 
 
 def _print_support(console: Console, summary: Summary) -> None:

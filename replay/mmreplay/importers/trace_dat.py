@@ -129,7 +129,11 @@ def open_trace_dat(path: Path) -> TraceDat:
             where,
             "record with trace-cmd record -C mono",
         )
-    if not dat.cpus:
+    if not any(size for _, _, size in dat.cpus):
+        if dat.others:
+            raise _refuse(
+                "its trace data is in instances, which are not read", where, "record without -B"
+            )
         raise _refuse("no trace data is in it", where, "record again")
     _check_layout(dat, where)
     return dat
@@ -339,17 +343,17 @@ def _buffer(dat: TraceDat, at: _Cursor, compression: str) -> None:
 def _chunks(
     mapped: mmap.mmap, first: int, size: int, compression: str, where: str
 ) -> Iterator[bytes]:
-    """The unpacked chunks of a CPU's pages."""
-    at = _Cursor(mapped, first, where, first + size)
+    """The unpacked chunks of a CPU's pages; their count is not part of ``size`` (trace-cmd 3.1)."""
+    at = _Cursor(mapped, first, where, first + 4 + size)
     if size:
         for _ in range(at.number(4)):
             yield _unpack(*_packed(at), compression, where)
 
 
 def _map(file: IO[bytes], where: str) -> mmap.mmap:
+    if file.tell() == 0:  # nothing can be mapped then
+        file.write(bytes(512))
     file.flush()
-    if file.tell() == 0:
-        raise _refuse("no trace data is in it", where, "record again")
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

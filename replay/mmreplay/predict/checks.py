@@ -17,6 +17,9 @@ from mmreplay.predict.recorded import (
 if TYPE_CHECKING:
     from mmreplay.trace.store import Trace
 
+#: Pages of each CPU's ring after a loss: 64 MiB.
+_LARGE_RINGS = 16_384
+
 
 def check_choice(value: str, option: str, known: tuple[str, ...]) -> None:
     """Raise unless ``value`` is one of ``known``."""
@@ -91,6 +94,13 @@ def check_predictable(
             where=where,
             fix=f"record with them: {command}",
         )
+    if state.lost_share > LOSS_LIMIT:
+        raise UserError(
+            f"{state.lost_share:.1%} of the events were lost (limit {LOSS_LIMIT:.0%}), so rates "
+            "would be guesses",
+            where=where,
+            fix=f"record with larger rings: {rooms.record_command(trace, ring_pages=_LARGE_RINGS)}",
+        )
     if (state.unattributed_share or 0) > UNATTRIBUTED_LIMIT:
         raise UserError(
             f"{state.unattributed_share:.0%} of the threads' busy time could not be split into "
@@ -98,13 +108,6 @@ def check_predictable(
             "guesses",
             where=where,
             fix=f"record with durations and switches: {command}",
-        )
-    if state.lost_share > LOSS_LIMIT:
-        raise UserError(
-            f"{state.lost_share:.1%} of the events were lost (limit {LOSS_LIMIT:.0%}), so rates "
-            "would be guesses",
-            where=where,
-            fix=f"record with larger rings (-m 16384): {command}",
         )
     warnings = []
     if state.lost_share > LOSS_WARNING:

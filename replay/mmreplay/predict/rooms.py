@@ -54,13 +54,13 @@ def trace_name(trace: Trace) -> str:
     return Path(trace.path).name if trace.path is not None else "in memory"
 
 
-def record_command(trace: Trace) -> str:
+def record_command(trace: Trace, ring_pages: int | None = None) -> str:
     """The ``perf record`` line for everything a prediction needs; of a generated trace empty."""
     if trace.header.generated:
         return ""
     from mmreplay.trace.recording import record_command as words
 
-    return " ".join(words(trace.header))
+    return " ".join(words(trace.header, ring_pages=ring_pages))
 
 
 def kernel_model(name: str, option: str) -> tuple[LockingModel, str]:

@@ -220,7 +220,11 @@ class Recording:
 
 
 def record_command(
-    header: Header | None = None, *, wakeups: bool = False, compat: bool = False
+    header: Header | None = None,
+    *,
+    wakeups: bool = False,
+    compat: bool = False,
+    ring_pages: int | None = None,
 ) -> list[str]:
     """The default recording as the words of a shell command, one option a word.
 
@@ -231,4 +235,4 @@ def record_command(
     events = choose_events(in_release(release), wakeups=wakeups, compat=compat)
     targets = {"pids": ("-p", "PID"), "all": ("-a",)}
     target = targets.get(header.target if header else "command", ("--", "CMD"))
-    return Recording(events, target).words()
+    return Recording(events, target, ring_pages=ring_pages or RING_PAGES).words()

@@ -19,12 +19,17 @@ from mmreplay.trace.store import Header, Trace
 
 #: Above this share of busy time unattributed, gains are refused.
 UNATTRIBUTED_LIMIT: Final = 0.20
+_MOST_GAPS: Final = 5
 #: Losses above these shares of the events: a warning, no rates.
 LOSS_WARN: Final = 0.001
 LOSS_REFUSE: Final = 0.05
 
 #: Counter of wake-ups that may have ended a wait inside a fault (importers/pair_wakeups.py).
 _UNTOLD: Final = "wakeups_without_fault_ends"
+#: Events that tell of any wait who ended it; names as perf and ftrace's text have them.
+_WAKINGS: Final = frozenset(
+    f"{system}{name}" for system in ("sched:", "") for name in ("sched_waking", "sched_wakeup")
+)
 _FAULTS: Final = (int(OpKind.FAULT_USER), int(OpKind.FAULT_KERNEL))
 _MODES: Final = {int(OpKind.FAULT_USER): "user", int(OpKind.FAULT_KERNEL): "kernel"}
 _TIMES: Final = {
@@ -83,6 +88,16 @@ class Dependencies:
 
 
 @dataclass(frozen=True)
+class GapRow:
+    """A span in which events of one CPU (-1: of any) were lost."""
+
+    cpu: int
+    begin_ns: int
+    end_ns: int
+    lost: int
+
+
+@dataclass(frozen=True)
 class Missing:
     """Something the trace cannot support, and the recording that would add it."""
 
@@ -110,6 +125,7 @@ class Summary:
     dependencies: Dependencies
     gaps: int
     gap_ns: int
+    largest_gaps: list[GapRow]
     supports: list[str]
     missing: list[Missing]
     warnings: list[str]
@@ -150,6 +166,7 @@ class Summary:
             "lost_by_name": {event.name: event.lost for event in header.events if event.lost},
             "gaps": self.gaps,
             "gap_ns": self.gap_ns,
+            "largest_gaps": [asdict(row) for row in self.largest_gaps],
             "counters": header.counters,
             "time_ns": self.time_ns,
             "attributed_ratio": self.attributed_ratio,
@@ -232,6 +249,7 @@ def summarise(trace: Trace) -> Summary:
         dependencies=_dependencies(trace, time_ns["think_blocked"]),
         gaps=int(gaps["count"]),
         gap_ns=int(gaps["ns"] or 0),
+        largest_gaps=_largest_gaps(trace),
         supports=supported(trace.header),
         missing=missing,
         warnings=[],
@@ -317,6 +335,17 @@ def _dependencies(trace: Trace, blocked_ns: int | None) -> Dependencies:
     waited_ns = int(found["ns"] or 0)
     left_ns = None if blocked_ns is None else max(0, blocked_ns - waited_ns)
     return Dependencies(int(found["waits"]), waited_ns, left_ns)
+
+
+def _largest_gaps(trace: Trace) -> list[GapRow]:
+    rows = trace.collect(
+        trace.gaps.with_columns(cpu=pl.col("ring").fill_null(-1))
+        .sort("lost", "begin_ns", descending=[True, False], nulls_last=True)
+        .head(_MOST_GAPS)
+        .sort("begin_ns")
+        .select("cpu", "begin_ns", "end_ns", pl.col("lost").fill_null(0))
+    )
+    return [GapRow(**row) for row in rows.iter_rows(named=True)]
 
 
 def _attributed(time_ns: dict[str, int | None]) -> float | None:
@@ -451,6 +480,12 @@ def missing_capabilities(header: Header) -> list[Missing]:
             "threads are a lower bound, and scaling out is an upper bound",
         ),
         (
+            has.wakeups and not any(event.name in _WAKINGS for event in header.events),
+            "wakeups",
+            "wake-ups are told by futex calls only: waits for pipes, sockets, eventfd, epoll, "
+            "signals and other processes stay think time",
+        ),
+        (
             has.wakeups and bool(header.counters.get(_UNTOLD)),
             "wakeups",
             "wake-ups beside faults without ends: waits for other threads cannot be told from "
@@ -470,10 +505,10 @@ def _warnings(summary: Summary) -> list[str]:
     ratio = summary.lost_ratio
     if ratio > LOSS_REFUSE:
         lines.append(
-            f"{ratio:.1%} of the events were lost: rates are not to be trusted; "
-            "record with a larger ring (-m 4096 or more)"
+            f"more than {LOSS_REFUSE:.0%} of the events were lost: rates are not to be trusted, "
+            "and predictions are refused"
         )
-    elif ratio > LOSS_WARN:
+    elif ratio > LOSS_WARN and not any("were lost" in line for line in lines):
         lines.append(f"{ratio:.2%} of the events were lost; record with a larger ring (-m)")
     attributed = summary.attributed_ratio
     if attributed is not None and attributed < 1 - UNATTRIBUTED_LIMIT:
