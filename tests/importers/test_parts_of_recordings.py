@@ -74,6 +74,34 @@ def test_a_name_is_the_leaders(tmp_path: Path) -> None:
     assert found.rows("operations") == 1
 
 
+def test_who_forks_passes_its_name_on(tmp_path: Path) -> None:
+    w = pw.default()
+    w.comm(0, 100, 100, b"server")
+    for k, child in enumerate((200, 300, 400)):
+        at = 10_000 * (k + 1)
+        w.fork(at, child, 100, child, 100)
+        w.fork(at + 1, child, child, child + 1, child)
+        if child == 300:
+            w.comm(at + 2, child, child, b"other", exec_=True)
+        w.fault(pw.FAULT, at + 1000, child + 1, 0x7F0000001000, pid=child)
+    found = load(w, tmp_path, process="server").operations.collect()
+    faults = found.filter(pl.col("kind") == int(OpKind.FAULT_USER))
+    assert faults["tid"].to_list() == [201, 401]
+    assert len(load(w, tmp_path, process="other").operations.collect()) > 0
+
+
+def test_of_a_child_its_threads_are_not_kept(tmp_path: Path) -> None:
+    w = pw.default()
+    w.fault(pw.FAULT, 1000, 100, 0x7F0000001000)
+    w.fork(2000, 200, 100, 200, 100)
+    w.fork(3000, 200, 200, 201, 200)
+    w.comm(3500, 200, 201, b"thread")
+    w.exit(4000, 200, 201)
+    w.exit(5000, 200, 200)
+    trace = load(w, tmp_path, process="100")
+    assert trace.threads.collect()["tid"].sort().to_list() == [100, 200]
+
+
 def test_children_say_what_a_clone3_was(tmp_path: Path) -> None:
     w = pw.default()
     w.fault(pw.FAULT, 1000, 100, 0x7F0000001000)

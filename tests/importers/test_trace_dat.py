@@ -233,3 +233,14 @@ def _with_tgid(line: str) -> str:
 def same(one: Trace, other: Trace) -> None:
     for table in ("operations", "schedule"):
         assert_frame_equal(one.table(table).collect(), other.table(table).collect())
+
+
+@pytest.mark.parametrize("version", [6, 7])
+def test_data_in_instances_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    w = dw.Writer(FORMATS)
+    own = w._options()
+    instance = struct.pack("<Q", 0) + b"inst\0mono\0" + struct.pack("<II", dw.PAGE, 0)
+    monkeypatch.setattr(w, "_options", lambda: [*own, (3, instance)])
+    assert "in instances" in refused(w.save(tmp_path / "trace.dat", version))

@@ -100,13 +100,23 @@ class Selection:
         wanted = self.process.encode()[:_MOST_NAME]
         found: set[int] = set()
         known: dict[bytes, int] = {}
+        now: dict[int, bytes] = {}
         for batch, rows in scan():
             leaders = (batch.role[:rows] == ev.COMM) & (batch.tid[:rows] == batch.pid[:rows])
-            for row in np.flatnonzero(leaders & (batch.pid[:rows] > 0)).tolist():
-                name = batch.arg[row, 1:3].astype("<u8").tobytes().split(b"\0", 1)[0]
-                known.setdefault(name, int(batch.pid[row]))
+            born = batch.role[:rows] == ev.FORK
+            for row in np.flatnonzero(leaders & (batch.pid[:rows] > 0) | born).tolist():
+                pid = int(batch.pid[row])
+                if born[row]:  # a child has its parent's name until it takes another
+                    pid, parent = int(batch.arg[row, 0]), int(batch.arg[row, 1])
+                    if pid == parent or parent not in now:
+                        continue
+                    name = now[parent]
+                else:
+                    name = batch.arg[row, 1:3].astype("<u8").tobytes().split(b"\0", 1)[0]
+                now[pid] = name
+                known.setdefault(name, pid)
                 if name == wanted:
-                    found.add(int(batch.pid[row]))
+                    found.add(pid)
         if not found:
             names = [name.decode("utf-8", "replace") for name in list(known)[:_NAMED]]
             more = ", ..." if len(known) > _NAMED else ""
@@ -139,7 +149,11 @@ def _keep(batch: Any, rows: Any, wanted: Any) -> None:
                 wanted[pid] = _LIFE
                 continue
         elif wanted[pid] == _LIFE and (role == ev.COMM or role == ev.THREAD_END):
-            continue
+            tid = np.int64(batch.tid[i])
+            if role == ev.THREAD_END:
+                tid = np.int64(batch.arg[i, 2])
+            if tid == pid:
+                continue
         batch.pid[i] = 0
         batch.tid[i] = 0
         if role != ev.SCHED_SWITCH:  # whom it switches to may be wanted
