@@ -334,3 +334,35 @@ def test_stdout_is_data_in_a_pipe(tmp_path: Path) -> None:
     )
     assert json.loads(done.stdout)["threads"] == 4
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("waking", [True, False])
+def test_wakeups_by_futex_calls_do_not_show_all_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], waking: bool
+) -> None:
+    header = _header()
+    names = ["syscalls:sys_enter_futex", "syscalls:sys_exit_futex"]
+    names += ["sched:sched_waking"] * waking
+    header.events += [Event(name=name) for name in names]
+    text = " ".join(_show(capsys, str(_store(tmp_path / "a.mmt", header, _rows()))).split())
+    assert ("waits for pipes, sockets, eventfd" in text) != waking
+    assert ("-e sched:sched_waking" in text) != waking
+
+
+def test_losses_are_told_by_event_and_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = _header()
+    header.lost_events = 30
+    header.events += [Event(name=f"e{k}", lost=k) for k in range(6)]
+    rows = _rows()
+    rows["gaps"] = [
+        {"begin_ns": 1000 * k, "end_ns": 1000 * k + 500, "lost": 10 - k, "ring": k % 2}
+        for k in range(7)
+    ]
+    path = _store(tmp_path / "a.mmt", header, rows)
+    text = " ".join(_show(capsys, str(path)).split())
+    assert "of them e5 5, e4 4, e3 3, e2 2 and 1 other kinds" in text
+    assert "largest: CPU 0 0.000000 to 0.000001 s (10), CPU 1 0.000001" in text
+    found = json.loads(_show(capsys, str(path), "--format", "json"))
+    assert [gap["lost"] for gap in found["largest_gaps"]] == [10, 9, 8, 7, 6]

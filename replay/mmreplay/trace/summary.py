@@ -480,7 +480,7 @@ def missing_capabilities(header: Header) -> list[Missing]:
             "threads are a lower bound, and scaling out is an upper bound",
         ),
         (
-            has.wakeups and not any(event.name in _WAKINGS for event in header.events),
+            has.wakeups and _futexes_only(header),
             "wakeups",
             "wake-ups are told by futex calls only: waits for pipes, sockets, eventfd, epoll, "
             "signals and other processes stay think time",
@@ -498,6 +498,13 @@ def missing_capabilities(header: Header) -> list[Missing]:
             words = record_command(header, wakeups=capability == "wakeups")
             rows.append(Missing(capability, consequence, ADDED_BY[capability], " ".join(words)))
     return rows
+
+
+def _futexes_only(header: Header) -> bool:
+    """Whether it was calls that told who woke whom, not the scheduler."""
+    names = {event.name for event in header.events}
+    calls = any("futex" in name or name.startswith("raw_syscalls") for name in names)
+    return calls and names.isdisjoint(_WAKINGS)
 
 
 def _warnings(summary: Summary) -> list[str]:
