@@ -101,6 +101,7 @@ class Selection:
         found: set[int] = set()
         known: dict[bytes, int] = {}
         now: dict[int, bytes] = {}
+        forked: set[int] = set()  # what has the name from its parent, until it takes another
         for batch, rows in scan():
             leaders = (batch.role[:rows] == ev.COMM) & (batch.tid[:rows] == batch.pid[:rows])
             born = batch.role[:rows] == ev.FORK
@@ -111,12 +112,16 @@ class Selection:
                     if pid == parent or parent not in now:
                         continue
                     name = now[parent]
+                    if name == wanted:
+                        forked.add(pid)
                 else:
                     name = batch.arg[row, 1:3].astype("<u8").tobytes().split(b"\0", 1)[0]
+                    forked.discard(pid)
+                    if name == wanted:
+                        found.add(pid)
                 now[pid] = name
                 known.setdefault(name, pid)
-                if name == wanted:
-                    found.add(pid)
+        found |= forked
         if not found:
             names = [name.decode("utf-8", "replace") for name in list(known)[:_NAMED]]
             more = ", ..." if len(known) > _NAMED else ""
