@@ -357,12 +357,12 @@ def test_losses_are_told_by_event_and_place(
     header.events += [Event(name=f"e{k}", lost=k) for k in range(6)]
     rows = _rows()
     rows["gaps"] = [
-        {"begin_ns": 1000 * k, "end_ns": 1000 * k + 500, "lost": 10 - k, "ring": k % 2}
+        {"begin_ns": 10**6 * k, "end_ns": 10**6 * k + 500_000, "lost": 10 - k, "ring": k % 2}
         for k in range(7)
     ]
     path = _store(tmp_path / "a.mmt", header, rows)
     text = " ".join(_show(capsys, str(path)).split())
-    assert "of them e5 5, e4 4, e3 3, e2 2 and 1 other kinds" in text
-    assert "largest: CPU 0 0.000000 to 0.000001 s (10), CPU 1 0.000001" in text
+    assert "of them e5 5, e4 4, e3 3, exceptions:page_fault_user 2 and 2 other kinds" in text
+    assert "largest: CPU 0 0.000000 to 0.000500 s (10), CPU 1 0.001000" in text
     found = json.loads(_show(capsys, str(path), "--format", "json"))
     assert [gap["lost"] for gap in found["largest_gaps"]] == [10, 9, 8, 7, 6]
