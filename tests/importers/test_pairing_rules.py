@@ -563,3 +563,22 @@ def test_call_chains_are_kept_once(tmp_path: Path) -> None:
         (2, 0, 0x401000),
         (2, 1, 0x403000),
     ]
+
+
+def test_who_slept_through_a_loss_slept(tmp_path: Path) -> None:
+    """Off its CPU before the loss and switched in behind it; another ran."""
+    w = pw.default()
+    for tid in (100, 101):
+        w.call(pw.MUNMAP_IN, 1000 + tid, tid, 0x1000, 4096)
+        w.call(pw.MUNMAP_OUT, 2000 + tid, tid, 0)
+    w.switch(10_000, 100, 100, out=True)
+    w.lost(5 * MS, 40)
+    w.switch(9 * MS, 100, 100, out=False)
+    for tid in (100, 101):
+        w.call(pw.MUNMAP_IN, 9 * MS + 1000 + tid, tid, 0x2000, 4096)
+        w.call(pw.MUNMAP_OUT, 9 * MS + 2000 + tid, tid, 0)
+    slept, ran = ops(load(w, tmp_path))[2:]
+    assert slept["quality"] & ran["quality"] & Quality.AFTER_GAP
+    assert slept["think_blocked_ns"] == 9 * MS - 10_000
+    assert slept["think_raw_ns"] == 10_000 - 2100 + 1100
+    assert ran["think_raw_ns"] is None

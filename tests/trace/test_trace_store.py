@@ -324,7 +324,7 @@ def _edit_header(path: Path, **changes: Any) -> None:
 
 def _error(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        Trace.open(path).validate()
+        Trace.open(path)
     line = caught.value.line()
     assert "\n" not in line
     assert caught.value.where
@@ -366,17 +366,21 @@ def test_header_that_is_no_json_object(stored: Path, text: str) -> None:
     assert "header" in _error(stored)
 
 
-@pytest.mark.parametrize("table", [table.name for table in TRACE_TABLES if table.required])
-def test_missing_table(stored: Path, table: str) -> None:
-    (stored / f"{table}.parquet").unlink()
-    assert f"the table {table} is missing" in _error(stored)
+def test_missing_table(stored: Path) -> None:
+    """Required ones, and those that the header names."""
+    for file in stored.glob("*.parquet"):
+        content = file.read_bytes()
+        file.unlink()
+        assert f"the table {file.stem} is missing" in _error(stored)
+        file.write_bytes(content)
+    Trace.open(stored)
 
 
 def test_a_trace_from_before_a_column_reads_it_as_null(stored: Path) -> None:
     file = stored / "operations.parquet"
     rows = pl.read_parquet(file)
     rows.drop("think_raw_ns").write_parquet(file)
-    trace = Trace.open(stored)
+    trace = Trace.open(stored, verify=False)
     assert trace.operations.collect().equals(rows.with_columns(think_raw_ns=pl.lit(None, pl.Int64)))
     (part,) = trace.batches("operations", ["tid", "think_raw_ns", "kind"])
     assert part.columns == ["tid", "think_raw_ns", "kind"]

@@ -11,7 +11,6 @@ from typing import Any, Final
 import click
 
 from mmreplay import __version__
-from mmreplay.cli import bytecode
 from mmreplay.cli.lazy import LazyGroup
 from mmreplay.errors import UserError
 
@@ -61,7 +60,6 @@ def main(argv: list[str] | None = None) -> Any:
         # Loading numba makes half a million objects that stay: looking through them for cycles
         # again and again, and once more at the end, took a third of a second of each command.
         gc.set_threshold(100_000, 20, 20)
-        bytecode.keep()
         atexit.register(gc.freeze)
     try:
         return cli.main(args=argv, prog_name="mmreplay", standalone_mode=False)

@@ -55,7 +55,6 @@ def command(trace: Path, style: str, planned: bool) -> None:
     from mmreplay.trace.summary import require_usable, summarise
 
     opened = Trace.open(trace)
-    opened.verify()
     require_usable(opened)
     summary = summarise(opened)
     if style == "json":

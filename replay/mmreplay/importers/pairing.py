@@ -267,14 +267,20 @@ def _on_exit(
 
 
 @borrowing_helper
-def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any) -> None:
-    """Whether events of this thread may have been lost since its last one."""
+def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any, back: Any) -> None:
+    """Whether events of this thread may have been lost since its last one.
+
+    ``back``: it is switched in now.  If it was off its CPU, it is taken to have slept through
+    the loss: its think time is off by no more than the loss lasted.
+    """
     gap = a[a[ps.B_GAP_NS]]
     old = a[t + ps.S_LAST_CPU]
     gap = max(gap, a[a[ps.B_GAP_NS] + old + 1])
     gap = max(gap, a[a[ps.B_GAP_NS] + cpu + 1])
     if gap < a[t + ps.S_LAST_NS] or gap < 0:
         return
+    off = a[t + ps.S_RUN] == ps.BLOCKED or a[t + ps.S_RUN] == ps.PREEMPTED
+    slept = back and off and a[t + ps.S_FAULT] == 0 and a[t + ps.S_CALL] == 0
     if a[t + ps.S_FAULT]:
         close_fault(a, ops, t, now, _END_UNSEEN, _UNKNOWN, _NO_CPU)
     if a[t + ps.S_CALL]:
@@ -284,7 +290,8 @@ def _gap_check(a: Any, ops: Any, t: Any, now: Any, cpu: Any) -> None:
     futex_leave(a, ps.tid_find(a, a[t + ps.S_TID]))
     come_back(a, ops, t, now)
     a[t + ps.S_AFTER_GAP] = 1
-    a[t + ps.S_PRE_KNOWN] = 0
+    if not slept:
+        a[t + ps.S_PRE_KNOWN] = 0
     a[t + ps.S_WAITS] = 0
     a[t + ps.S_HOLDS] = 0
     a[ps.C_GAP_EVENTS] += 1
@@ -429,7 +436,8 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
             if mark & ev.SYNTHETIC:
                 continue
         if a[ps.C_LOSSES]:
-            _gap_check(a, ops, t, now, cpu)
+            back = role == ev.SWITCH and batch.arg[i, 0] == 0
+            _gap_check(a, ops, t, now, cpu, np.int64(back))
         gap = now - a[t + ps.S_LAST_NS]
         if a[t + ps.S_RUN] == ps.RUNNING and role < ev.SWITCH and gap < ps.BIN_NS * ps.BINS:
             a[a[ps.B_HISTOGRAM] + ps.BINS + gap // ps.BIN_NS] += 1

@@ -226,14 +226,14 @@ class Trace:
         self._tables = dict(tables)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Trace:
-        """Open the directory ``path``.
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Trace:
+        """Open the directory ``path``; ``verify=False`` reads no file, as its writer may do.
 
         Raises
         ------
         UserError
-            It is no trace, its schema is newer, a table is missing or cannot be read,
-            or a column is missing, unknown or of another dtype.
+            It is no trace, its schema is newer, a table is missing, cannot be read or is not
+            what was written, or a column is missing, unknown or of another dtype.
         """
         directory = Path(path)
         if not directory.is_dir() or not (directory / "header.json").is_file():
@@ -243,7 +243,7 @@ class Trace:
         for table in TRACE_TABLES:
             file = directory / table.file
             if not file.is_file():
-                if table.required:
+                if table.required or table.name in header.tables:
                     raise UserError(
                         f"the table {table.name} is missing",
                         where=str(file),
@@ -252,7 +252,10 @@ class Trace:
                 continue
             columns, tables[table.name] = _stored_columns(file)
             check_columns(table.name, columns, str(file))
-        return cls(header, tables, directory)
+        opened = cls(header, tables, directory)
+        if verify:
+            opened.verify()
+        return opened
 
     @classmethod
     def in_memory(cls, header: Header, tables: Mapping[str, pl.DataFrame]) -> Trace:

@@ -356,7 +356,7 @@ class TraceWriter:
 
         if header.tables.keys() <= self._facts.keys():
             return Trace(header, {name: self._facts[name][0] for name in header.tables}, self.path)
-        return Trace.open(self.path)
+        return Trace.open(self.path, verify=False)
 
 
 def file_facts(file: Path, known: tuple[int, int, int] | None = None) -> TableFile:
