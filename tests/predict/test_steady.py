@@ -76,6 +76,18 @@ def test_a_main_thread_that_sleeps_is_not_steady() -> None:
     assert part.recorded.think_blocked_ns is plan.think_blocked_ns
 
 
+def test_at_the_saturated_load_nobody_waits_for_others_to_be_through() -> None:
+    """A pool forked one after the other; threads that only begin a little later stay so."""
+    plan = plan_of(WORKER, WORKER, WORKER)
+    apart = plan._replace(thread_offset_ns=np.array([5_000, 200_000, 400_000]))
+    part = part_of(apart)
+    assert (part.in_turn, part.idle) == (True, True)
+    assert part.recorded.thread_offset_ns.tolist() == [5_000, 200_000, 400_000]
+    assert part.saturated.thread_offset_ns.tolist() == [5_000] * 3
+    later = plan._replace(thread_offset_ns=np.array([0, 100_000, 50_000]))
+    assert part_of(later).saturated is later
+
+
 def test_one_busy_thread_does_not_outweigh_the_pool() -> None:
     part = part_of(plan_of((300, 1_000, 0), *[WORKER] * 8))
     assert steady(part) == list(range(9))

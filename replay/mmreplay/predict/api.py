@@ -345,6 +345,12 @@ def _caveats(
             f"Ranges: over seeds and windows, and ±15 % for what else differs in "
             f"{' and '.join(others)}, which the trace was not recorded on."
         )
+    if any(part.in_turn for parts in old.parts.values() for part in parts.values()):
+        notes.append(
+            "Some of the busy threads began when others were through. The rate at the recorded "
+            "load is that of those that had begun, as if all ran then; at the saturated load all "
+            "begin together."
+        )
     if scope == WITH_DEPENDENCIES:
         notes.append("Threads wait for each other where they did in the recording.")
     else:

@@ -48,6 +48,7 @@ class Part:
     steady: int  # how many they are
     work: Work  # theirs
     idle: bool  # they, or whom they may wait for, sleep between operations
+    in_turn: bool = False  # some of them began when others were through
 
     def plan(self, load: str) -> Plan:
         """The plan for one load."""
@@ -58,9 +59,9 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
     """How ``plan`` (of ``bundle``, at the costs to be used) is measured for thread group ``group``.
 
     Under saturated load the steady threads never sleep but for other threads that the trace says
-    they wait for.  The other threads of their
-    processes keep their pace relative to them: without recorded wake-ups it cannot be told
-    what they sleep for.  A thread that waits for workers, or collects their garbage, gets
+    they wait for; if some were through when others began, all begin together.  The other threads
+    of their processes keep their pace relative to them: without recorded wake-ups it cannot be
+    told what they sleep for.  A thread that waits for workers, or collects their garbage, gets
     faster with them; were it left behind, they would wait for the mappings it makes.
     """
     mine = plan.thread_group == group if group >= 0 else np.ones(plan.n_threads, np.bool_)
@@ -84,13 +85,18 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
     on_the_way = busy + waits  # for other threads: that is no idle time
     alive = on_the_way + blocked
     pace = on_the_way[steady].sum() / alive[steady].sum() if alive[steady].sum() > 0 else 1.0
+    offset = plan.thread_offset_ns
+    in_turn = bool(offset[steady].max(initial=0) > (offset + alive)[steady].min(initial=np.inf))
+    if in_turn:
+        first = np.where(steady, offset[steady].min(), offset)
+        saturated = plan._replace(thread_offset_ns=first)
     pids = np.array([thread.pid for thread in bundle.threads])
     late = ~steady & np.isin(pids, pids[steady]) & (blocked > 0)
     if late.any() and pace < 1:
         keep = np.ones(plan.n_threads)
         keep[late] = np.maximum(alive[late] * pace - on_the_way[late], 0) / blocked[late]
         scaled = plan.think_blocked_ns * np.repeat(keep, np.diff(plan.thread_first))
-        saturated = plan._replace(
+        saturated = saturated._replace(
             think_blocked_ns=scaled.astype(np.int64),
             thread_tail_blocked_ns=(plan.thread_tail_blocked_ns * keep).astype(np.int64),
         )
@@ -103,7 +109,8 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
         user_factor=_ratio(user[mine].sum(), user[steady].sum()),
         steady=int(steady.sum()),
         work=work_of(plan, group),
-        idle=bool(blocked[steady].sum() > 0 or (points.any() and blocked.sum() > 0)),
+        idle=in_turn or bool(blocked[steady].sum() > 0 or (points.any() and blocked.sum() > 0)),
+        in_turn=in_turn,
     )
 
 
