@@ -12,12 +12,12 @@ _SAME = 0.015
 
 
 def times(value: float | None) -> str:
-    """A ratio as people say it: ``1.9×``, ``1.04×``, ``12×``."""
+    """A ratio, with as many decimals as its range has: ``1.04×``, ``2.3×``, ``12×``."""
     if value is None:
         return "?"
     if value >= 9.95:
         return f"{value:.0f}×"
-    near = f"{value:.2f}" if value < 1.25 else f"{value:.1f}"
+    near = f"{value:.2f}" if value < 1.995 else f"{value:.1f}"
     return f"{near}×"
 
 
@@ -32,10 +32,10 @@ def percent(share: float | None) -> str:
 
 
 def span(low: float | None, high: float | None) -> str:
-    """A range of ratios with equal decimals, ``1.7–2.1``; empty where there is none."""
+    """A range of ratios with equal decimals, ``1.74–2.10``; empty where there is none."""
     if low is None or high is None:
         return ""
-    digits = 0 if low >= 9.95 else 2 if high - low < 0.35 else 1
+    digits = 0 if low >= 9.95 else 2 if low < 1.995 else 1
     return f"{low:.{digits}f}–{high:.{digits}f}"
 
 
