@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cold_twin import cold_traits
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plan_twin import Op
 from plan_twin_calls import PlanTwin
@@ -290,6 +290,17 @@ def compare(bundle: PlanBundle, ops: list[Op]) -> None:
     mode=st.sampled_from(["never", "madvise", "always"]),
     cut=st.one_of(st.none(), st.tuples(st.floats(0, 1), st.floats(0, 1))),
     chunk=st.sampled_from([3, 1 << 18]),
+)
+@example(  # populating over what it unmaps, and a table further on
+    program=[
+        (0, 0, ("fault", LOW, None, 1, False)),
+        (0, 0, ("mmap", LOW + 15 * PAGE, 2, 1, 0x8022, -1)),
+    ],
+    snapshot=False,
+    mapped=-1,
+    mode="never",
+    cut=None,
+    chunk=1 << 18,
 )
 def test_plan_equals_its_twin(
     name: str, program: list[Any], snapshot: bool, mapped: Any, mode: Any, cut: Any, chunk: int

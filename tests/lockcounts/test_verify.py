@@ -182,7 +182,7 @@ def test_exit_codes_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     ("args", "what"),
     [
         (["--phases", "mmapp"], "mmap"),
-        (["--kernel", "linux-6.l"], "linux-6.1"),
+        (["--kernel", "linux-6.l"], "models list"),
         (["--write", "model.txt"], ".toml"),
         (["--kernel", "mine.toml", "--write", "other.toml"], "shipped"),
     ],

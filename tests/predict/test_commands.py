@@ -353,7 +353,7 @@ class TestBadInput:
             ((*KERNELS, "--cores", "4", "--costs", "tracee"), "trace"),
             ((*KERNELS, "--cores", "4", "--machine", "generic-servr"), "generic-server"),
             ((*KERNELS, "--cores", "4", "--scale-group", "workr"), "worker-#"),
-            (("--to", "linux-x", "--cores", "4"), "linux-6.1"),
+            (("--to", "linux-x", "--cores", "4"), "models list"),
             (("--to", "windows", "--cores", "4"), "windows"),
             (("--from", "linux-2.6", *KERNELS, "--cores", "4"), "older"),
             ((*KERNELS, "--core", "4"), "--cores"),

@@ -152,7 +152,8 @@ def fill(m, p, w, out, o, space, first, last, write):
         w.table_initial[table] = 1  # the populating call made it: nobody else finds it missing
     if p.meta[2] > before and o < len(out.ops) - 1:  # the last row is not planned
         op = out.ops[o].op
-        if op == _POPULATE or op == _MMAP:
+        pays = op == _POPULATE or op == _MMAP
+        if pays and out.ops[o].table < 0:  # else it has unmapped something: its tables are listed
             _makes_table(p, w, out, o, space, first >> REGION_SHIFT, before)
     out.ops[o].pages = filled
     out.ops[o].tables = (last >> REGION_SHIFT) - (first >> REGION_SHIFT) + 1
