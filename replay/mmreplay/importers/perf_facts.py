@@ -191,7 +191,9 @@ def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[
     if not config.fault_starts and not config.fault_ends:
         found.append("no page faults were recorded; add -e exceptions:page_fault_user")
     if header.capabilities.sampling:
-        found.append("events were sampled, so nothing pairs; record with -c 1 instead of -F")
+        found.append(
+            "events were sampled, so nothing pairs; count every event (-c 1, not -F or a larger -c)"
+        )
     if header.counters.get("compat32_operations") and not header.capabilities.compat_visible:
         found.append(
             "32-bit tasks: their system calls are not in syscalls:*; record raw_syscalls too"

@@ -44,7 +44,7 @@ def check_replayable(trace: Trace) -> tuple[rooms.Facts, list[str]]:
         raise UserError(
             "the recording was sampled, so operations are missing and their order means nothing",
             where=where,
-            fix=f"count every event (-c 1, not -F): {command}",
+            fix=f"count every event (-c 1, not -F or a larger -c): {command}",
         )
     warnings = []
     if found.faults == 0 and not trace.header.generated:
