@@ -98,7 +98,8 @@ def encode(parts: Sequence[Wanted]) -> list[Chunk]:
     rows = len(parts[0].column.values)
     memory = getattr(_OWN, "memory", None)
     if memory is None or memory.rows < rows or memory.columns < len(parts):
-        memory = _OWN.memory = _Memory(rows, len(parts))
+        had = (memory.rows, memory.columns) if memory else (0, 0)
+        memory = _OWN.memory = _Memory(max(rows, had[0]), max(len(parts), had[1]))
     told: list[int] = []
     kept: list[Any] = []  # what the addresses are of
     for (values, known, nulls, _), width, nullable, ascending in parts:
