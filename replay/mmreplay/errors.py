@@ -8,6 +8,7 @@ a bug and keeps its traceback.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -43,3 +44,14 @@ def closest(word: str, known: Iterable[str]) -> str:
 
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f' (did you mean "{match[0]}"?)' if match else ""
+
+
+def require_parent(output: Path) -> None:
+    """Raise a :class:`UserError` unless ``output`` is to lie in a directory that exists."""
+    parent = output.absolute().parent
+    if not parent.exists():
+        raise UserError("there is no such directory", where=str(parent), fix="make it first")
+    if not parent.is_dir():
+        raise UserError(
+            "cannot write there (not a directory)", where=str(parent), fix="choose another output"
+        )

@@ -127,6 +127,14 @@ def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:
     assert check(file).events > 10
 
 
+def test_a_missing_directory_is_named_before_anything_runs(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    with pytest.raises(UserError, match="nowhere: there is no such directory; make it first"):
+        record(Wanted(program=("touch", str(ran))), tmp_path / "nowhere" / "app.data")
+    assert not ran.exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_recording_does_not_take_a_traces_name(tmp_path: Path) -> None:
     file = tmp_path / "app.mmt"
     with pytest.raises(UserError, match=r"record to app\.data, then mmreplay import app\.data"):

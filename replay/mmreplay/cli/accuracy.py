@@ -46,7 +46,7 @@ def command(
     """
     from pathlib import Path
 
-    from mmreplay.errors import UserError
+    from mmreplay.errors import UserError, require_parent
     from mmreplay.fit import api
     from mmreplay.fit.progress import progress_line
     from mmreplay.hardware.runs import read_runs
@@ -57,8 +57,8 @@ def command(
     if form == "parquet" and output is None:
         raise UserError("Parquet is no text", where="--format", fix="give -o FILE.parquet")
     for file in (plot, output):
-        if file is not None and not Path(file).absolute().parent.is_dir():
-            raise UserError("there is no such directory", where=file, fix="make it first")
+        if file is not None:
+            require_parent(Path(file))
     with progress_line() as say:
         if runs is None:
             points, notes = api.shipped_accuracy(say)

@@ -49,7 +49,7 @@ def command(
     """
     from pathlib import Path
 
-    from mmreplay.errors import UserError
+    from mmreplay.errors import UserError, require_parent
     from mmreplay.fit import api
     from mmreplay.fit.progress import progress_line
     from mmreplay.hardware.runs import read_runs
@@ -62,10 +62,7 @@ def command(
             raise UserError(f'"{target}" is no .toml file', where="-o", fix="name it NAME.toml")
         if target.exists() and not force:
             raise UserError("exists already", where=str(target), fix="give --force to replace it")
-        if not target.absolute().parent.is_dir():
-            raise UserError(
-                "there is no such directory", where=str(target.parent), fix="make it first"
-            )
+        require_parent(target)
     for name, value, most in (("--seeds", seeds, 100), ("--iterations", iterations, 100)):
         if not 1 <= value <= most:
             raise UserError(f"{value}", where=name, fix=f"give a number from 1 to {most}")

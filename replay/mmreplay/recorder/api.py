@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, require_parent
 from mmreplay.recorder import here
 from mmreplay.recorder.cost import known_cost
 from mmreplay.recorder.estimate import HEAVY, SAMPLE_S, Estimate, estimate
@@ -242,6 +242,7 @@ def record(
         raise UserError(
             "the file exists", where=str(file), fix="add --force, or name another with -o"
         )
+    require_parent(file)
     if tool.name == "strace":
         return _with_strace(wanted, file, tool.why_not_perf, data_on_stdout, say)
     assert recording is not None

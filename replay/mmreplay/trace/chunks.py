@@ -442,32 +442,27 @@ def _put_differences(out: Any, at: Any, source: Any, count: Any) -> Any:
 
 
 @borrowing_helper
+def _copy(values: Any, rows: Any, wide: Any) -> Any:
+    for i in range(rows):
+        wide[i] = values[i]
+    return 0
+
+
+@borrowing_helper
 def _widen(address: Any, kind: Any, rows: Any, wide: Any) -> Any:
     """Values of one of :data:`_KINDS` as int64."""
     if kind == 0:
-        bytes_ = values_at(address, np.int8)
-        for i in range(rows):
-            wide[i] = bytes_[i]
+        _copy(values_at(address, np.int8), rows, wide)
     elif kind == 1:
-        unsigned_bytes = values_at(address, np.uint8)
-        for i in range(rows):
-            wide[i] = unsigned_bytes[i]
+        _copy(values_at(address, np.uint8), rows, wide)
     elif kind == 2:
-        halves = values_at(address, np.int16)
-        for i in range(rows):
-            wide[i] = halves[i]
+        _copy(values_at(address, np.int16), rows, wide)
     elif kind == 3:
-        unsigned_halves = values_at(address, np.uint16)
-        for i in range(rows):
-            wide[i] = unsigned_halves[i]
+        _copy(values_at(address, np.uint16), rows, wide)
     elif kind == 4:
-        words = values_at(address, np.int32)
-        for i in range(rows):
-            wide[i] = words[i]
+        _copy(values_at(address, np.int32), rows, wide)
     else:
-        unsigned_words = values_at(address, np.uint32)
-        for i in range(rows):
-            wide[i] = unsigned_words[i]
+        _copy(values_at(address, np.uint32), rows, wide)
     return 0
 
 

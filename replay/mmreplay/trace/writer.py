@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mmreplay.errors import UserError, closest
+from mmreplay.errors import UserError, closest, require_parent
 from mmreplay.schema import TRACE_TABLES, Table
 from mmreplay.trace import leftovers
 from mmreplay.trace.chunks import Column
@@ -146,9 +146,7 @@ class TraceWriter:
                 where=str(self.path),
                 fix=f"name it {self.path.name or 'trace'}.mmt",
             )
-        parent = self.path.parent
-        if not parent.exists():
-            raise UserError("there is no such directory", where=str(parent), fix="make it first")
+        require_parent(self.path)
         try:
             leftovers.clean(self.path)
             self._check_free()
@@ -156,7 +154,7 @@ class TraceWriter:
         except OSError as error:
             raise UserError(
                 f"cannot write there ({error.strerror})",
-                where=str(parent),
+                where=str(self.path.parent),
                 fix="choose another output",
             ) from None
         #: Where the tables lie until ``close``.
