@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import random
@@ -340,3 +341,35 @@ def test_the_same_bytes_however_it_is_fed(tmp_path: Path, seed: int, feed: int, 
         patch.setattr(streams, "WALK_ROWS", 17)
         patch.setattr(streams, "FEED_BYTES", feed)
         assert contents(load(path)) == whole
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_cut_recording_without_samples_says_so(tmp_path: Path, packed: bool) -> None:
+    """Formats of another recording would not help."""
+    writer = pw.default()
+    writer.comm(0, 100, 100, b"idle")
+    writer.with_tracing = False
+    writer = dataclasses.replace(writer.packed() if packed else writer, data_size=0, features={})
+    path = writer.save(tmp_path / "perf.data")
+    with pytest.raises(UserError, match="holds no samples") as caught:
+        load(path)
+    assert "record again" in caught.value.fix
+
+
+def test_formats_are_checked_behind_call_chains(tmp_path: Path) -> None:
+    """And of samples that have none, nothing is asked."""
+    kinds = pw.TP_TYPE | pw.CALLCHAIN
+    good = pw.Writer(events=[pw.Event(10, sample_type=kinds), pw.Event(5, 1, pw.SW_TYPE)])
+    for k in range(5):
+        good.fault(0, 1000 + k, 100, 0x7F0000001000, frames=k)
+    other = good.save(tmp_path / "other.data")
+    cut = dataclasses.replace(good, data_size=0, with_tracing=False)
+    assert load(cut.save(tmp_path / "cut.data"), formats=other).rows("operations") == 5
+    odd = dict(pw.FORMATS)
+    odd[10] = ("exceptions", odd[10][1].replace("offset:24;", "offset:40;"))
+    strange = dataclasses.replace(good, formats=odd).save(tmp_path / "strange.data")
+    with pytest.raises(UserError, match="do not fit"):
+        load(tmp_path / "cut.data", formats=strange)
+    ends = pw.Writer(events=good.events, data_size=0, with_tracing=False)
+    ends.sample(1, 1000, 100, addr=0x7F0000001000)
+    assert load(ends.save(tmp_path / "ends.data"), formats=other).rows("operations") == 1

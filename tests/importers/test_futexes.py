@@ -13,6 +13,7 @@ from test_against_perf_script import FAULTS, LOCKS, record, syscalls
 from test_wakeups import FIELDS, call, program  # noqa: F401
 
 from mmreplay.importers.registry import import_trace
+from mmreplay.importers.syscalls import CALLS, number_tables
 from mmreplay.trace.store import Trace
 from mmreplay.trace.summary import summarise
 
@@ -207,6 +208,127 @@ def test_a_private_wait_for_a_number_is_no_join(tmp_path: Path) -> None:
     w.waits(20_000, 50_000, MAIN, 0, WAIT | PRIVATE, A)
     w.exit(40_000, 100, A)
     assert edges(w, tmp_path)[0] == []
+
+
+WAKE2, WAIT2, WAITV, REQUEUE2 = range(4)  # of `futex2`: events behind those of `recorder`
+
+
+def futex2() -> tuple[Futexes, list[int]]:
+    """A recording with the newer calls too, and the entry of each; its return is the next event."""
+    w = recorder()
+    places = []
+    for k, (name, words) in enumerate(
+        (
+            ("futex_wake", ("uaddr", "mask", "nr", "flags")),
+            ("futex_wait", ("uaddr", "val", "mask", "flags", "timeout", "clockid")),
+            ("futex_waitv", ("waiters", "nr_futexes", "flags", "timeout", "clockid")),
+            ("futex_requeue", ("waiters", "flags", "nr_wake", "nr_requeue")),
+        )
+    ):
+        enter, leave = 80 + 2 * k, 81 + 2 * k
+        w.formats[enter] = pw.enter(name, enter, *words)
+        w.formats[leave] = pw.leave(name, leave)
+        places.append(len(w.events))
+        w.events += [pw.Event(enter, ids=(4711 + enter,)), pw.Event(leave, ids=(4711 + leave,))]
+    return w, places
+
+
+def sleeps(w: Futexes, event: int, begin: int, end: int, tid: int, *words: int) -> None:
+    """A call that sleeps; its result is the first of the words."""
+    w.call(event, begin, tid, *words[1:])
+    w.switch(begin + 1000, 100, tid, out=True)
+    w.switch(end - 1000, 100, tid, out=False)
+    w.call(event + 1, end, tid, words[0])
+
+
+def test_the_newer_calls_wait_and_wake_alike(tmp_path: Path) -> None:
+    w, at = futex2()
+    sleeps(w, at[WAIT2], 20_000, 60_000, A, 0, HERE, 1, 1, 2 | PRIVATE, 0, 0)
+    sleeps(w, at[WAIT2], 21_000, 70_000, B, 0, HERE, 1, 2, 2, 0, 0)
+    w.waits(22_000, 90_000, C)  # the older call, the same address
+    w.call(at[WAKE2], 50_000, MAIN, HERE, 2, 1, 2)  # the bits of B
+    w.call(at[WAKE2] + 1, 52_000, MAIN, 1)
+    w.wakes(55_000, D, 1)  # A is the longest waiting
+    w.call(at[WAKE2], 80_000, MAIN, HERE, ALL, 1, 2)
+    w.call(at[WAKE2] + 1, 82_000, MAIN, 1)
+    rows, trace = edges(w, tmp_path)
+    assert rows == [(A, D), (B, MAIN), (C, MAIN)]
+    assert trace.header.capabilities.wakeups
+
+
+def test_who_waits_for_several_is_woken_by_what_nobody_else_was(tmp_path: Path) -> None:
+    w, at = futex2()
+    sleeps(w, at[WAITV], 20_000, 60_000, A, 1, 0x7F00AAAA0000, 2, 0, 0, 0)  # the second of two
+    w.waits(21_000, 70_000, B)
+    w.wakes(40_000, MAIN, 1)  # B waits for this address
+    w.enter(50_000, C, WAKE, 1, address=THERE)
+    w.leave(52_000, C, 1)  # and nobody is known to wait for that
+    rows, _ = edges(w, tmp_path)
+    assert rows == [(A, C), (B, MAIN)]
+
+
+def test_who_waits_for_several_returns_before_the_waking_call(tmp_path: Path) -> None:
+    w, at = futex2()
+    sleeps(w, at[WAITV], 20_000, 55_000, A, 0, 0x7F00AAAA0000, 2, 0, 0, 0)
+    w.enter(50_000, MAIN, WAKE)
+    w.leave(58_000, MAIN, 1)
+    sleeps(w, at[WAITV], 60_000, 70_000, B, ETIMEDOUT, 0x7F00AAAA0000, 2, 0, 0, 0)
+    w.waits(71_000, 90_000, C)
+    sleeps(w, at[WAITV], 72_000, 80_000, B, 0, 0x7F00AAAA0000, 2, 0, 0, 0)
+    w.wakes(75_000, MAIN, 1)  # taken for C's, who goes on waiting when B is back
+    w.wakes(85_000, D, 1)
+    assert edges(w, tmp_path)[0] == [(A, MAIN), (B, MAIN), (C, D)]
+
+
+def test_a_process_wakes_who_waits_for_several_in_it_only(tmp_path: Path) -> None:
+    w, at = futex2()
+    sleeps(w, at[WAITV], 20_000, 60_000, A, 0, 0x7F00AAAA0000, 2, 0, 0, 0)
+    w.enter(50_000, 200, WAKE, 1, pid=200)
+    w.leave(51_000, 200, 1, pid=200)
+    rows, trace = edges(w, tmp_path)
+    assert rows == []
+    assert trace.header.counters["futex_waits_without_waker"] == 1
+
+
+def test_numbers_of_the_calls() -> None:
+    """arch/x86/entry/syscalls, include/uapi/asm-generic/unistd.h: the newer ones are alike."""
+    for machine in ("x86_64", "aarch64"):
+        calls = number_tables(machine).calls
+        for abi in range(2 if machine == "x86_64" else 1):
+            told = [CALLS[calls[abi, number]].name for number in (449, 454, 455, 456)]
+            assert told == ["futex_waitv", "futex_wake", "futex_wait", "futex_requeue"]
+    compat = number_tables("x86_64").calls[1]
+    assert CALLS[compat[240]].name == CALLS[compat[422]].name == "futex"
+
+
+STRACE2 = """\
+101 1700000000.001000 futex_wait(0x55d0, 0, FUTEX_BITSET_MATCH_ANY, FUTEX2_SIZE_U32|FUTEX2_PRIVATE,\
+ NULL, CLOCK_MONOTONIC <unfinished ...>
+102 1700000000.002000 futex_waitv([{val=0, uaddr=0x66d0, flags=FUTEX2_SIZE_U32}, {val=0,\
+ uaddr=0x66e0, flags=FUTEX2_SIZE_U32}], 2, 0, NULL, CLOCK_MONOTONIC <unfinished ...>
+100 1700000000.003000 futex_requeue([{val=0, uaddr=0x55d0, flags=FUTEX2_SIZE_U32}, {val=0,\
+ uaddr=0x77d0, flags=FUTEX2_SIZE_U32}], 0, 0, 1) = 1 <0.000040>
+100 1700000000.004000 futex_wake(0x77d0, 0xffffffff, 1, FUTEX2_SIZE_U32|FUTEX2_PRIVATE) = 1\
+ <0.000040>
+101 1700000000.004100 <... futex_wait resumed>) = 0 <0.003100>
+101 1700000000.005000 futex_wake(0x66e0, 0xffffffff, 1, FUTEX2_SIZE_U32) = 1 <0.000040>
+102 1700000000.005100 <... futex_waitv resumed>) = 1 <0.003100>
+101 1700000000.005500 munmap(0x7f0000003000, 4096) = 0 <0.000020>
+102 1700000000.005600 munmap(0x7f0000004000, 4096) = 0 <0.000020>
+"""
+
+
+def test_the_newer_calls_in_strace(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    clones = "".join(
+        f"100 1699999999.{k}00000 clone(child_stack=0x7f, flags=CLONE_VM|CLONE_THREAD) = {tid} "
+        "<0.000100>\n"
+        for k, tid in ((1, 101), (2, 102))
+    )
+    file.write_text(clones + STRACE2)
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.wakeups.select("tid", "waker").collect().rows() == [(101, 100), (102, 101)]
 
 
 def test_the_scheduler_knows_better(tmp_path: Path) -> None:

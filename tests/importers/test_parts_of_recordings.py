@@ -90,6 +90,22 @@ def test_who_forks_passes_its_name_on(tmp_path: Path) -> None:
     assert len(load(w, tmp_path, process="other").operations.collect()) > 0
 
 
+def test_a_forked_worker_by_its_id_has_a_name(tmp_path: Path) -> None:
+    """Which it has from a parent that is not wanted, and passes on to its threads."""
+    w = pw.default()
+    w.comm(0, 100, 100, b"a-server-of-old")
+    w.fork(10_000, 200, 100, 200, 100)
+    w.fork(11_000, 300, 200, 300, 200)
+    w.fork(12_000, 300, 300, 301, 300)
+    w.fault(pw.FAULT, 13_000, 301, 0x7F0000001000, pid=300)
+    w.comm(14_000, 300, 301, b"thread")
+    w.exit(15_000, 300, 301)
+    w.fault(pw.FAULT, 16_000, 300, 0x7F0000001000, pid=300)
+    found = load(w, tmp_path, process="300").threads.collect().sort("tid")
+    assert found["tid"].to_list() == [300, 301]
+    assert found["comm"].to_list() == ["a-server-of-old", "thread"]
+
+
 def test_of_a_child_its_threads_are_not_kept(tmp_path: Path) -> None:
     w = pw.default()
     w.fault(pw.FAULT, 1000, 100, 0x7F0000001000)

@@ -77,8 +77,9 @@ def load(
         patch.setattr(streams, "WALK_ROWS", walk)
         patch.setattr(perf_data, "BATCH_ROWS", batch)
         patch.setattr(assemble, "GROUP_ROWS", group)
-        # The cost of a probe is estimated from the first group.
-        patch.setattr(assemble, "estimate_probe", lambda histogram: (250, "test"))
+        # Else no group is encoded before the end.
+        patch.setattr(assemble, "PROBE_OPERATIONS", 256)
+        patch.setattr(assemble, "_MIN_GAPS", 100)
         return import_trace(file, folder / "t.mmt", force=True)
 
 

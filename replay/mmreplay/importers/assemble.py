@@ -33,11 +33,16 @@ RING_GROUPS: Final = 4
 #: moment does so by the operations alone, never by how the file was read.
 _LOOKS: Final = 4
 _MOST_THREADS: Final = 4
+#: Tables, beside the operations', whose figures depend on the cost of a probe.
+_OF_PROBE: Final = ("threads", "wakeups")
 #: Parts of the other tables that may wait to be written.
 _MOST_TABLES: Final = 8
 #: What one recorded event costs the recorded thread where the trace cannot say it:
 #: 0.86 to 0.94 us by switching recording on and off (2-vCPU EPYC guest, 6.18, perf 6.1).
 DEFAULT_PROBE_NS: Final = 900
+#: What it costs is told by what comes before so many operations, or by all where there are less:
+#: the same however operations are grouped.
+PROBE_OPERATIONS = 1 << 15
 _MIN_LOCK_GAPS: Final = 1000
 _MIN_GAPS: Final = 1000
 
@@ -147,6 +152,8 @@ class Assembler:
         count = state.count
         self._patch(state)
         if count[ps.C_ROOM] - count[ps.C_OPS] < ps.MARGIN:
+            if count[ps.C_ROOM] >= PROBE_OPERATIONS:
+                self._estimate(state)
             self._submit(state)
             self._open(state)
         self._take_others(state)
@@ -202,7 +209,7 @@ class Assembler:
             self._opened += 1
         for number in [n for n, done in self._encoding.items() if done.done()]:
             self._settle(number)
-        count[ps.C_ROOM] += GROUP_ROWS // _LOOKS
+        count[ps.C_ROOM] += min(GROUP_ROWS // _LOOKS, PROBE_OPERATIONS)
 
     def _vacate(self, number: int) -> None:
         """Nobody may read the group's place in the ring any more."""
@@ -234,9 +241,10 @@ class Assembler:
             if group.low is None:
                 group.low = low
         open_groups = set() if last else _open_groups(state)
-        if open_groups is None:
+        if last:
+            self._estimate(state)
+        if open_groups is None or self.probe is None:
             return
-        self._estimate(state)
         alias = resolve_aliases(spaces)
         for group in full:
             if group.number not in open_groups:
@@ -326,6 +334,7 @@ class Assembler:
             while parts and (last or len(parts) > 1):
                 if alias is None:
                     alias = resolve_aliases(state.table("spaces")[: count[ps.C_SPACES]])
+                if name in _OF_PROBE:
                     self._estimate(state)
                 done = self._beside.submit(self._write, name, parts.popleft(), alias)
                 self._tables.append(done)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any, Final
 
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers.assemble import Assembler
-from mmreplay.importers.selection import Batches, Selection
+from mmreplay.importers.selection import Selection
 from mmreplay.jit import native_of
 
 #: Pairing is a sixth of the importers' source, and wanted only compiled.
@@ -14,7 +15,12 @@ _pair_rows: Final = native_of("mmreplay.importers.pairing", "pair")
 _finish: Final = native_of("mmreplay.importers.pairing", "finish")
 
 
-def pair_all(state: ps.State, tables: Assembler, batches: Batches, selection: Selection) -> None:
+def pair_all(
+    state: ps.State,
+    tables: Assembler,
+    batches: Generator[tuple[Any, int], None, None],
+    selection: Selection,
+) -> None:
     """Pair what ``selection`` wants of ``batches``; ``tables`` takes what comes of it."""
     begun = selection.begin_ns == 0
     for batch, rows in batches:
@@ -30,6 +36,7 @@ def pair_all(state: ps.State, tables: Assembler, batches: Batches, selection: Se
             begun = True
         _pair(state, tables, batch, at, last)
         if ended:
+            batches.close()  # what was read ahead is counted, whenever this comes
             break
     if not begun:
         tables.forget(state)

@@ -16,7 +16,8 @@ SCHED_SWITCH       prev_state, next tid
 WAKING             woken tid, common_flags or UNKNOWN_CONTEXT
 MMAP_LOCK_*        mm, write, success
 SWITCH             out (1) or in (0), preempted
-FORK, THREAD_END   pid, parent pid, tid, parent tid
+FORK, THREAD_END   pid, parent pid, tid, parent tid; of a fork by a process that is not
+                   wanted also two words of its name
 COMM               exec, then two words of name
 MAPPING            start, length, offset, prot | flags << 32, inode, device, name id
 LOST               events lost

@@ -2,7 +2,10 @@
 
 ``docs/import.md`` tells the rules.  Threads inside a futex call are chained by the hash of
 its address, in the order of their entries: a call that woke n woke the n longest waiting.
-Operations of a futex call: include/uapi/linux/futex.h@6.18.
+Operations of a futex call: include/uapi/linux/futex.h@6.18.  ``futex_wait``, ``futex_wake`` and
+``futex_requeue`` are taken for the operations of ``futex`` that do the same.  The addresses that
+``futex_waitv`` waits for lie in memory, and no event tells them: such a wait is woken by wake-ups
+in its address space that woke more threads than are known to wait for their address.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ from mmreplay.jit import borrowing_helper
 
 (_WAIT, _WAKE, _FD, _REQUEUE, _CMP_REQUEUE, _WAKE_OP, _LOCK_PI, _UNLOCK_PI, _TRYLOCK_PI,
  _WAIT_BITSET, _WAKE_BITSET, _WAIT_REQUEUE_PI, _CMP_REQUEUE_PI, _LOCK_PI2) = range(14)  # fmt: skip
+_WAITV: Final = 0x7E  # no operation of futex: what S_FUTEX_OP says of futex_waitv
 _COMMAND: Final = 0x7F
 _PRIVATE: Final = 0x80
 _LOW: Final = 0xFFFF_FFFF
+#: In place of an address, of which none is so high: that of futex_waitv is not known.
+_ANYWHERE: Final = 2**64 - 8
 _MARKS: Final = 6
 _MARKED_NS = np.int64(ps.S_MARK_NS)
 
@@ -35,6 +41,7 @@ def _kind_of(command: Any) -> Any:
         or command == _WAIT_REQUEUE_PI
         or command == _LOCK_PI
         or command == _LOCK_PI2
+        or command == _WAITV
     ):
         return ps.FUTEX_WAITS
     if (
@@ -76,11 +83,25 @@ def _mark(a: Any, o: Any, w: Any) -> None:
 
 
 @borrowing_helper
-def futex_enter(a: Any, slot: Any, arg: Any, i: Any, now: Any) -> None:
-    """A thread calls futex."""
+def _operation(call: Any, flags: Any) -> Any:
+    """Operation and flags of futex for any of the calls; FUTEX2_PRIVATE is FUTEX_PRIVATE_FLAG."""
+    if call == sc.C_FUTEX_WAKE:
+        return _WAKE_BITSET | flags & _PRIVATE
+    if call == sc.C_FUTEX_WAIT:
+        return _WAIT_BITSET | flags & _PRIVATE
+    if call == sc.C_FUTEX_REQUEUE:
+        return _CMP_REQUEUE | flags & _PRIVATE
+    if call == sc.C_FUTEX_WAITV:
+        return np.int64(_WAITV | _PRIVATE)
+    return flags
+
+
+@borrowing_helper
+def futex_enter(a: Any, slot: Any, call: Any, arg: Any, i: Any, now: Any) -> None:
+    """A thread makes a call of futexes."""
     t = ps.threads_at(a, slot)
     futex_leave(a, slot)
-    op = np.int64(arg[i, sc.FLAGS])
+    op = _operation(call, np.int64(arg[i, sc.FLAGS]))
     kind = _kind_of(op & _COMMAND)
     if kind == ps.FUTEX_NONE:
         return
@@ -90,7 +111,10 @@ def futex_enter(a: Any, slot: Any, arg: Any, i: Any, now: Any) -> None:
         kind = ps.FUTEX_JOINS
     a[t + ps.S_FUTEX] = kind
     a[t + ps.S_FUTEX_OP] = op
-    a[t + ps.S_FUTEX_KEY] = _key(a, t, arg[i, sc.ADDRESS])
+    address = arg[i, sc.ADDRESS]
+    if call == sc.C_FUTEX_WAITV:
+        address = np.uint64(_ANYWHERE)
+    a[t + ps.S_FUTEX_KEY] = _key(a, t, address)
     a[t + ps.S_FUTEX_KEY2] = _key(a, t, arg[i, sc.ADDRESS2])
     a[t + ps.S_FUTEX_VALUE] = np.int64(arg[i, sc.LENGTH]) & _LOW
     a[t + ps.S_FUTEX_VALUE2] = np.int64(arg[i, sc.LENGTH2]) & _LOW
@@ -134,6 +158,13 @@ def _give(a: Any, w: Any, key: Any, count: Any) -> Any:
 
 
 @borrowing_helper
+def _give_anywhere(a: Any, w: Any, count: Any) -> None:
+    """Mark ``count`` of those of whom it is not known what they wait for."""
+    if count > 0:
+        _give(a, w, _key(a, w, np.uint64(_ANYWHERE)), count)
+
+
+@borrowing_helper
 def _requeue(a: Any, w: Any, count: Any) -> None:
     """Let the longest waiting for one address wait for the other."""
     key = a[w + ps.S_FUTEX_KEY]
@@ -166,9 +197,11 @@ def _has_woken(a: Any, w: Any, result: Any) -> None:
         count -= rest
     left = _give(a, w, key, count - a[w + ps.S_FUTEX_GIVEN])
     if command == _WAKE_OP:
-        _give(a, w, a[w + ps.S_FUTEX_KEY2], rest + max(np.int64(0), left))
+        left = _give(a, w, a[w + ps.S_FUTEX_KEY2], rest + max(np.int64(0), left))
     elif rest > 0:
         _requeue(a, w, rest)
+    if command == _WAKE or command == _WAKE_BITSET or command == _WAKE_OP:
+        _give_anywhere(a, w, left)
 
 
 @borrowing_helper
@@ -193,6 +226,33 @@ def _find_waker(a: Any, t: Any) -> None:
                 other = w
         slot = a[w + ps.S_FUTEX_NEXT]
     if other:
+        _mark(a, t, other)
+        a[other + ps.S_MARK_NS] = 0
+
+
+@borrowing_helper
+def _find_waker_anywhere(a: Any, t: Any) -> None:
+    """The same of a thread of which it is not known what it waited for: the latest call of its
+    address space that may have woken it, among all threads."""
+    space = a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_SPACE]
+    found, other = np.int64(0), np.int64(0)
+    latest = a[t + ps.S_FUTEX_NS]
+    for slot in range(a[ps.C_THREADS]):
+        w = ps.threads_at(a, slot)
+        if a[w + ps.S_FUTEX] == ps.FUTEX_NONE or w == t:
+            continue
+        if a[ps.procs_at(a, a[w + ps.S_PROC]) + ps.P_SPACE] != space:
+            continue
+        if a[w + ps.S_FUTEX] == ps.FUTEX_WAKES:
+            if found == 0 or a[w + ps.S_FUTEX_NS] > a[found + ps.S_FUTEX_NS]:
+                if a[w + ps.S_FUTEX_GIVEN] < max(1, a[w + ps.S_FUTEX_VALUE]):
+                    found = w
+        elif a[w + ps.S_MARK_NS] > latest:
+            latest, other = a[w + ps.S_MARK_NS], w
+    if found:
+        a[found + ps.S_FUTEX_GIVEN] += 1
+        _mark(a, t, found)
+    elif other:
         _mark(a, t, other)
         a[other + ps.S_MARK_NS] = 0
 
@@ -262,12 +322,15 @@ def futex_exit(a: Any, slot: Any, result: Any, now: Any) -> None:
         _has_woken(a, t, result)
     elif kind == ps.FUTEX_WAITS:
         unqueue(a, slot)
-        if result != 0:
+        vector = a[t + ps.S_FUTEX_OP] & _COMMAND == _WAITV  # its result is which futex it was
+        if result < 0 or (result != 0 and not vector):
             if a[t + ps.S_MARK_NS]:  # it was another that was woken
                 a[t + ps.S_FUTEX] = ps.FUTEX_NONE
                 _give(a, t, a[t + ps.S_FUTEX_KEY], np.int64(1))
         else:
-            if a[t + ps.S_MARK_NS] == 0:
+            if a[t + ps.S_MARK_NS] == 0 and vector:
+                _find_waker_anywhere(a, t)
+            elif a[t + ps.S_MARK_NS] == 0:
                 _find_waker(a, t)
             if not a[ps.C_SWITCHES]:  # a wait that was woken has slept
                 a[t + ps.S_NAP_ON] = now

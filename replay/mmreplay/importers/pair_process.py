@@ -101,7 +101,10 @@ def on_fork(a: Any, ops: Any, arg: Any, now: Any, mark: Any) -> None:
     if a[ps.C_SWITCHES]:
         a[t + ps.S_RUN] = ps.PREEMPTED  # runnable until it is first switched in
         a[t + ps.S_OFF_NS] = -1
-    if parent >= 0:
+    if parent < 0:  # nobody's that is wanted: its name came with it
+        a[t + ps.S_COMM0] = np.int64(arg[4])
+        a[t + ps.S_COMM1] = np.int64(arg[5])
+    else:
         p = ps.threads_at(a, parent)
         a[t + ps.S_COMM0] = a[p + ps.S_COMM0]
         a[t + ps.S_COMM1] = a[p + ps.S_COMM1]

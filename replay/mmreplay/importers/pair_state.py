@@ -364,7 +364,7 @@ class State:
         self.arena[C_SWITCHES] = config.switches
         self.arena[C_SPANS] = config.lock_spans
         self.arena[C_WAKINGS] = config.wakings
-        self.arena[C_FUTEXES] = config.enters[sc.C_FUTEX] and config.exits[sc.C_FUTEX]
+        self.arena[C_FUTEXES] = sc.tells_futexes(config.enters, config.exits)
         self.table("exits")[: len(config.exits), 0] = config.exits
 
     @property

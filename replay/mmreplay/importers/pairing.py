@@ -334,14 +334,16 @@ def _returns(a: Any, ops: Any, t: Any, now: Any) -> None:
 
 
 @borrowing_helper
-def _on_futex(a: Any, ops: Any, slot: Any, role: Any, arg: Any, i: Any, now: Any) -> None:
+def _on_futex(
+    a: Any, ops: Any, slot: Any, role: Any, call: Any, arg: Any, i: Any, now: Any
+) -> None:
     """A futex call begins or returns: no operation, but it tells whom a wait was for."""
     t = ps.threads_at(a, slot)
     if a[t + ps.S_CALL]:
         close_call(a, ops, t, now, _END_UNSEEN, _NO_CPU)
     if a[ps.C_PAIR]:
         if role == ev.ENTER:
-            futex_enter(a, slot, arg, i, now)
+            futex_enter(a, slot, call, arg, i, now)
         else:
             futex_exit(a, slot, np.int64(arg[i, 0]), now)
     inner_event(a, t)
@@ -498,8 +500,9 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                 if a[t + ps.S_FAULT]:
                     a[ps.C_FAILED] += 1
                     close_fault(a, ops, t, now, _END_UNSEEN, _FAILED, cpu)
-                if batch.call[i] == sc.C_FUTEX:
-                    _on_futex(a, ops, slot, role, batch.arg, i, now)
+                if batch.call[i] >= sc.C_FUTEX:
+                    call = np.int64(batch.call[i])
+                    _on_futex(a, ops, slot, role, call, batch.arg, i, now)
                 elif role == ev.ENTER:
                     if a[t + ps.S_FUTEX]:
                         futex_leave(a, slot)

@@ -181,8 +181,9 @@ def _open_directory(path: Path, formats: Path | None) -> Source:
         if header.cut and len(opened) > 1:
             packed = is_compressed(opened[1], *ranges[1], order)
         size = sum(len(mapped) for mapped in opened)
-        peek = (*ranges[-1], packed)
-        source = _source(where, size, header, formats, opened[-1], peek)
+        largest = max(range(len(opened)), key=lambda part: ranges[part][1] - ranges[part][0])
+        peek = (*ranges[largest], packed)
+        source = _source(where, size, header, formats, opened[largest], peek)
         every = _ROUND_OF_A_THREAD if parts else pw.ROUND_WITHOUT
         kind = Kind(where, source.plan.layout, len(header.attrs), bool(header.cut), every)
         for mapped, (start, end) in zip(opened, ranges, strict=True):

@@ -14,7 +14,7 @@ from mmreplay.importers import perf_data as source
 from mmreplay.importers import perf_decode as pd
 from mmreplay.importers import perf_walk as pw
 from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
-from mmreplay.importers.syscalls import C_FUTEX, CALL_KIND, CALLS
+from mmreplay.importers.syscalls import CALL_KIND, CALLS, tells_futexes
 from mmreplay.trace.header import (
     Capabilities,
     Clock,
@@ -126,7 +126,7 @@ def _capabilities(rec: source.Recording, config: ps.Config) -> Capabilities:
         or (rec.has(ev.FAULT_MINOR) and not config.fault_starts),
         compat_visible=rec.has(ev.RAW_ENTER),
         lock_spans=rec.has(ev.CONTENTION_BEGIN) and rec.has(ev.CONTENTION_END),
-        wakeups=config.wakings or bool(config.enters[C_FUTEX] and config.exits[C_FUTEX]),
+        wakeups=config.wakings or tells_futexes(config.enters, config.exits),
         sampling=not config.pair,
         snapshot=False,
     )

@@ -6,7 +6,7 @@ while it works.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -80,7 +80,7 @@ def import_perf_data(
     ahead: Ahead[tuple[Any, int]] | None = None
     try:
         if all(
-            event.role in (ev.OTHER, ev.WAKING) or event.call == C_FUTEX
+            event.role in (ev.OTHER, ev.WAKING) or event.call >= C_FUTEX
             for event in recording.events
         ):
             raise UserError(
@@ -165,7 +165,9 @@ def _transfer(
     return header
 
 
-def _with_frames(rec: source.Recording, tables: Assembler, batches: Batches) -> Batches:
+def _with_frames(
+    rec: source.Recording, tables: Assembler, batches: Batches
+) -> Generator[tuple[Any, int], None, None]:
     """The recording's batches; frames of call chains go to their table."""
     for batch, rows in batches:
         while rec.frames:

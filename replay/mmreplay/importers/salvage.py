@@ -56,6 +56,12 @@ def find_formats(
     UserError
         None were found that fit its samples.
     """
+    if mapped is not None and peek is not None and not _samples(header, mapped, peek, 1):
+        raise UserError(
+            f"{header.cut or 'the recording is not whole'}: it holds no samples",
+            where=where,
+            fix="record again while the program maps and faults, and end perf with Ctrl-C (SIGINT)",
+        )
     wanted = {attr.config for attr in header.attrs if attr.type == 2}
     fix = (
         "import it on the machine that recorded it, as root, or give another recording of that "
@@ -112,41 +118,70 @@ def _of_tracefs(wanted: set[int]) -> dict[int, Format]:
     return found
 
 
+def _samples(
+    header: ph.PerfHeader, mapped: mmap.mmap, peek: tuple[int, int, bool], most: int
+) -> list[bytes]:
+    """Its first samples, at most so many."""
+    start, end, packed = peek
+    order = header.order
+    feed = MappedFeed(mapped, start, end)
+    window = Window(ZstdFeed(feed, "", big_endian=order == ">", salvage=True) if packed else feed)
+    found: list[bytes] = []
+    for _ in range(_MOST_RECORDS):
+        if len(found) >= most or not window.need(8):
+            break
+        kind, _, size = struct.unpack(order + "IHH", window.peek(8))
+        if size < 8 or not window.need(size):
+            break
+        record = window.take(size)
+        if kind == R_SAMPLE:
+            found.append(record)
+    return found
+
+
+def _raw_of(attr: ph.Attr, record: bytes, order: str) -> int:
+    """Where the size of RAW is in a sample; -1 where it has none."""
+    raw = sample_offsets(attr)[L_RAW]
+    if raw >= -1:
+        return raw
+    at = -raw  # behind READ and CALLCHAIN
+    try:
+        if attr.sample_type & ph.SAMPLE_READ:
+            times = (attr.read_format & 3).bit_count()
+            each = 1 + (attr.read_format & 0b10100).bit_count()
+            group = attr.read_format & 8
+            members = struct.unpack_from(order + "Q", record, at)[0] if group else 1
+            at += 8 * (bool(group) + times + each * members)
+        if attr.sample_type & ph.SAMPLE_CALLCHAIN:
+            at += 8 + 8 * struct.unpack_from(order + "Q", record, at)[0]
+    except struct.error:
+        return -1
+    return int(at)
+
+
 def _fits(
     header: ph.PerfHeader,
     mapped: mmap.mmap,
     peek: tuple[int, int, bool],
     formats: dict[int, Format],
 ) -> bool:
-    """Whether all samples looked at name their event in RAW, and have its format's size."""
-    start, end, packed = peek
+    """Whether all samples of tracepoints looked at name their event in RAW, and have its format's
+    size."""
     order = header.order
-    feed = MappedFeed(mapped, start, end)
-    window = Window(ZstdFeed(feed, "", big_endian=order == ">", salvage=True) if packed else feed)
     events = {ident: attr for attr in header.attrs for ident in attr.ids}
     id_offset = id_offset_of(header.attrs[0])
-    seen = 0
-    for _ in range(_MOST_RECORDS):
-        if seen >= _LOOKED_AT or not window.need(8):
-            break
-        kind, _, size = struct.unpack(order + "IHH", window.peek(8))
-        if size < 8 or not window.need(size):
-            break
-        record = window.take(size)
-        if kind != R_SAMPLE:
-            continue
+    for record in _samples(header, mapped, peek, _LOOKED_AT):
         attr = header.attrs[0]
         if id_offset >= 0 and len(record) >= id_offset + 8:
             attr = events.get(struct.unpack_from(order + "Q", record, id_offset)[0], attr)
-        raw = sample_offsets(attr)[L_RAW]
+        raw = _raw_of(attr, record, order)
         if attr.type != 2 or raw < 0 or raw + 6 > len(record):
             continue
         form = formats.get(attr.config)
         length, common_type = struct.unpack_from(order + "IH", record, raw)
         if form is None or common_type != attr.config or not _sizes_fit(form, length):
             return False
-        seen += 1
-    return seen > 0
+    return True
 
 
 def _sizes_fit(form: Format, length: int) -> bool:

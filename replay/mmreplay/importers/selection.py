@@ -53,6 +53,8 @@ class Selection:
             pids = [int(self.process)] if self.process.isdecimal() else self._named(scan)
             self._wanted = np.zeros(MAX_TID, np.uint8)
             self._wanted[[pid for pid in pids if pid < MAX_TID]] = _ALL
+            #: Two words of each thread's name; what is never touched is no memory.
+            self._comms = np.zeros((MAX_TID, 2), np.uint64)
 
     def __bool__(self) -> bool:
         """Whether anything is left out."""
@@ -86,7 +88,7 @@ class Selection:
         if self.begin_ns:
             np.maximum(times - self.begin_ns, 0, out=times)
         if self._wanted is not None:
-            _keep(batch, last, self._wanted)
+            _keep(batch, last, self._wanted, self._comms)
         return min(before, last), last, last < rows
 
     def _named(self, scan: Callable[[], Batches] | None) -> list[int]:
@@ -134,15 +136,25 @@ class Selection:
 
 
 @native
-def _keep(batch: Any, rows: Any, wanted: Any) -> None:
+def _keep(batch: Any, rows: Any, wanted: Any, comms: Any) -> None:
     """Turn the events of processes that are not wanted into nobody's.
 
     Of the wanted ones' children their life is kept: how a clone3 call ended shows in it.
+    Whom a process that is not wanted forked has its name: it goes with the FORK.
     """
     for i in range(rows):
         role = np.int64(batch.role[i])
         if role == ev.LOST or role == ev.THROTTLE:
             continue
+        if role == ev.COMM:
+            tid = np.int64(batch.tid[i])
+            if 0 < tid < MAX_TID:
+                comms[tid, 0], comms[tid, 1] = batch.arg[i, 1], batch.arg[i, 2]
+        elif role == ev.FORK:
+            tid, parent_tid = np.int64(batch.arg[i, 2]), np.int64(batch.arg[i, 3])
+            if 0 < tid < MAX_TID and 0 < parent_tid < MAX_TID:
+                comms[tid, 0], comms[tid, 1] = comms[parent_tid, 0], comms[parent_tid, 1]
+                batch.arg[i, 4], batch.arg[i, 5] = comms[tid, 0], comms[tid, 1]
         pid = np.int64(batch.pid[i])
         if role == ev.FORK or role == ev.THREAD_END:
             pid = np.int64(batch.arg[i, 0])

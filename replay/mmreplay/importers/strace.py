@@ -152,6 +152,7 @@ _CONSTANTS: Final = {
     "FUTEX_PRIVATE_FLAG": 128,
     "FUTEX_CLOCK_REALTIME": 256,
     "FUTEX_BITSET_MATCH_ANY": 0xFFFF_FFFF,
+    "FUTEX2_PRIVATE": 128,
     **{f"FUTEX_{name}": number for number, name in enumerate(_FUTEX)},
     **{f"FUTEX_{name}_PRIVATE": number | 128 for number, name in enumerate(_FUTEX)},
     **{name: number for number, name in errno.errorcode.items()},

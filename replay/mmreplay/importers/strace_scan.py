@@ -165,6 +165,18 @@ def _place_bits(raw: Any) -> None:
 
 
 @borrowing_helper
+def _two_addresses(b: Any, at: Any, end: Any, rows: Any, o: Any) -> None:
+    """``[{val=0, uaddr=0x10, flags=...}, {val=0, uaddr=0x20, ...}]`` into the row at ``o``."""
+    found = 0
+    while at + 2 < end and b[at] != 93 and found < 2:  # ]
+        if b[at] == _EQUALS and b[at - 1] == 114 and b[at - 2] == 100:  # uaddr=
+            value, _, _ = hexadecimal(b, at + 1, end)
+            rows[o + tr.C_ARG + (sc.ADDRESS2 if found else sc.ADDRESS)] = np.int64(value)
+            found += 1
+        at += 1
+
+
+@borrowing_helper
 def _program(b: Any, at: Any, end: Any, task: Any, place: Any) -> None:
     """The name that an exec of ``"/path/NAME"`` gives."""
     if at < end and b[at] != _QUOTE:  # execveat: behind the descriptor
@@ -327,6 +339,8 @@ def scan(
             if call == sc.C_FUTEX:
                 _place_bits(raw)
             put_arguments(out, o, call, raw, slot_of)
+            if call == sc.C_FUTEX_REQUEUE:
+                _two_addresses(b, after + 1, stop, out, o)
             out[o + tr.C_ROLE], out[o + tr.C_CALL] = ev.ENTER, call
             if tr.is_clone(call):
                 tr.open_clone(task, place, opened, call, out[o + tr.C_ARG + sc.FLAGS])

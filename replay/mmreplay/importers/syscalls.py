@@ -63,7 +63,12 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("pkey_free", OpKind.PKEY, ()),
     Call("remap_file_pages", OpKind.REMAP_FILE_PAGES, (ADDRESS, LENGTH, PROT, _NO, FLAGS)),
     Call("vmsplice", OpKind.VMSPLICE, (FD,), (0,)),
+    # No operations: they tell who waits for whom (:mod:`mmreplay.importers.pair_futex`); the last.
     Call("futex", None, (ADDRESS, FLAGS, LENGTH, LENGTH2, ADDRESS2, PROT), (1, 2, 5)),
+    Call("futex_wake", None, (ADDRESS, PROT, LENGTH, FLAGS), (2, 3)),
+    Call("futex_wait", None, (ADDRESS, LENGTH, PROT, FLAGS), (3,)),
+    Call("futex_waitv", None, ()),
+    Call("futex_requeue", None, (_NO, FLAGS, LENGTH, LENGTH2), (1, 2, 3)),
 )
 BY_NAME: Final = {call.name: index for index, call in enumerate(CALLS)}
 C_MMAP: Final = BY_NAME["mmap"]
@@ -75,13 +80,22 @@ C_FORK: Final = BY_NAME["fork"]
 C_VFORK: Final = BY_NAME["vfork"]
 C_EXECVE: Final = BY_NAME["execve"]
 C_EXECVEAT: Final = BY_NAME["execveat"]
-#: No operation: it tells who waits for whom (:mod:`mmreplay.importers.pair_futex`).
+#: The first of the calls of futexes; all behind it are.
 C_FUTEX: Final = BY_NAME["futex"]
+C_FUTEX_WAKE: Final = BY_NAME["futex_wake"]
+C_FUTEX_WAIT: Final = BY_NAME["futex_wait"]
+C_FUTEX_WAITV: Final = BY_NAME["futex_waitv"]
+C_FUTEX_REQUEUE: Final = BY_NAME["futex_requeue"]
 CLONE_VM: Final = 0x100
 CLONE_VFORK: Final = 0x4000
 
 #: OpKind of each call, 0 of one that makes no operation.
 CALL_KIND: NDArray[np.int64] = np.array([int(call.kind or 0) for call in CALLS], np.int64)
+
+
+def tells_futexes(enters: NDArray[np.uint8], exits: NDArray[np.uint8]) -> bool:
+    """Whether both ends of a call of futexes were recorded; (calls,) each."""
+    return bool((enters[C_FUTEX:] & exits[C_FUTEX:]).any())
 
 
 def present_mask(call: Call) -> int:
@@ -104,21 +118,24 @@ _X86_64: Final = _numbers("""
     mremap=25 mlock=149 mlock2=325 munlock=150 mlockall=151 munlockall=152 shmat=30 shmdt=67
     mbind=237 mseal=462 mincore=27 msync=26 clone=56 clone3=435 fork=57 vfork=58 execve=59
     execveat=322 get_mempolicy=239 process_vm_readv=310 process_vm_writev=311 pkey_alloc=330
-    pkey_free=331 remap_file_pages=216 vmsplice=278 futex=202
+    pkey_free=331 remap_file_pages=216 vmsplice=278 futex=202 futex_waitv=449 futex_wake=454
+    futex_wait=455 futex_requeue=456
 """)
 _I386: Final = _numbers("""
     mmap=192 munmap=91 mprotect=125 pkey_mprotect=380 madvise=219 process_madvise=440 brk=45
     mremap=163 mlock=150 mlock2=376 munlock=151 mlockall=152 munlockall=153 shmat=397 shmdt=398
     mbind=274 mseal=462 mincore=218 msync=144 clone=120 clone3=435 fork=2 vfork=190 execve=11
     execveat=358 get_mempolicy=275 process_vm_readv=347 process_vm_writev=348 pkey_alloc=381
-    pkey_free=382 remap_file_pages=257 vmsplice=316 futex=240 futex_time64=422
+    pkey_free=382 remap_file_pages=257 vmsplice=316 futex=240 futex_time64=422 futex_waitv=449
+    futex_wake=454 futex_wait=455 futex_requeue=456
 """)
 _GENERIC: Final = _numbers("""
     munmap=215 mprotect=226 pkey_mprotect=288 madvise=233 process_madvise=440 brk=214 mremap=216
     mlock=228 mlock2=284 munlock=229 mlockall=230 munlockall=231 shmat=196 shmdt=197 mbind=235
     mseal=462 mincore=232 msync=227 clone=220 clone3=435 execve=221 execveat=281
     get_mempolicy=236 process_vm_readv=270 process_vm_writev=271 pkey_alloc=289 pkey_free=290
-    remap_file_pages=234 vmsplice=75 mmap=222 futex=98
+    remap_file_pages=234 vmsplice=75 mmap=222 futex=98 futex_waitv=449 futex_wake=454
+    futex_wait=455 futex_requeue=456
 """)
 #: Machine, as ``uname -m`` says it -> (numbers of its own tasks, of its 32-bit tasks).
 _MACHINES: Final[dict[str, tuple[dict[str, int], dict[str, int]]]] = {

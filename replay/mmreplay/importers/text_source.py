@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +125,7 @@ def _behind_page(mapped: mmap.mmap) -> int:
 
 def batches(
     file: TextFile, scan: Scan, progress: Progress | None = None
-) -> Iterator[tuple[Any, int]]:
+) -> Generator[tuple[Any, int], None, None]:
     """The events in total order: (batch, rows of it in use); the batch is filled anew each time.
 
     The next window is scanned on a thread beside, while the last one is used.

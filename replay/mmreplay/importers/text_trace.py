@@ -19,7 +19,7 @@ from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
 from mmreplay.importers.drive import finish_all, pair_all
 from mmreplay.importers.options import Options
 from mmreplay.importers.selection import Selection
-from mmreplay.importers.syscalls import CALLS
+from mmreplay.importers.syscalls import C_FUTEX, CALLS
 from mmreplay.trace.header import (
     Capabilities,
     Clock,
@@ -34,8 +34,10 @@ from mmreplay.trace.store import Trace, TraceWriter
 
 #: Above this share of lost events the trace says so.
 _WARN_LOST: Final = 0.001
-#: How a text names the call that tells who waits for whom: perf and ftrace, strace.
-_FUTEX: Final = frozenset(("syscalls:sys_enter_futex", "futex"))
+#: How a text names the calls that tell who waits for whom: perf and ftrace, strace.
+_FUTEX: Final = frozenset(
+    name for call in CALLS[C_FUTEX:] for name in (f"syscalls:sys_enter_{call.name}", call.name)
+)
 #: Above this share of times that go back the text is not in order of time at all.
 _MOST_LATE: Final = 0.10
 
