@@ -144,3 +144,57 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     assert "perf script -F +addr" in refused(write(tmp_path, ends))
     back = "".join(line.format(name="", tid=10, k=9 - k) for k in range(9))
     assert "not in order of time" in refused(write(tmp_path, back))
+    bare = "".join(line.format(name="", tid=10, k=k) for k in range(9)).replace(" addr: 0x1,", "")
+    assert "perf script -F +trace" in refused(write(tmp_path, bare.replace(" len: 0x1", "")))
+    nameless = " prog 10/10 5.000001000: address=0x1000 ip=0x2000 error_code=0x6\n"
+    assert "perf script --ns -F +pid" in refused(write(tmp_path, nameless))
+
+
+def test_modes_may_stand_before_the_time(tmp_path: Path) -> None:
+    """perf script -F +misc; a name that looks like one is none."""
+    text = """\
+ KE 10/11 [001] U     5.000003000: syscalls:sys_enter_munmap: addr: 0x7f0000001000, len: 0x2000
+ KE 10/11 [001] KEx   5.000004500: syscalls:sys_exit_munmap: 0x0
+ 4 U 10/11 K          5.000005000:          1 minor-faults:     7f0000001000
+"""
+    trace = import_trace(write(tmp_path, text), tmp_path / "t.mmt")
+    trace.validate()
+    rows = trace.operations.collect()
+    assert rows["kind"].to_list() == [int(OpKind.MUNMAP), int(OpKind.FAULT_USER)]
+    assert rows["tid"].to_list() == [11, 11]
+    assert trace.threads.collect()["comm"].to_list() == ["4 U"]
+
+
+@pytest.mark.parametrize("chains", [False, True])
+def test_addresses_of_ends_beside_call_chains(tmp_path: Path, chains: bool) -> None:
+    """There the number behind the event is no instruction pointer."""
+    text = """\
+ prog 10/10 [001] 5.000001000: exceptions:page_fault_user: address=0x7f0000001008 ip=0x400000 \
+error_code=0x6
+\t          400000 main+0x0 (/prog)
+
+ prog 10/10 5.000002000:          1 minor-faults:     7f0000001008 [unknown] (//anon)
+\t          400000 main+0x0 (/prog)
+
+ prog 10/10 5.000003000:          1 minor-faults:     7f0000009000 [unknown] (//anon)
+\t          400000 main+0x0 (/prog)
+"""
+    if not chains:
+        text = "".join(line for line in text.splitlines(True) if not line.startswith("\t"))
+    trace = import_trace(write(tmp_path, text), tmp_path / "t.mmt")
+    rows = trace.operations.collect()
+    assert rows["address"].to_list() == [0x7F0000001008, 0x7F0000009000 if chains else 0x7F0000001008]
+    assert any("no address" in line for line in trace.header.warnings) != chains
+
+
+def test_sampled_text(tmp_path: Path) -> None:
+    text = "".join(
+        f" prog 10/10 5.00000{k}000:   {1 + 97 * k} page-faults:   7f0000001000 40{k}000 main\n"
+        for k in range(5)
+    )
+    trace = import_trace(write(tmp_path, text), tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.rows("operations") == 5
+    assert trace.header.capabilities.sampling
+    assert trace.header.capabilities.fault_duration == "none"
+    assert any("sampled" in line for line in trace.header.warnings)

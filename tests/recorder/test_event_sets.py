@@ -75,7 +75,12 @@ def test_the_parts_cost_what_they_add() -> None:
     }
     assert "--filter" in Recording(more).argv()
     without = choose_events(lambda event: event != "sched:sched_waking", wakeups=True)
-    assert without.wakeups == ("syscalls:sys_enter_futex", "syscalls:sys_exit_futex")
+    assert without.wakeups[:2] == ("syscalls:sys_enter_futex", "syscalls:sys_exit_futex")
+    assert "syscalls:sys_exit_futex_waitv" in without.wakeups
+    old = choose_events(
+        lambda event: in_release("5.15")(event) and event != "sched:sched_waking", wakeups=True
+    )
+    assert old.wakeups == ("syscalls:sys_enter_futex", "syscalls:sys_exit_futex")
     assert "--filter" not in Recording(without).argv()
     assert not any(event.startswith("mmap_lock:") for event in more.events)
 

@@ -66,6 +66,16 @@ def find_time(b: Any, at: Any, end: Any) -> Any:
 
 
 @borrowing_helper
+def _is_misc(b: Any, at: Any, last: Any) -> Any:
+    """Whether this is what ``perf script -F +misc`` prints: K, U, KE, Sp and such."""
+    if last - at > 3 or not 65 <= b[at] <= 90:
+        return False
+    while at <= last and (65 <= b[at] <= 90 or 97 <= b[at] <= 122):
+        at += 1
+    return at > last
+
+
+@borrowing_helper
 def _context(letter: Any) -> Any:
     """common_flags of the third of ftrace's flags: h, H, s, Z and z are interrupts
     (trace_print_lat_fmt, kernel/trace/trace_output.c@6.18)."""
@@ -99,6 +109,8 @@ def parse_head(b: Any, at: Any, end: Any, ftrace: Any, head: Any) -> Any:
         if before >= at and b[before] == 93:
             if ftrace and k - word >= 4:
                 head[H_CONTEXT] = _context(b[word + 3])
+            k = before
+        elif not ftrace and before >= at and is_digit(b[before]) and _is_misc(b, word + 1, k):
             k = before
     if k >= at and b[k] == 93:  # [CPU]
         opening = back_over_digits(b, k - 1, at)

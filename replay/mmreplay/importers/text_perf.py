@@ -28,9 +28,19 @@ _FTRACE: Final = re.compile(
     re.MULTILINE,
 )
 _PERF: Final = re.compile(
-    rb"^ *(?:\S.*? +)?(?:-?\d+/)?-?\d+ +(?:\[\d+\] +)?\d+\.(\d+): +(?:\d+ +)?[^ ]+", re.MULTILINE
+    rb"^ *(?:\S.*? +)?(?:-?\d+/)?-?\d+ +(?:\[\d+\] +)?(?:[A-Z][A-Za-z]{0,3} +)?\d+\.(\d+): +"
+    rb"(?:\d+ +)?[^ ]+",
+    re.MULTILINE,
 )
 _FAULT_END: Final = re.compile(rb"\d+\.\d+: +(?:\d+ +)?m(?:in|aj)or-faults(?::\w+)?: *([^\n]*)")
+#: With a callchain, whose lines a tab begins, the instruction pointer is there.
+_CHAINED: Final = re.compile(
+    rb"\d+\.\d+: +(?:\d+ +)?m(?:in|aj)or-faults(?::\w+)?: *[^\n]*\n\t *[0-9a-f]"
+)
+_EVENTS: Final = (
+    rb"(?:page-faults|faults|m(?:in|aj)or-faults|exceptions:page_fault_\w+|syscalls:\w+)"
+)
+_PERIOD: Final = re.compile(rb"\d+\.\d+: +(\d+) +" + _EVENTS + rb"(?::\w+)?:")
 _HEX: Final = re.compile(rb"(?<![^ ])[0-9a-f]{1,16}(?![^ \n])")
 #: Rows of the look at the beginning: some ten thousand lines.
 _LOOK_ROWS: Final = 1 << 14
@@ -149,6 +159,7 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
         data_mmaps=b": rw-p " in head,
         compat_visible=ev.RAW_ENTER in kinds,
         resolution_ns=_resolution(head),
+        sampled=any(period != b"1" for period in _PERIOD.findall(head)),
         finer="; trace-cmd report -t prints all" if ftrace else "; perf script --ns prints all",
         facts=source.header_facts(head),
     )
@@ -184,7 +195,7 @@ def _addresses_of_ends(head: bytes) -> bool:
     numbers = [_HEX.findall(line) for line in ends]
     if not any(numbers):
         return not ends  # nothing to go by; the scan counts what it cannot read
-    if any(len(found) > 1 for found in numbers):
+    if any(len(found) > 1 for found in numbers) or _CHAINED.search(head):
         return True
     alone = all(len(line.split()) == 1 for line in ends if line.strip())
     kernel = any(found and int(found[0], 16) >> 63 for found in numbers)

@@ -63,6 +63,8 @@ class Dialect:
     ordered: bool = True
     kernel_faults: bool = False
     data_mmaps: bool = False
+    #: Whether events were sampled instead of counted: then nothing pairs.
+    sampled: bool = False
     compat_visible: bool = False
     clock: str = "unknown"
     resolution_ns: int = 1
@@ -91,7 +93,7 @@ def import_text(
     config = ps.Config(
         dialect.fault_starts,
         dialect.fault_ends,
-        True,
+        not dialect.sampled,
         calls * np.uint8(dialect.enters),
         calls * np.uint8(dialect.exits),
         dialect.switches,
@@ -111,7 +113,7 @@ def import_text(
         try:
             state = tables.start(config)
             pair_all(state, tables, source.batches(file, dialect.scan, progress), selection)
-            _check(file, dialect)
+            _check(file, dialect, not selection and not state.count[ps.C_OPS])
             report = finish_all(state, tables)
         except BaseException:
             tables.abandon()
@@ -128,14 +130,30 @@ def import_text(
         return writer.close(header)
 
 
-def _check(file: source.TextFile, dialect: Dialect) -> None:
-    """Raise a :class:`UserError` for a text that nothing can be made of."""
+def _check(file: source.TextFile, dialect: Dialect, empty: bool) -> None:
+    """Raise a :class:`UserError` for a text that nothing can be made of.
+
+    ``empty``: no operation came of it.
+    """
     where, x = str(file.path), file.x
     if x[tr.X_LINES] == 0:
         raise UserError(
             "no line of it is an event",
             where=where,
             fix="give the output of perf script, trace-cmd report or strace -f, unchanged",
+        )
+    if 2 * x[tr.X_UNREAD] > x[tr.X_LINES]:
+        raise UserError(
+            f"of {x[tr.X_UNREAD]:,} of {x[tr.X_LINES]:,} events it does not hold the arguments",
+            where=where,
+            fix="print them (perf script -F +trace,+addr), or import the recording itself",
+        )
+    if empty:
+        raise UserError(
+            "no line of it tells of a page fault or a memory-map call",
+            where=where,
+            fix="print all fields of the events (perf script --ns -F +pid,+addr), or record the "
+            "default set: mmreplay record",
         )
     if x[tr.X_IDLE] and not dialect.one_process and len(groups := _guessed(file)) > 1:
         raise UserError(
@@ -192,17 +210,18 @@ def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: As
     header.target = dialect.target
     both = dialect.enters and dialect.exits
     duration: Any = "none"
-    if dialect.fault_starts:
+    if dialect.fault_starts and not dialect.sampled:
         duration = "measured" if dialect.fault_ends else "upper"
     header.capabilities = Capabilities(
         fault_duration=duration,
-        syscall_durations=both,
+        syscall_durations=both and not dialect.sampled,
         think="oncpu" if dialect.switches else "wall",
         switches=dialect.switches,
         data_mmaps=dialect.data_mmaps,
         kernel_faults=dialect.kernel_faults,
         compat_visible=dialect.compat_visible,
         lock_spans=dialect.contention,
+        sampling=dialect.sampled,
         wakeups=dialect.wakings
         or (both and (dialect.compat_visible or not _FUTEX.isdisjoint(samples))),
     )
@@ -243,6 +262,10 @@ def _counters(file: source.TextFile, state: ps.State, tables: Assembler) -> dict
 def _warnings(file: source.TextFile, dialect: Dialect, header: Header) -> list[str]:
     x = file.x
     found = []
+    if dialect.sampled:
+        found.append(
+            "events were sampled, so nothing pairs; count every event (-c 1, not -F or a larger -c)"
+        )
     if dialect.resolution_ns > 1:
         found.append(
             f"times have a resolution of {dialect.resolution_ns:,} ns: short operations seem to "

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mmreplay.trace.recording import SYSCALLS
+from mmreplay.trace.recording import FUTEXES, SYSCALLS
 
 #: What a trace by strace lacks beside one by perf (docs/recording.md).
 STRACE_LACKS: Final = (
@@ -36,7 +36,7 @@ def strace_argv(target: tuple[str, ...], output: str, *, dependencies: bool = Fa
     with ``dependencies`` also the calls that tell who waits for whom."""
     words = ["strace", "-f", "-o", output, "-I2", "-e", "signal=none"]
     words += ["--absolute-timestamps=format:unix,precision:ns", "--syscall-times=ns"]
-    calls = ",".join(SYSCALLS).split(",") + ["futex"] * dependencies
+    calls = [*",".join(SYSCALLS).split(","), *(FUTEXES if dependencies else ())]
     # "?" passes over calls that this strace does not know.
     words += ["-e", "trace=" + ",".join(f"?{call}" for call in calls)]
     if target[0] == "--":  # the other calls then cost nothing

@@ -35,6 +35,10 @@ _SINCE: Final = {
     "clone3": (5, 3),
     "process_madvise": (5, 10),
     "mseal": (6, 10),
+    "futex_waitv": (5, 16),
+    "futex_wait": (6, 7),
+    "futex_wake": (6, 7),
+    "futex_requeue": (6, 7),
     "lock:contention_begin": (5, 19),
     "lock:contention_end": (5, 19),
 }
@@ -46,7 +50,10 @@ _FAULT_ENDS: Final = ("minor-faults", "major-faults")
 _CONTENTION: Final = ("lock:contention_begin", "lock:contention_end")
 _WAKEUPS: Final = "sched:sched_waking"
 #: The same by the calls of who waits and who wakes, where the scheduler's event is missing.
-_FUTEX: Final = ("syscalls:sys_enter_futex", "syscalls:sys_exit_futex")
+FUTEXES: Final = ("futex", "futex_waitv", "futex_wait", "futex_wake", "futex_requeue")
+_FUTEX: Final = tuple(
+    f"syscalls:sys_{side}_{call}" for call in FUTEXES for side in ("enter", "exit")
+)
 #: Event -> what perf is to pass on of it.  Beside sched_waking, of futex only waits for futexes
 #: that are not private: who joins a thread waits so, and from 6.16 on perf loses that thread's
 #: last wake-up.
