@@ -22,7 +22,7 @@ from mmreplay.predict.detail import blame_table, lock_table, op_table
 from mmreplay.predict.effort import GROWN_OPS, WINDOWS, check_growth, effort, growth_of
 from mmreplay.predict.explain import headline, headline_row, plural, series
 from mmreplay.predict.gains import Cell
-from mmreplay.predict.pace import pace
+from mmreplay.predict.pace import Ways, busy_means_ns, pace
 from mmreplay.predict.planning import WITH_DEPENDENCIES, Planner, Wanted
 from mmreplay.predict.prediction import Prediction, ProcessShare, Replay, Row, Saturation
 from mmreplay.predict.processes import People, foreign_holders, people, process_shares, processes
@@ -243,7 +243,11 @@ def replay(
     wall_s = time.perf_counter() - begin
     once = [done[i, False] for i in parts]
     steady = {i: done[i, True] for i in parts}
-    paces = [(part, pace(part.work, steady[i])) for i, part in parts.items()]
+    idle = load == "recorded"
+    paces = [
+        (part, pace(Ways(part.work, busy_means_ns([steady[i]]), idle=idle), steady[i]))
+        for i, part in parts.items()
+    ]
     ops_per_ns = gains.pooled(gains.ops(part, way) for part, way in paces)
     work_rate = gains.pooled(gains.user(part, way) for part, way in paces)
     who = people(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.engine.result import Result
 from mmreplay.predict.delays import quantile_ns
-from mmreplay.predict.pace import Pace, pace, reached
+from mmreplay.predict.pace import Pace, Ways, busy_means_ns, pace
 from mmreplay.predict.prediction import Blame, Row, Saturation
 from mmreplay.predict.steady import Part
 
@@ -27,7 +27,6 @@ LIMIT_SHARE = 0.1
 SATURATION_SHARE = 0.95
 HAND_OVER = "hand-over"
 
-I64 = NDArray[np.int64]
 
 #: (window, seed): simulations with equal keys use the same draws and are paired.
 Pair = tuple[int, int]
@@ -45,8 +44,13 @@ class Cell:
     dearer: dict[Pair, Result] = field(default_factory=dict)
     #: This kernel's locks with the other kernel's costs; empty where the costs are equal.
     locking_only: dict[Pair, Result] = field(default_factory=dict)
-    #: How far each measured thread's work counts, in parts of its way (:func:`together`).
-    upto: dict[Pair, I64] = field(default_factory=dict)
+    #: How fast the measured threads got on in each simulation, by ``id`` (:func:`together`).
+    paces: dict[int, Pace] = field(default_factory=dict)
+
+    def simulations(self) -> Iterator[tuple[Pair, Result]]:
+        """All: as they are, with other costs, with the other kernel's costs."""
+        for results in (self.results, self.cheaper, self.dearer, self.locking_only):
+            yield from results.items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +85,25 @@ def pooled(amounts: Iterable[Amount]) -> float:
 
 
 def together(*cells: Cell) -> None:
-    """Let the cells be compared: each pair's rates over the work that all its replays completed."""
-    ways: dict[Pair, list[I64]] = {}
+    """Let the cells be compared: each pair's rates told in work that all its replays completed."""
+    by_pair: dict[Pair, list[tuple[Cell, Result]]] = {}
     for cell in cells:
-        for results in (cell.results, cell.cheaper, cell.dearer, cell.locking_only):
-            for pair, result in results.items():
-                ways.setdefault(pair, []).append(reached(cell.parts[pair[0]].work, result))
-    for cell in cells:
-        cell.upto = {pair: np.minimum.reduce(far) for pair, far in ways.items()}
+        for pair, result in cell.simulations():
+            by_pair.setdefault(pair, []).append((cell, result))
+    for (window, _), some in by_pair.items():
+        means = busy_means_ns(result for _, result in some)
+        idle = cells[0].load == "recorded"
+        ways = {id(cell): Ways(cell.parts[window].work, means, idle=idle) for cell, _ in some}
+        far = np.minimum.reduce([ways[id(cell)].reached_ns(result) for cell, result in some])
+        for cell, result in some:
+            cell.paces[id(result)] = pace(ways[id(cell)], result, far)
 
 
 def amount(cell: Cell, pair: Pair, result: Result, value: Value) -> Amount:
     """One replay's work of one pair."""
-    part = cell.parts[pair[0]]
-    return value(part, pace(part.work, result, cell.upto.get(pair)))
+    if id(result) not in cell.paces:
+        together(cell)
+    return value(cell.parts[pair[0]], cell.paces[id(result)])
 
 
 def _mean_over_seeds(cell: Cell, value: Value, results: Mapping[Pair, Result]) -> float:

@@ -70,7 +70,8 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
     user = _per_thread(plan, plan.think_cpu_ns.astype(np.float64))
     blocked = _per_thread(plan, plan.think_blocked_ns.astype(np.float64))
     waits = _per_thread(plan, np.where(points, np.maximum(plan.sleep_ns, 0), 0).astype(np.float64))
-    busy = user + _per_thread(plan, _service_ns(plan, times))
+    service = _recorded_ns(plan, times)
+    busy = user + _per_thread(plan, _filled_ns(plan, times, service))
     steady = mine & (busy >= STEADY_SHARE * _middle(busy[mine])) & (ops > 0)
     if not steady.any():
         steady = mine
@@ -108,7 +109,7 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
         ops_factor=_ratio(ops[mine].sum(), ops[steady].sum()),
         user_factor=_ratio(user[mine].sum(), user[steady].sum()),
         steady=int(steady.sum()),
-        work=work_of(plan, group),
+        work=work_of(plan, group, service),
         idle=in_turn or bool(blocked[steady].sum() > 0 or (points.any() and blocked.sum() > 0)),
         in_turn=in_turn,
     )
@@ -133,14 +134,18 @@ def _per_thread(plan: Plan, values: F64) -> F64:
     return found
 
 
-def _service_ns(plan: Plan, times: Recorded) -> F64:
-    """(N,) recorded service; where unknown, the mean of the operation's kind."""
+def _recorded_ns(plan: Plan, times: Recorded) -> F64:
+    """(N,) recorded service; NaN where unknown."""
+    out = np.full(plan.n_ops, np.nan)
+    real = np.flatnonzero(plan.row >= 0)
+    out[real] = times.service_ns[plan.row[real]]
+    return out
+
+
+def _filled_ns(plan: Plan, times: Recorded, recorded: F64) -> F64:
+    """(N,) the same; where unknown, the mean of the operation's kind."""
     _, known, service, _ = by_class(plan, times)
     mean = np.where(known > 0, service / np.maximum(known, 1), _SERVICE_NS)
     mean[PlanOp.NONE] = 0.0
-    out: F64 = mean[plan.op.astype(np.int64)]
-    real = np.flatnonzero(plan.row >= 0)
-    own = times.service_ns[plan.row[real]]
-    seen = ~np.isnan(own)
-    out[real[seen]] = own[seen]
+    out: F64 = np.where(np.isnan(recorded), mean[plan.op.astype(np.int64)], recorded)
     return out
