@@ -159,7 +159,13 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "4 threads, 5,000 operations" in out
     code, out = run("synth", "--from", first, "-o", second, "--save", text, "--threads", "6")
     assert code == 0
-    assert "6 threads, 200,000 operations" in out
+    assert "6 threads, 7," in out  # half as many again
+    assert "replayed beside the recording on 4 CPUs: throughput" in out
+    longer = ("--ops", "9000", "--force", "--no-check")
+    code, out = run("synth", "--from", first, "-o", second, *longer)
+    assert code == 0
+    assert 7500 < Trace.open(second).rows("operations") <= 9000
+    assert "beside" not in out
     assert load_workload(text).roles.keys() == {"compiler", "mutator"}
     assert learn_workload(first)[1].threads == 4
     for words, says in (
@@ -167,6 +173,7 @@ def test_the_commands(tmp_path: Path) -> None:
         (("synth", "jit-code", "--from", first, "-o", first), "either a WORKLOAD or --from"),
         (("synth", "jit-code", "-o", first), "the trace exists"),
         (("synth", "jit-code", "-o", second, "--save", text), "nothing learnt to save"),
+        (("synth", "jit-code", "-o", second, "--check"), "nothing learnt to check"),
         (("synth", "--from", str(tmp_path / "none.mmt"), "-o", second), "no such trace"),
         (("synth", "jit-cod", "-o", second), 'did you mean "jit-code"'),
         (("synth", "jit-code", "-o", second, "--threads", "0"), "0 threads"),

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+#: A recording of more operations is replayed beside what was learnt only where that is asked for.
+_MOST_CHECKED = 200_000
+_FOR_EVER_S = 1e6
+#: How much the operations of a trace with phases may differ from what was asked for.
+_ROOM = 0.1
+
 if TYPE_CHECKING:
+    from mmreplay.predict.likeness import Likeness
     from mmreplay.workloads.generator import Synthetic
+    from mmreplay.workloads.learn import Learnt
 
 
 @click.command("synth")
@@ -19,8 +27,20 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="NAME.mmt", required=True, help="Trace to write.")
 @click.option("--threads", type=int, help="Threads to generate [4; with --from: as recorded].")
 @click.option("--seed", type=int, default=1, show_default=True, help="Random seed.")
-@click.option("--ops", type=int, default=200_000, show_default=True, help="Most operations.")
-@click.option("--duration", type=float, default=1.0, show_default=True, help="Most seconds.")
+@click.option(
+    "--ops",
+    type=int,
+    help="Most operations [200000; with --from: as recorded, for each thread].",
+)
+@click.option(
+    "--duration", type=float, help="Most seconds [1; with --from: until it has that many]."
+)
+@click.option(
+    "--check/--no-check",
+    default=None,
+    help="With --from: replay what was learnt beside the recording, and say how far it is off"
+    " [up to 200000 operations].",
+)
 @click.option(
     "--path",
     default="vma",
@@ -30,7 +50,12 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace a trace of that name.")
 @click.option("--format", "form", default="text", show_default=True, help="text or json.")
 def command(
-    workload: str | None, source: str | None, save: str | None, form: str, **options: Any
+    workload: str | None,
+    source: str | None,
+    save: str | None,
+    check: bool | None,
+    form: str,
+    **options: Any,
 ) -> None:
     """Generate a trace from WORKLOAD (see mmreplay workloads list, or a .toml file).
 
@@ -41,7 +66,7 @@ def command(
     operation costs comes from the machine profile that it is replayed on.
     """
     from mmreplay.errors import UserError, closest
-    from mmreplay.workloads.api import learn_workload, synthesise
+    from mmreplay.workloads.api import synthesise
 
     if form not in ("text", "json"):
         raise UserError(
@@ -52,6 +77,8 @@ def command(
         raise UserError("give either a WORKLOAD or --from TRACE", fix="see mmreplay workloads list")
     if save is not None and source is None:
         raise UserError("there is nothing learnt to save", where="--save", fix="add --from TRACE")
+    if check is not None and source is None:
+        raise UserError("there is nothing learnt to check", where="--check", fix="add --from TRACE")
 
     def progress(rows: int) -> None:
         if sys.stderr.isatty():
@@ -60,21 +87,81 @@ def command(
     duration_s = options.pop("duration")
     left: dict[str, int] = {}
     what: Any = workload
-    if source is not None:
-        what, learnt = learn_workload(source, save=save)
-        left = learnt.left_out
-        options["threads"] = options["threads"] or learnt.threads
-    options["threads"] = 4 if options["threads"] is None else options["threads"]
+    learnt = None
+    if source is None:
+        options |= {k: v for k, v in (("threads", 4), ("ops", 200_000)) if options[k] is None}
+        duration_s = 1.0 if duration_s is None else duration_s
+    else:
+        learnt = _Learnt(source, save, options)
+        what, left = learnt.workload, learnt.found.left_out
+        duration_s = _FOR_EVER_S if duration_s is None else duration_s
     made = synthesise(what, duration_s=duration_s, progress=progress, **options)
+    like = None
+    if learnt is not None and check is not False:
+        like = learnt.likeness(options["seed"], asked=bool(check))
     if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)
     if form == "json":
-        click.echo(json.dumps({**as_data(made), "not_learnt": left}, indent=2))
+        beside = {"not_learnt": left, "likeness": None if like is None else like.to_json()}
+        click.echo(json.dumps(as_data(made) | beside, indent=2))
         return
     click.echo(as_text(made))
     if left:
         listed = ", ".join(f"{count:,} {why}" for why, count in left.items())
         click.echo(f"  recorded but not learnt: {listed}")
+    if like is not None:
+        click.echo(f"  {like.line()}")
+    elif learnt is not None and check is not False:
+        click.echo("  not replayed beside the recording: it is long; --check does it all the same")
+
+
+class _Learnt:
+    """What was learnt of a recording; completes ``options`` as recorded."""
+
+    def __init__(self, source: str, save: str | None, options: dict[str, Any]) -> None:
+        from mmreplay.trace.store import Trace
+        from mmreplay.workloads.api import learn_workload
+
+        self.recorded = Trace.open(source)
+        self.source = source
+        self.workload, self.found = learn_workload(source, save=save)
+        machine = self.recorded.header.machine
+        wider = (options["threads"] or self.found.threads) / self.found.threads
+        if options["ops"] is None:
+            options["ops"] = _most(self.found, wider)
+        elif self.found.phases > 1:
+            ops = max(1, round(options["ops"] / wider * (1 - _ROOM / 2)))
+            self.workload, self.found = learn_workload(source, ops=ops, save=save)
+        if options["threads"] is None:
+            options["threads"] = self.found.threads
+        if machine.cpus_online is not None:
+            options["cpus"] = max(1, round(machine.cpus_online * wider))
+        options["machine"] = machine
+
+    def likeness(self, seed: int, *, asked: bool) -> Likeness | None:
+        """As many operations and threads as recorded, replayed beside the recording."""
+        from mmreplay.predict.likeness import likeness
+        from mmreplay.workloads.api import learn_workload, synthesise
+
+        if not asked and self.recorded.rows("operations") > _MOST_CHECKED:
+            return None
+        workload, found = learn_workload(self.source)
+        machine = self.recorded.header.machine
+        made = synthesise(
+            workload,
+            threads=found.threads,
+            seed=seed,
+            ops=_most(found, 1.0),
+            duration_s=_FOR_EVER_S,
+            cpus=machine.cpus_online,
+            machine=machine,
+        )
+        return likeness(self.recorded, made.trace)
+
+
+def _most(found: Learnt, wider: float) -> int:
+    """When to stop: phases end by themselves, with a few operations more or less."""
+    return max(1, round(found.rows * wider * (1 + _ROOM if found.phases > 1 else 1)))
 
 
 def as_data(made: Synthetic) -> dict[str, Any]:

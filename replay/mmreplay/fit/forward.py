@@ -124,7 +124,7 @@ def prepare_case(
     ``thp``: the measured system's transparent-huge-page mode; ``cpus``: how many of its
     CPUs the threads may run on.
     """
-    program = compile_workload(workload, threads).by_path(path)
+    program = compile_workload(workload, threads, for_ever=True).by_path(path)
     for ops in (OPS_PER_THREAD, max(OPS_PER_THREAD, LONG_LOOP_OPS)):
         most = min(ops * (program.started + 1), MOST_OPS)
         made = generate_trace(program, None, seed=seed, ops=most, duration_s=MOST_S, cpus=cpus)

@@ -135,7 +135,7 @@ def plan(
         found.texts[workload.name] = _digest(workload)
         for count in counts:
             try:
-                program = compile_workload(workload, count)
+                program = compile_workload(workload, count, for_ever=True)
             except UserError as error:
                 if len(workloads) == 1 and len(counts) == 1:
                     raise

@@ -19,6 +19,7 @@ from mmreplay.workloads.generator import (
 from mmreplay.workloads.program import Path as FaultPath
 
 if TYPE_CHECKING:
+    from mmreplay.trace.header import Machine
     from mmreplay.workloads.learn import Learnt
     from mmreplay.workloads.program import Program
 
@@ -34,8 +35,13 @@ def program_of(workload: Workload | str | Path, threads: int, path: FaultPath = 
     return compile_workload(loaded, threads).by_path(path)
 
 
-def learn_workload(trace: str | Path, *, save: str | Path | None = None) -> tuple[Workload, Learnt]:
+def learn_workload(
+    trace: str | Path, *, ops: int | None = None, save: str | Path | None = None
+) -> tuple[Workload, Learnt]:
     """The workload that a stored trace is a recording of; ``save`` writes its text there.
+
+    ``ops``: how many operations shall be generated with as many threads as were recorded (None:
+    as many as were recorded): phases become as many times as long.
 
     Raises
     ------
@@ -47,7 +53,7 @@ def learn_workload(trace: str | Path, *, save: str | Path | None = None) -> tupl
 
     opened = Trace.open(trace)
     name = Path(trace).name
-    learnt = learn(opened, name)
+    learnt = learn(opened, name, ops)
     if save is not None:
         try:
             with tempfile.NamedTemporaryFile(
@@ -71,6 +77,7 @@ def synthesise(
     ops: int = DEFAULT_OPS,
     duration_s: float = DEFAULT_DURATION_S,
     cpus: int | None = None,
+    machine: Machine | None = None,
     path: FaultPath = "vma",
     force: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
@@ -86,6 +93,7 @@ def synthesise(
         ops=ops,
         duration_s=duration_s,
         cpus=cpus,
+        machine=machine,
         force=force,
         progress=progress,
     )

@@ -85,15 +85,17 @@ def thread_counts(workload: Workload, threads: int) -> dict[str, int]:
     return {name: counts[name] for name in workload.started()}
 
 
-def compile_workload(workload: Workload, threads: int) -> Program:
+def compile_workload(workload: Workload, threads: int, *, for_ever: bool = False) -> Program:
     """The loop program of ``workload`` for ``threads`` threads.
+
+    ``for_ever``: threads that are through with their phases begin with the first one anew.
 
     Raises
     ------
     UserError
         The number of threads does not fit, or there would be too many pieces of memory.
     """
-    return _Compiler(workload, thread_counts(workload, threads), threads).run()
+    return _Compiler(workload, thread_counts(workload, threads), threads, for_ever).run()
 
 
 @dataclass
@@ -104,12 +106,16 @@ class _Body:
     role: str
     index: int
     of_role: int
+    even: bool = False
     counters: dict[str, int] = field(default_factory=dict)
 
 
 class _Compiler:
-    def __init__(self, workload: Workload, counts: dict[str, int], threads: int) -> None:
+    def __init__(
+        self, workload: Workload, counts: dict[str, int], threads: int, for_ever: bool
+    ) -> None:
         self.w = workload
+        self.for_ever = for_ever
         self.counts = counts
         self.asked = threads
         self.code: list[list[int]] = []
@@ -262,7 +268,7 @@ class _Compiler:
         self.programs[number][ThreadField.END] = len(self.code)
 
     def _program(self, number: int, role: Role, name: str, index: int) -> None:
-        body = _Body(number, name, index, self.counts.get(name, 1))
+        body = _Body(number, name, index, self.counts.get(name, 1), role.even)
         row = self.programs[number]
         row[ThreadField.FIRST] = len(self.code)
         self._steps(role.once, body, f"roles.{name}.once")
@@ -287,16 +293,31 @@ class _Compiler:
         """States one after the other, each with its jumps, the likeliest first."""
         first: dict[str, int] = {}
         jumps: list[tuple[int, str]] = []
+        begins = {state.phase: word for word, state in reversed(role.chain.items())}
+        follow = [begins[phase] for phase in role.phases]
+        follow = [*follow[1:], follow[0] if self.for_ever else END] if follow else []
+        after = dict(zip(role.phases, follow, strict=True))
+        counter = self._counter(body, "(phase)") if role.phases else -1
+        if role.phases:
+            source = self._source(f"roles.{name}.phases")
+            jumps.append(
+                (self._emit(Op.JUMP, source, TIMES=_ALWAYS), begins[next(iter(role.phases))])
+            )
         for word, state in role.chain.items():
             key = f"roles.{name}.chain.{word}"
             first[word] = len(self.code)
             self._steps(state.steps, body, f"{key}.steps")
             source = self._source(f"{key}.next")
+            if state.phase is not None:
+                over, times = len(self.code) + 2, role.phases[state.phase]
+                self._emit(Op.NEXT, source, TARGET=over, COUNTER=counter, TIMES=times)
+                leave = self._emit(Op.JUMP, source, TIMES=_ALWAYS)
+                jumps.append((leave, after[state.phase]))
             left = sum(state.next.values())
             ordered = sorted(state.next.items(), key=lambda item: -item[1])
             for place, (target, weight) in enumerate(ordered):
                 chance = 1.0 if place == len(ordered) - 1 else min(weight / left, 1.0)
-                jumps.append((self._emit(Op.JUMP, source, TIMES=round(chance * _ALWAYS)), target))
+                jumps.append((self._branch(body, source, chance), target))
                 left -= weight
         first[END] = len(self.code)  # where the caller puts the end of the program
         for at, target in jumps:
@@ -326,6 +347,10 @@ class _Compiler:
             row[Field[name]] = value
         self.code.append(row)
         return len(self.code) - 1
+
+    def _branch(self, body: _Body, source: int, chance: float) -> int:
+        even = int(body.even and chance < 1)
+        return self._emit(Op.JUMP, source, TIMES=round(chance * _ALWAYS), SHAPE=even, MEAN_NS=-1)
 
     def _steps(self, steps: Sequence[Any], body: _Body, key: str) -> None:
         for place, step in enumerate(steps):
@@ -369,7 +394,7 @@ class _Compiler:
             skip = -1
             if not last:
                 missed = 1 - branch.weight / left
-                skip = self._emit(Op.JUMP, source, TIMES=round(missed * _ALWAYS))
+                skip = self._branch(body, source, missed)
                 left -= branch.weight
             self._steps(branch.steps, body, f"{key}.of.{place}")
             if not last:
@@ -396,9 +421,11 @@ class _Compiler:
                 op = Op.TOUCH
                 columns["FLAGS"] = int(step.access == "write")
                 columns["PROT"] = int(step.if_allowed)
+                columns["TIMES"] = int(step.fresh)
             case steps_.ReadInto():
                 op = Op.READ
                 columns["PROT"] = int(step.if_allowed)
+                columns["TIMES"] = int(step.fresh)
             case steps_.Munmap():
                 op = Op.MUNMAP
             case steps_.Mprotect():
@@ -425,6 +452,7 @@ class _Compiler:
                     "SHAPE": Distribution[step.distribution.upper()],
                     "TIMES": round(1000 * (step.sigma or 0)),
                     "FLAGS": int(step.asleep),
+                    "TARGET": 1 + self.roles.index(step.woken_by) if step.woken_by else 0,
                 }
             case steps_.Pick():
                 op = Op.PICK

@@ -58,9 +58,11 @@ class Region(Strict):
 class ChainState(Strict):
     """A state of a Markov chain: its steps, then one of the ``next`` by weight.
 
-    A role that others start has an end, which is the state ``end``.
+    A role that others start has an end, which is the state ``end``.  ``phase``: the one of the
+    role's phases that the state belongs to.
     """
 
+    phase: Name | None = None
     steps: list[Step] = Field(default_factory=list)
     next: dict[Name, Annotated[float, Field(gt=0, le=1e12)]] = Field(min_length=1)
 
@@ -73,6 +75,13 @@ class Role(Strict):
     ``threads``: a number, ``"rest"``, or a share such as 0.25 of all threads (at least one).
     Left out where other threads ``spawn`` or ``fork`` the role; it then has no loop, and
     its chain comes to an end.
+
+    ``phases``: how many states of its chain a thread goes through in each phase, in order;
+    each phase begins with its first state.  After the last one a generated thread ends, and
+    one that runs on a machine begins anew.
+
+    ``even``: branches and following states are taken as often as their weights say, within one
+    time, in random order; else each time at random.
     """
 
     threads: Annotated[
@@ -81,6 +90,8 @@ class Role(Strict):
     once: list[Step] = Field(default_factory=list)
     loop: list[Step] = Field(default_factory=list)
     chain: dict[Name, ChainState] = Field(default_factory=dict)
+    even: bool = False
+    phases: dict[Name, Annotated[int, Field(ge=1, le=1 << 40)]] = Field(default_factory=dict)
 
     def steps(self) -> Iterator[Step]:
         """All its steps, those inside others too."""
@@ -289,6 +300,7 @@ def _check(w: Workload) -> None:
             for word in state.next:
                 among = role.chain if role.threads is not None else [*role.chain, END]
                 known(word, among, "state", f"roles.{name}.chain.{at}.next")
+        _check_phases(role, f"roles.{name}", known, wrong)
     started: dict[str, str] = {}
     for owner, key, steps in lists:
         for step in walk(steps):
@@ -332,6 +344,25 @@ def _check(w: Workload) -> None:
         raise wrong("no step counts: ops_per_s would be 0", "give a step counts = 1")
 
 
+def _check_phases(role: Role, key: str, known: Any, wrong: Any) -> None:
+    """Each state is of a phase, goes on within it, and each phase has states."""
+    if role.phases and role.threads is None:
+        raise wrong(f"{key}: a role that another one starts has no phases", "remove phases")
+    for at, state in role.chain.items():
+        place = f"{key}.chain.{at}"
+        if state.phase is None:
+            if role.phases:
+                raise wrong(f"{place}: phase is missing", f"name one of {', '.join(role.phases)}")
+            continue
+        known(state.phase, role.phases, "phase", f"{place}.phase")
+        for word in state.next:
+            if role.chain[word].phase != state.phase:
+                raise wrong(f"{place}.next: {word} is of another phase", "go on in the same one")
+    empty = role.phases.keys() - {state.phase for state in role.chain.values()}
+    if empty:
+        raise wrong(f"{key}.phases: {min(empty)} has no state in the chain")
+
+
 def _ends(chain: dict[str, ChainState]) -> bool:
     """Whether a chain comes to its end from each of its states."""
     ending = {END}
@@ -362,8 +393,9 @@ def _check_step(w: Workload, owner: str, key: str, step: Any, known: Any, wrong:
             raise wrong(f"{key}: region {on} is one; nothing to pick")
         if isinstance(step, steps_.Mremap) and region.file is not None:
             raise wrong(f"{key}: region {on} maps a file; mremap is for anonymous memory here")
-    if getattr(step, "role", None) is not None:
-        known(step.role, w.roles, "role", key)
+    for word in ("role", "woken_by"):
+        if getattr(step, word, None) is not None:
+            known(getattr(step, word), w.roles, "role", key)
     if getattr(step, "part", "") == "own" and w.regions[step.on].per == "thread":
         raise wrong(f"{key}: region {step.on} is the thread's own already")
     if owner == "setup" and isinstance(

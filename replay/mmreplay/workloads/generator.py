@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,16 +20,25 @@ from mmreplay import __version__
 from mmreplay.errors import UserError
 from mmreplay.schema import FaultClass, OpKind, Quality
 from mmreplay.workloads import generator_core as core
-from mmreplay.workloads.generator_world import FIRST_TID, Cell, Column, Life, Status, Turn, World
+from mmreplay.workloads.generator_world import (
+    FIRST_TID,
+    Cell,
+    Column,
+    Life,
+    Status,
+    Turn,
+    Wake,
+    World,
+)
 from mmreplay.workloads.interpret import PAGE, Live, new_states
 from mmreplay.workloads.memory import Memory
-from mmreplay.workloads.program import Field, FileField, Kind, Program, SlotField, ThreadField
+from mmreplay.workloads.program import Field, FileField, Kind, Op, Program, SlotField, ThreadField
 from mmreplay.workloads.tape import HEAP, MAP_GROWSDOWN, READ_WRITE, STACK_TOP
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from mmreplay.trace.header import Header
+    from mmreplay.trace.header import Header, Machine
     from mmreplay.trace.store import Trace
 
 #: The kernel whose layout and faults a generated trace has; see memory.py.
@@ -74,6 +83,7 @@ def generate_trace(
     ops: int = DEFAULT_OPS,
     duration_s: float = DEFAULT_DURATION_S,
     cpus: int | None = None,
+    machine: Machine | None = None,
     force: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Synthetic:
@@ -91,6 +101,8 @@ def generate_trace(
         How many threads run at once, in turns of 4 ms; None: all.  Nothing of the turns is in
         the trace but the order of operations: what two threads do to one thing (the break of a
         process, a region that they share) they do while both run.
+    machine:
+        What the trace says that it was recorded on, but for the number of CPUs.
     progress:
         Called with the number of operations so far, now and then.
 
@@ -108,6 +120,7 @@ def generate_trace(
         world.cells[Cell.CPUS] = cpus
         world.cells[Cell.ON_CPU] = 1  # the main thread
     sink = _Memory() if output is None else _File(output, force)
+    waits = _has_waits(program)
     with sink:
         rows = 0
         while True:
@@ -115,9 +128,11 @@ def generate_trace(
             n = int(world.cells[Cell.ROWS])
             sink.write("operations", operations(world, n))
             sink.write("vmas", mappings(program, world, int(world.cells[Cell.MAPPINGS]), rows == 0))
+            if waits:
+                sink.write("wakeups", _wakeups(world, int(world.cells[Cell.WAKES])))
             rows += n
             world.cells[Cell.TOTAL] = rows
-            world.cells[Cell.ROWS] = world.cells[Cell.MAPPINGS] = 0
+            world.cells[Cell.ROWS] = world.cells[Cell.MAPPINGS] = world.cells[Cell.WAKES] = 0
             progress(rows)
             if status == Status.LONG_ENOUGH:
                 break
@@ -133,7 +148,7 @@ def generate_trace(
             )
         span_ns = int(world.cells[Cell.NOW])
         sink.write("threads", _threads(program, world))
-        trace = sink.close(_header(program, rows, span_ns, seed, cpus))
+        trace = sink.close(_header(program, rows, span_ns, seed, cpus, machine, waits))
     return Synthetic(
         trace=trace,
         workload=program.name,
@@ -215,7 +230,7 @@ def new_world(program: Program, seed: int, rows: int) -> World:
     pieces = int(own[0] + own[1:].max(initial=0) + 2)
     mapped_files = int((program.slots[:, SlotField.FILE] >= 0).any())
     world = World(
-        code=program.code,
+        code=program.code.copy(),  # even branches keep their state there
         threads=program.threads,
         regions=program.regions,
         slots=program.slots,
@@ -233,6 +248,7 @@ def new_world(program: Program, seed: int, rows: int) -> World:
         arrived=np.zeros(len(program.barriers) + 1, np.int64),
         lives=np.zeros((n_programs + 1024, len(Life)), np.int64),
         mappings=np.zeros((16 + mapped_files * rows, 8), np.int64),
+        wakes=np.zeros((16 + _has_waits(program) * rows, len(Wake)), np.int64),
         cells=np.zeros(len(Cell), np.int64),
         rows=np.zeros((len(Column), rows + 16), np.int64),
     )
@@ -419,6 +435,8 @@ def _threads(program: Program, world: World) -> Any:
     beyond = (turns[:, Turn.CLOCK] - world.cells[Cell.NOW]).clip(0)
     blocked = (turns[:, Turn.BLOCKED] - beyond).clip(0)
     cpu = (turns[:, Turn.THINK] - (beyond - turns[:, Turn.BLOCKED]).clip(0)).clip(0)
+    # nor does a thread that nobody wakes any more take the time until the end
+    blocked = np.where(turns[:, Turn.WOKEN_BY] > 0, turns[:, Turn.OFF_BLOCKED], blocked)
     return (
         pl.DataFrame(
             {
@@ -454,13 +472,57 @@ def _by_role(program: Program, world: World, column: Turn) -> dict[str, int]:
     }
 
 
-def _header(program: Program, rows: int, span_ns: int, seed: int, cpus: int | None) -> Header:
+def _has_waits(program: Program) -> bool:
+    """Whether some thread sleeps until another one wakes it."""
+    thinks = program.code[:, Field.OP] == Op.THINK
+    return bool((thinks & (program.code[:, Field.TARGET] > 0)).any())
+
+
+def _wakeups(world: World, n: int) -> Any:
+    """The wake-ups of the buffer as a frame."""
+    import polars as pl
+
+    from mmreplay.trace.store import frame
+
+    m = world.wakes[:n]
+    after, waker_after = (
+        pl.Series(m[:, column]).set(pl.Series(m[:, column] < 0), None)
+        for column in (Wake.AFTER, Wake.WAKER_AFTER)
+    )
+    found = pl.DataFrame(
+        {
+            "tid": m[:, Wake.TID],
+            "off_ns": m[:, Wake.OFF],
+            "wake_ns": m[:, Wake.WAKE],
+            "on_ns": m[:, Wake.WAKE],
+            "after": after,
+            "cpu_ns": m[:, Wake.THINK],
+            "blocked_ns": m[:, Wake.BLOCKED],
+            "waker": m[:, Wake.WAKER],
+            "waker_after": waker_after,
+            "waker_cpu_ns": m[:, Wake.WAKER_THINK],
+            "waker_blocked_ns": m[:, Wake.WAKER_BLOCKED],
+        }
+    )
+    return found.cast(dict(frame("wakeups", []).schema))  # type: ignore[arg-type]
+
+
+def _header(
+    program: Program,
+    rows: int,
+    span_ns: int,
+    seed: int,
+    cpus: int | None,
+    machine: Machine | None,
+    waits: bool,
+) -> Header:
     from mmreplay.trace.header import Capabilities, Clock, Event, Header, Machine, Source
 
+    online = min(cpus or program.started, program.started) if machine is None else cpus
     return Header(
         clock=Clock(name="simulated"),
         kernel_release=KERNEL,
-        machine=Machine(cpus_online=min(cpus or program.started, program.started), page_size=PAGE),
+        machine=replace(machine or Machine(), cpus_online=online, page_size=PAGE),
         source=Source(format="synthetic", tool_version=f"workload {program.name}, seed {seed}"),
         target="synthetic",
         events=[Event(name="synthetic", samples=rows)],
@@ -472,6 +534,7 @@ def _header(program: Program, rows: int, span_ns: int, seed: int, cpus: int | No
             data_mmaps=True,
             kernel_faults=True,
             compat_visible=True,
+            wakeups=waits,
         ),
         span_ns=span_ns,
         warnings=[

@@ -34,6 +34,7 @@ from mmreplay.workloads.generator_world import (
     sink,
     stops,
     wakes,
+    woken,
 )
 from mmreplay.workloads.interpret import (
     ENDLESS,
@@ -45,6 +46,7 @@ from mmreplay.workloads.interpret import (
     draw_length,
     draw_think,
     mapped_anew,
+    set_last_range,
     settle,
     slot_of,
     unit,
@@ -83,6 +85,9 @@ from mmreplay.workloads.program import (
 #: The same for each page that a populating call makes present; of the order of alloc_page and
 #: zero_page in models/machines/epyc-guest-2cpu.toml.
 _POPULATE_PAGE_NS: Final = 1_000
+#: Elements of a region, and pages of each, that are looked at for one that still faults.
+_TRIED: Final = 16
+_TRIED_PAGES: Final = 1024
 _KEEP_PROT: Final = OWN_PROT | 7 << 3
 _HUGE: Final = 1 << 21
 _REMOVE: Final = 9
@@ -210,6 +215,43 @@ def _brk(w: Any, t: Any, row: Any) -> Any:
 
 
 @borrowing_helper
+def _fresh(w: Any, t: Any, row: Any, first: Any, write: Any) -> Any:
+    """Bits and address of the fault at the next page that has one, from page ``first`` on.
+
+    Looks at so many pages from there, and from the beginning, of the thread's element (of a
+    region of one: of its part), then of some others that are mapped; bits are -1 where there
+    is none.
+    """
+    state, region = w.states[t], w.code[row, Field.REGION]
+    base = w.regions[state[State.REGIONS] + region, 0]
+    count = w.regions[state[State.REGIONS] + region, 1]
+    picked = state[State.PICKED + region]
+    low, high = w.code[row, Field.OFFSET] // PAGE, w.code[row, Field.MOST] // PAGE
+    if w.code[row, Field.WINDOW] == 0:  # a place in it, not a part
+        high = np.int64(0)
+    for k in range(min(count, _TRIED)):
+        element = (picked + k) % count
+        slot = base + element
+        end = w.live[slot, Live.LENGTH] // PAGE
+        begin = np.int64(0)
+        if high > 0:  # a part of it
+            begin, end = low, min(end, low + high)
+        n = end - begin
+        at = first - begin if k == 0 else np.int64(-1)
+        for tried in range(min(n, 2 * _TRIED_PAGES)):
+            at += 1
+            if at >= n or tried == _TRIED_PAGES:
+                at = np.int64(0)
+            bits = access(w, slot, begin + at, write)
+            if bits >= 0:
+                state[State.PICKED + region] = element
+                offset = (begin + at) * PAGE
+                set_last_range(w.states, t, w.regions, w.live, slot, region, offset, offset + PAGE)
+                return bits, w.live[slot, Live.ADDRESS] + offset
+    return np.int64(-1), np.int64(0)
+
+
+@borrowing_helper
 def _on_unit(w: Any, t: Any, row: Any, op: Any, k: Any) -> Any:
     """One unit of a range operation: 1 a row was written, 0 nothing happened, -2 not allowed."""
     state = w.states[t]
@@ -222,7 +264,10 @@ def _on_unit(w: Any, t: Any, row: Any, op: Any, k: Any) -> Any:
         return 0
     first, end = offset // PAGE, (offset + length + PAGE - 1) // PAGE
     if op == Op.TOUCH or op == Op.READ:
-        bits = access(w, slot, first, op == Op.READ or w.code[row, Field.FLAGS] == 1)
+        write = op == Op.READ or w.code[row, Field.FLAGS] == 1
+        bits = access(w, slot, first, write)
+        if bits < 0 and w.code[row, Field.TIMES] == 1:
+            bits, start = _fresh(w, t, row, first, write)
         if bits < 0:
             return bits if bits == -2 and w.code[row, Field.PROT] == 0 else 0
         new_fault(w, t, OpKind.FAULT_USER if op == Op.TOUCH else OpKind.FAULT_KERNEL, start, bits)
@@ -329,8 +374,13 @@ def _instruction(w: Any, t: Any, row: Any) -> Any:
     w.states[t, State.PC] = row + 1
     if op == Op.THINK:
         span = draw_think(code, row, w.states, t)
+        if span > 0 and code[row, Field.TARGET]:
+            turn[Turn.WOKEN_BY], turn[Turn.OFF] = code[row, Field.TARGET], turn[Turn.CLOCK]
+            turn[Turn.OFF_THINK], turn[Turn.OFF_BLOCKED] = turn[Turn.THINK], turn[Turn.BLOCKED]
         turn[Turn.BLOCKED if code[row, Field.FLAGS] else Turn.THINK] += span
         turn[Turn.CLOCK] += span
+        if code[row, Field.FLAGS]:
+            turn[Turn.SLEEP_END] = turn[Turn.CLOCK]
         if span > 0 and code[row, Field.FLAGS] and w.cells[Cell.CPUS] > 0:
             turn[Turn.ASLEEP] = 1
         turn[Turn.COUNTED] += code[row, Field.COUNTS]
@@ -384,17 +434,21 @@ def generate(w: Any, most_rows: int, most_ns: int) -> int:
     room = w.rows.shape[1] - 2
     while True:
         if cells[Cell.HEAP] == 0:
-            return Status.DEADLOCK
+            ended = w.turns[0, Turn.WAITS] == Waits.ABSENT
+            return Status.LONG_ENOUGH if ended else Status.DEADLOCK
         if cells[Cell.TOTAL] + cells[Cell.ROWS] >= most_rows:
             return Status.LONG_ENOUGH
         if (
             cells[Cell.ROWS] >= room
             or cells[Cell.LIVES] >= len(w.lives) - 2
             or cells[Cell.MAPPINGS] >= len(w.mappings) - 2
+            or cells[Cell.WAKES] >= len(w.wakes)
         ):
             return Status.FULL
         t = w.heap[0]
         turn = w.turns[t]
+        if turn[Turn.WOKEN_BY] and turn[Turn.CLOCK] < most_ns:
+            woken(w)
         if turn[Turn.ASLEEP] and not awake(w):
             continue
         cells[Cell.NOW] = turn[Turn.CLOCK]

@@ -62,6 +62,12 @@ class Turn(IntEnum):
     ROWS = 13  # operations written
     SLICE_END = 14  # when it gives its CPU to whoever waits for one
     ASLEEP = 15  # it sleeps until its clock
+    SLEEP_END = 16  # when its last sleep ends
+    WOKEN_BY = 17  # 1 + the role that ends its sleep, 0 nobody does
+    OFF = 18  # when that sleep began
+    OFF_THINK = 19  # THINK and BLOCKED then
+    OFF_BLOCKED = 20
+    LAST = 21  # its last row of operations, -1 before the first
 
 
 class Waits(IntEnum):
@@ -87,6 +93,21 @@ class Life(IntEnum):
     TAIL_BLOCKED = 10
 
 
+class Wake(IntEnum):
+    """Columns of ``wakes``: rows of the trace's table of wake-ups."""
+
+    TID = 0
+    OFF = 1
+    WAKE = 2
+    AFTER = 3  # -1: before its first operation
+    THINK = 4
+    BLOCKED = 5
+    WAKER = 6
+    WAKER_AFTER = 7
+    WAKER_THINK = 8
+    WAKER_BLOCKED = 9
+
+
 class Cell(IntEnum):
     """Words of ``cells``."""
 
@@ -106,6 +127,7 @@ class Cell(IntEnum):
     ON_CPU = 13
     READY = 14  # programs that wait for a CPU
     READY_FIRST = 15  # the first of them in their ring
+    WAKES = 16
 
 
 class Column(IntEnum):
@@ -154,6 +176,7 @@ class World(NamedTuple):
     arrived: I64  # at each barrier
     lives: I64
     mappings: I64  # space, ns, start, length, prot, flags, offset, file of file mappings
+    wakes: I64
     cells: I64
     rows: I64  # (columns, capacity)
 
@@ -286,6 +309,42 @@ def wakes(w: Any, who: Any, now: Any) -> None:
     runs(w, who, now)
 
 
+@borrowing_helper
+def woken(w: Any) -> None:
+    """The first of the heap slept until another thread woke it: say which, and how far that was.
+
+    The one of the role that acts next, else of all that run in its process; where nobody
+    does, it was a timer.
+    """
+    who, cells = w.heap[0], w.cells
+    turn = w.turns[who]
+    now, role = turn[Turn.CLOCK], turn[Turn.WOKEN_BY] - 1
+    turn[Turn.WOKEN_BY] = 0
+    best = other = np.int64(-1)
+    for k in range(1, cells[Cell.HEAP]):
+        one = w.heap[k]
+        if w.turns[one, Turn.SLEEP_END] > now or w.turns[one, Turn.SPACE] != turn[Turn.SPACE]:
+            continue
+        if w.threads[one, ThreadField.ROLE] == role:
+            if best < 0 or before(w, one, best):
+                best = one
+        elif other < 0 or before(w, one, other):
+            other = one
+    if best < 0:
+        best = other
+    if best < 0:
+        return
+    waker, row = w.turns[best], w.wakes[cells[Cell.WAKES]]
+    cells[Cell.WAKES] += 1
+    ahead = waker[Turn.CLOCK] - now
+    row[Wake.TID], row[Wake.OFF], row[Wake.WAKE] = turn[Turn.TID], turn[Turn.OFF], now
+    row[Wake.AFTER] = turn[Turn.LAST]
+    row[Wake.THINK], row[Wake.BLOCKED] = turn[Turn.OFF_THINK], turn[Turn.OFF_BLOCKED]
+    row[Wake.WAKER], row[Wake.WAKER_AFTER] = waker[Turn.TID], waker[Turn.LAST]
+    row[Wake.WAKER_THINK] = max(waker[Turn.THINK] - ahead, 0)
+    row[Wake.WAKER_BLOCKED] = waker[Turn.BLOCKED]
+
+
 # -- rows --------------------------------------------------------------------------------------
 
 
@@ -329,6 +388,7 @@ def new_row(w: Any, t: Any, kind: Any) -> Any:
     turn[Turn.THINK] = turn[Turn.BLOCKED] = 0
     turn[Turn.CLOCK] = begin + _span(w, t, NOMINAL_NS[kind])
     turn[Turn.FUEL] = 0
+    turn[Turn.LAST] = cells[Cell.TOTAL] + n
     turn[Turn.ROWS] += 1
     w.lives[turn[Turn.LIFE], Life.LAST] = turn[Turn.CLOCK]
     cells[Cell.ROWS] = n + 1
@@ -366,4 +426,6 @@ def begin_life(w: Any, who: Any, tid: Any, pid: Any, space: Any, parent: Any, no
     turn[Turn.TID], turn[Turn.PID], turn[Turn.SPACE] = tid, pid, space
     turn[Turn.LIFE], turn[Turn.LEFT], turn[Turn.FUEL] = n, 0, 0
     turn[Turn.THINK] = turn[Turn.BLOCKED] = turn[Turn.ASLEEP] = 0
+    turn[Turn.SLEEP_END] = turn[Turn.WOKEN_BY] = 0
+    turn[Turn.LAST] = -1
     runs(w, who, now)

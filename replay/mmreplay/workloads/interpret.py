@@ -66,6 +66,8 @@ class Live(IntEnum):
     AT_END = 3  # and ends
 
 
+_ONE: Final = 1 << 32
+_HALF: Final = _ONE >> 1
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2: Final = np.uint64(0x94D049BB133111EB)
@@ -130,7 +132,7 @@ def _last_range(states: I64, t: Any, regions: I64, live: I64, slot: Any, region:
 
 
 @borrowing_helper
-def _set_last_range(
+def set_last_range(
     states: I64, t: Any, regions: I64, live: I64, slot: Any, region: Any, start: Any, end: Any
 ) -> None:
     if regions[states[t, State.REGIONS] + region, 1] > 1:
@@ -144,7 +146,7 @@ def _set_last_range(
 @borrowing_helper
 def mapped_anew(states: I64, t: Any, regions: I64, live: I64, slot: Any, region: Any) -> None:
     """Program ``t`` has mapped a region: the next range in it begins where it begins."""
-    _set_last_range(states, t, regions, live, slot, region, 0, 0)
+    set_last_range(states, t, regions, live, slot, region, 0, 0)
 
 
 @borrowing_helper
@@ -161,6 +163,27 @@ def _search(states: I64, t: Any, regions: I64, region: Any, live: I64, how: Any)
         ):
             states[t, State.PICKED + region] = other
             return
+
+
+@borrowing_helper
+def _evenly(code: I64, pc: Any, states: I64, t: Any) -> Any:
+    """Whether a JUMP is taken: its rarer way once in each stratum of 1 / probability times.
+
+    Where in its stratum is random (stratified sampling): the number of times is within one of
+    what the probability says, and different branches are independent.
+    """
+    chance = code[pc, Field.TIMES]
+    common = chance > _HALF
+    if common:
+        chance = _ONE - chance
+    if code[pc, Field.MEAN_NS] < 0:
+        code[pc, Field.MEAN_NS] = draw(states, t)
+    code[pc, Field.LENGTH] += chance
+    rare = code[pc, Field.LENGTH] > code[pc, Field.MEAN_NS]
+    if rare:
+        code[pc, Field.LENGTH] -= _ONE
+        code[pc, Field.MEAN_NS] = draw(states, t)
+    return rare != common
 
 
 @borrowing_helper
@@ -187,7 +210,11 @@ def advance(code: I64, states: I64, t: Any, regions: I64, live: I64) -> Any:
                 states[t, counter] = 0
                 pc += 1
         elif op == Op.JUMP:
-            if draw(states, t) < code[pc, Field.TIMES]:
+            if code[pc, Field.SHAPE]:
+                taken = _evenly(code, pc, states, t)
+            else:
+                taken = draw(states, t) < code[pc, Field.TIMES]
+            if taken:
                 pc = code[pc, Field.TARGET]
             else:
                 pc += 1
@@ -276,7 +303,7 @@ def settle(code: I64, row: Any, states: I64, t: Any, regions: I64, live: I64) ->
     if at == LAST_WINDOW or (drops and whole):
         end = offset
     if drops or not whole or op == Op.TOUCH or op == Op.READ:
-        _set_last_range(states, t, regions, live, slot, code[row, Field.REGION], offset, end)
+        set_last_range(states, t, regions, live, slot, code[row, Field.REGION], offset, end)
     if 0 < step < length:
         units = (length + step - 1) // step
         length = step

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["Learnt", "learn"]
 
 
-def learn(trace: Trace, name: str = "trace") -> Learnt:
+def learn(trace: Trace, name: str = "trace", ops: int | None = None) -> Learnt:
     """Learn a workload from the address space of ``trace`` with the most operations.
+
+    ``ops``: how many operations shall be generated: where the recording has phases, each
+    becomes as many times as long.  None: as many as were recorded.
 
     Raises
     ------
@@ -29,4 +32,6 @@ def learn(trace: Trace, name: str = "trace") -> Learnt:
         The trace has no operations of the memory map, or no think times to learn.
     """
     rows = read_rows(trace, name)
-    return Writer(rows, name).learnt()
+    writer = Writer(rows, name)
+    recorded = int((writer.codes >= 0).sum())
+    return writer.learnt(ops / recorded if ops and recorded else 1.0)

@@ -40,6 +40,8 @@ _QUANTILES: Final = (0.0, 0.5, 0.9, 0.99, 1.0)
 #: Of the time of a role's threads, what must be spent before and after their operations to count.
 _AWAY: Final = 0.05
 _BEGIN: Final = "begin"
+#: Of the time of a thread in a phase, what makes a single time before an operation a long one.
+_LONG: Final = 0.005
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Learnt:
     threads: int
     rows: int
     scaled_role: str
+    phases: int = 1
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -64,14 +67,21 @@ class Writer:
         self.regions = Regions(rows)
         tokens = Tokens(rows, self.regions)
         self.codes, self.tokens = tokens.codes, tokens.found
+        self.kept = self._kept_roles()
 
-    def learnt(self) -> Learnt:
+    def learnt(self, stretch: float = 1.0) -> Learnt:
+        """``stretch``: how many times as long as recorded each phase shall be."""
         r = self.r
         learnable = self.codes >= 0
         ops = np.bincount(r.role[learnable], minlength=len(r.roles))
         roles: dict[str, str] = {}
+        phases: dict[str, dict[str, int]] = {}
         for number, role in enumerate(r.roles):
-            chain = self._chain(number)
+            chain, phases[role] = "", {}
+            if r.phases == 1 or number in r.spawned:
+                chain = self._text(number, np.flatnonzero(r.role == number), None)[0]
+            elif self.kept[number]:
+                chain, phases[role] = self._phases(number, stretch)
             if chain:
                 roles[role] = chain
         for number, how in r.spawned.items():
@@ -92,25 +102,72 @@ class Writer:
             if role in roles
         }
         return Learnt(
-            text=render(self.name, self.regions, r.roles, roles, counts, r.roles[scaled]),
+            text=render(self.name, self.regions, r.roles, roles, counts, phases, r.roles[scaled]),
             threads=sum(counts.values()),
             rows=int(learnable.sum()),
+            phases=r.phases,
             scaled_role=r.roles[scaled],
             left_out={why: n for why, n in r.left_out.items() if n},
         )
 
+    def _kept_roles(self) -> list[bool]:
+        """Of which roles there is enough for a chain."""
+        known = self.codes >= 0
+        seen = np.zeros((len(self.r.roles), len(self.tokens) + 1), np.int64)
+        np.add.at(seen, (self.r.role[known], self.codes[known]), 1)
+        return [bool(most >= LEAST_SEEN) for most in seen.max(axis=1)]
+
     # -- chains --------------------------------------------------------------------------
-    def _chain(self, role: int) -> str:
-        """The text of a role's chain; empty where there is too little."""
+    def _phases(self, role: int, stretch: float) -> tuple[str, dict[str, int]]:
+        """The chain of a role with a part for each phase, and how many states each part has."""
+        r = self.r
+        texts, lengths = [], {}
+        for phase in range(r.phases):
+            name = f"p{phase + 1}"
+            text, states = self._part(role, phase, name, stretch)
+            if text:
+                texts.append(text)
+                lengths[name] = round(states * stretch) + 1
+        return "\n".join(texts), lengths
+
+    def _others(self, role: int) -> dict[str, str]:
+        """Whom a thread of a role waits for that is not there: who starts it, else the busiest."""
+        r = self.r
+        ops = np.bincount(r.role, minlength=len(r.roles))
+        ops[role] = -1
+        for one in (r.parents[role], int(np.argmax(ops))):
+            if one not in (-1, role) and self.kept[one] and one not in r.spawned:
+                return {"woken_by": self._word(one)}
+        return {}
+
+    def _word(self, role: int) -> str:
+        return self.r.roles[role]
+
+    def _part(self, role: int, phase: int, name: str, stretch: float) -> tuple[str, float]:
+        """The part of a role's chain in a phase, and how many states a thread goes through."""
+        mine = np.flatnonzero((self.r.role == role) & (self.r.phase == phase))
+        text, states = self._text(role, mine, (name, phase, stretch))
+        if text or not len(mine):
+            return text, states
+        times = _Times.of(self.r, mine, np.arange(len(mine)), len(mine))  # nothing but its time
+        steps = self._enters(role, times, (name, phase, stretch))
+        return _state(self._word(role), f"{name}-enter", {f"{name}-enter": 1}, steps, name), 0.0
+
+    def _text(
+        self, role: int, mine: I64, phase: tuple[str, int, float] | None
+    ) -> tuple[str, float]:
+        """A chain, or the part of one in a phase: its name, number, and how it is stretched.
+
+        Empty where there is too little.
+        """
         r, codes, tokens = self.r, self.codes, self.tokens
-        mine = np.flatnonzero(r.role == role)
         order = mine[np.argsort(r.thread[mine], kind="stable")]
         seen = np.bincount(codes[order][codes[order] >= 0], minlength=len(tokens))
         ranked = np.argsort(-seen, kind="stable")[:_MOST_STATES]
         chosen = np.zeros(len(tokens) + 1, np.bool_)
-        chosen[ranked[seen[ranked] >= LEAST_SEEN]] = True
+        chosen[ranked[seen[ranked] >= (1 if phase else LEAST_SEEN)]] = True
         if not chosen.any():
-            return ""
+            return "", 0.0
         # without what begins all over again the pages of a region would be there for ever
         chosen[:-1] |= np.array([self._renews(t) for t in tokens], np.bool_) & (seen > 0)
         keep = (codes[order] >= 0) & chosen[codes[order]]
@@ -118,12 +175,11 @@ class Writer:
         if rare:
             r.left_out["of rare kinds"] += rare
         if not keep.any():
-            return ""
+            return "", 0.0
         # time before rows that are left out belongs to the thread's next row that is kept
         last: I64 = np.cumsum(keep) - keep  # index among the kept ones of the next kept row
-        think = np.bincount(last, r.think[order], keep.sum() + 1)[: keep.sum()]
-        blocked = np.bincount(last, r.blocked[order], keep.sum() + 1)[: keep.sum()]
         rows = order[keep]
+        times = _Times.of(r, order, last, len(rows))
         code, thread = codes[rows], r.thread[rows]
         kinds = [(t.do, t.region, t.detail) for t in tokens]
         kind = np.array([kinds.index(one) for one in kinds])[code]
@@ -134,46 +190,89 @@ class Writer:
         begins = np.flatnonzero(~same)
         runs = np.diff(np.append(begins, len(rows)))
         states, token_of = contexts(code[begins], thread[begins], runs, _MOST_STATES)
-        names = self._names({label: tokens[token_of[label]] for label in set(states.tolist())})
-        nexts, firsts = self._transitions(role, states, thread[begins], names)
+        found = {label: tokens[token_of[label]] for label in set(states.tolist())}
+        names = self._names(found, f"{phase[0]}-" if phase else "")
+        nexts, firsts = self._transitions(role, states, thread[begins], names, phase)
+        entering = None
+        if phase:
+            entering, times = times.split(np.unique(thread, return_index=True)[1])
+        number_of = {word: number for number, word in names.items()}
         lines = []
         for word, state in sorted(nexts.items(), key=lambda item: item[0] not in firsts):
-            follow = ", ".join(f"{to} = {n}" for to, n in state.items())
-            lines.append(f"[roles.{r.roles[role]}.chain.{word}]")
-            lines.append(f"next = {{ {follow} }}")
             steps = []
-            if word in names.values():
-                number = next(k for k, name in names.items() if name == word)
+            if word in number_of:
+                number = number_of[word]
                 at = begins[states == number]
                 of_run = np.repeat(states == number, runs) & same
                 steps = self._steps(
                     tokens[token_of[number]],
                     runs[states == number],
-                    (think[at], blocked[at]),
-                    (think[of_run], blocked[of_run]),
+                    self._pause(times.part(at)),
+                    self._pause(times.part(of_run)) if of_run.any() else None,
                 )
             elif word == "away":
                 ends = sum(state["away"] for state in nexts.values() if "away" in state)
-                steps = [step("think", mean_ns=max(round(r.away_ns[role] / ends), 1), asleep=True)]
-            lines.append("steps = [")
-            lines += [f"    {one}," for one in steps]
-            lines.append("]\n")
-        return "\n".join(lines)
+                mean = max(round(r.away_ns[role] / ends), 1)
+                steps = [step("think", mean_ns=mean, asleep=True, **self._others(role))]
+            elif phase and entering and word in firsts:
+                steps = self._enters(role, entering, phase)
+            name = phase[0] if phase else ""
+            lines.append(_state(r.roles[role], word, state, steps, name))
+        return "\n".join(lines), len(states) / r.role_threads[role]
 
-    def _names(self, states: dict[int, Token]) -> dict[int, str]:
+    def _enters(self, role: int, times: _Times, phase: tuple[str, int, float]) -> list[str]:
+        """What a thread does in a phase, on average, before its first operation there."""
+        threads = self.r.role_threads[role]
+        absent = self.r.absent_ns[role, phase[1]] * phase[2] / threads
+        steps = []
+        if absent >= 1:
+            steps.append(step("think", mean_ns=round(absent), asleep=True, **self._others(role)))
+        for sums, keys in ((times.cpu, {}), (times.slept, {"asleep": True})):
+            if sums.sum() >= threads:
+                steps.append(step("think", mean_ns=round(sums.sum() / threads), **keys))
+        waits = Counter[int]()
+        for waker, waited in zip(times.waker.tolist(), times.waited.tolist(), strict=True):
+            waits[waker] += waited
+        for waker, waited in waits.items():
+            if waited >= threads:
+                keys = {"asleep": True, **self._woken_by(waker)}
+                steps.append(step("think", mean_ns=round(waited / threads), **keys))
+        return steps
+
+    def _woken_by(self, role: int) -> dict[str, Any]:
+        if role < 0 or not self.kept[role]:
+            return {}
+        return {"woken_by": self._word(role)}
+
+    def _pause(self, times: _Times) -> list[str]:
+        """Steps that compute and sleep as recorded."""
+        waits = []
+        for waker in np.unique(times.waker[times.waited >= 1]).tolist():
+            values = np.where(times.waker == waker, times.waited, 0)
+            waits += _groups(values, {"asleep": True, **self._woken_by(waker)})
+        cpu, slept = _groups(times.cpu, {}), _groups(times.slept, {"asleep": True})
+        n = len(times.cpu)
+        return [one for groups in (cpu, slept, waits) for one in _mixture(groups, n)]
+
+    def _names(self, states: dict[int, Token], prefix: str) -> dict[int, str]:
         """What each state is called."""
         names: dict[int, str] = {}
         for state, token in sorted(states.items()):
             parts = [token.do.replace("_", "-"), token.region, token.detail.replace("_", "-")]
-            word = "-".join(part for part in parts if part)[:36].rstrip("-")
+            word = (prefix + "-".join(part for part in parts if part))[:36].rstrip("-")
             number, tried = 2, word
-            while tried in names.values() or tried in (END, _BEGIN, "away"):
+            while tried in names.values() or tried in (END, _BEGIN, "away", f"{prefix}enter"):
                 tried, number = f"{word}-{number}", number + 1
             names[state] = tried
         return names
 
     def _transitions(
-        self, role: int, states: I64, thread: I64, names: dict[int, str]
+        self,
+        role: int,
+        states: I64,
+        thread: I64,
+        names: dict[int, str],
+        phase: tuple[str, int, float] | None,
     ) -> tuple[dict[str, Counter[str]], list[str]]:
         """How often each state is followed by which, and the state that the chain begins with."""
         r = self.r
@@ -193,7 +292,7 @@ class Writer:
             for name, n in last.items():
                 nexts[name][END] += n
             return {**nexts, _BEGIN: first}, [_BEGIN]
-        if r.away_ns[role] > _AWAY * r.role_threads[role] * r.window_ns:
+        if not phase and r.away_ns[role] > _AWAY * r.role_threads[role] * r.window_ns:
             for name, n in last.items():
                 nexts[name]["away"] += n
             return {**nexts, "away": first}, [first.most_common(1)[0][0]]
@@ -201,16 +300,20 @@ class Writer:
             # a recording ends somewhere; what follows there is known from elsewhere
             if not nexts[names[a]] or (len(nexts[names[a]]) == 1 and names[a] in nexts[names[a]]):
                 nexts[names[a]][names[b]] += 1
+        if phase:
+            enter = f"{phase[0]}-enter"
+            return {**nexts, enter: first}, [enter]
         return nexts, [first.most_common(1)[0][0]]
 
     # -- steps ---------------------------------------------------------------------------
     def _steps(
-        self, token: Token, runs: I64, lead: tuple[Any, Any], inner: tuple[Any, Any]
+        self, token: Token, runs: I64, lead: list[str], inner: list[str] | None
     ) -> list[str]:
-        steps = [*_think(*lead), *self._operation(token, token.at, token.move)]
-        if len(inner[0]) == 0:
+        """``inner``: what comes before each repetition, None where there is none."""
+        steps = [*lead, *self._operation(token, token.at, token.move)]
+        if inner is None:
             return steps
-        again = ", ".join([*_think(*inner), *self._operation(token, "next")])
+        again = ", ".join([*inner, *self._operation(token, "next")])
         branches = []
         for weight, times in _lengths(runs - 1):
             body = f'{{ do = "repeat", times = {times}, steps = [ {again} ] }}' if times else ""
@@ -237,6 +340,8 @@ class Writer:
         region = self.regions.tables[token.region]
         passing = self.regions.passing(token.region)
         where: dict[str, Any] = {"on": token.region}
+        if token.do == "mprotect" and not passing and "most" not in region:
+            where["on"] = self.regions.beside(token.region)
         first = []
         if passing and elements(region) > 1:
             first = [step("pick", **where, how="free" if token.do == "mmap" else move or "mapped")]
@@ -263,7 +368,7 @@ class Writer:
 
     def _touched(self, token: Token, at: str, region: dict[str, Any]) -> dict[str, Any]:
         """Where a fault is."""
-        where: dict[str, Any] = {}
+        where: dict[str, Any] = {"fresh": True}
         if token.do == "touch":
             where["access"] = token.detail
         if self._flipped(token.region):
@@ -341,28 +446,81 @@ def _lengths(values: I64) -> list[tuple[float, int]]:
     return [(share, number) for share, number in out if share > 1e-9]
 
 
-def _think(cpu: Any, blocked: Any) -> list[str]:
-    return [*_mixture(cpu, False), *_mixture(blocked, True)]
+@dataclass(frozen=True)
+class _Times:
+    """(n,) what comes before each of some operations, in ns, and the role that ended its wait."""
+
+    cpu: Any
+    slept: Any  # without what it waited for others
+    waited: Any
+    waker: Any
+
+    @staticmethod
+    def of(rows: Rows, order: I64, to: I64, n: int) -> _Times:
+        """Of ``n`` operations: each of the rows in ``order`` adds to the one that ``to`` says."""
+        sums = [
+            np.bincount(to, x[order], n + 1)[:n] for x in (rows.think, rows.blocked, rows.waited)
+        ]
+        waker = np.full(n + 1, -1, np.int64)
+        waits = np.flatnonzero(rows.waker[order] >= 0)
+        waker[to[waits]] = rows.waker[order[waits]]
+        return _Times(sums[0], sums[1] - sums[2], sums[2], waker[:n])
+
+    def split(self, first: I64) -> tuple[_Times, _Times]:
+        """The few long times, and those before the rows ``first``, by themselves; and the others.
+
+        Drawn at random, a few long ones would make the time that a thread takes any.
+        """
+        least = _LONG * (self.cpu + self.slept + self.waited).sum() / len(first)
+
+        def part(values: Any, mine: bool) -> Any:
+            long = values > least
+            long[first] = True
+            return np.where(long == mine, values, 0)
+
+        cpu, slept, waited = self.cpu, self.slept, self.waited
+        entering, others = (
+            _Times(part(cpu, mine), part(slept, mine), part(waited, mine), self.waker)
+            for mine in (True, False)
+        )
+        return entering, others
+
+    def part(self, which: Any) -> _Times:
+        return _Times(self.cpu[which], self.slept[which], self.waited[which], self.waker[which])
 
 
-def _mixture(values: Any, asleep: bool) -> list[str]:
-    """Steps that think as long as ``values`` say: quantile groups, each by its mean."""
-    values = np.asarray(values, np.float64)
+def _state(role: str, word: str, follow: dict[str, int], steps: list[str], phase: str) -> str:
+    """A state of a role's chain as text."""
+    lines = [f"[roles.{role}.chain.{word}]"]
+    if phase:
+        lines.append(f'phase = "{phase}"')
+    lines.append(f"next = {{ {', '.join(f'{to} = {n}' for to, n in follow.items())} }}")
+    return "\n".join([*lines, "steps = [", *(f"    {one}," for one in steps), "]\n"])
+
+
+def _groups(values: Any, keys: dict[str, Any]) -> list[tuple[int, str]]:
+    """(how many, a step that thinks as long) of the values that are some, by quantiles."""
     some = np.sort(values[values >= 1])
-    if not len(some):
-        return []
-
-    def think(group: Any) -> str:
-        keys: dict[str, Any] = {"mean_ns": max(round(float(group.mean())), 1)}
-        if group[-1] > 2 * group[0]:
-            keys["distribution"] = "exponential"
-        return step("think", **keys, **({"asleep": True} if asleep else {}))
-
     edges = [round(q * len(some)) for q in _QUANTILES]
-    groups = [some[a:b] for a, b in itertools.pairwise(edges) if b > a]
-    if len(some) == len(values) and some[0] == some[-1]:
-        return [think(some)]
-    branches = [(len(group) / len(values), [think(group)]) for group in groups]
-    if len(some) < len(values):
-        branches.append((1 - len(some) / len(values), []))
-    return [choose(branches)]
+    if len(some) and some[0] == some[-1]:
+        edges = [0, len(some)]
+    found = []
+    for low, high in itertools.pairwise(edges):
+        group = some[low:high]
+        if not len(group):
+            continue
+        shape = {"distribution": "exponential"} if group[-1] > 2 * group[0] else {}
+        mean = max(round(float(group.mean())), 1)
+        found.append((len(group), step("think", mean_ns=mean, **shape, **keys)))
+    return found
+
+
+def _mixture(groups: list[tuple[int, str]], n: int) -> list[str]:
+    """A step that is one of the groups' by their shares of ``n``, else none."""
+    if not groups:
+        return []
+    left = n - sum(count for count, _ in groups)
+    if len(groups) == 1 and not left:
+        return [groups[0][1]]
+    branches = [(count / n, [one]) for count, one in groups]
+    return [choose([*branches, (left / n, [])] if left else branches)]

@@ -45,6 +45,7 @@ class Regions:
         self.once: dict[int, list[str]] = {}
         self._present, self._flipper = self._flips()
         self._of_all: set[Kind] = set()
+        self.role_of: dict[str, int] = {}  # of regions that one role's threads have
         self.of = self._classes()
 
     def passing(self, name: str) -> bool:
@@ -56,6 +57,22 @@ class Regions:
         if "own" not in self.tables:
             self._lasting("own", "", False, False)
         return "own"
+
+    def beside(self, name: str) -> str:
+        """A region like the pooled one ``name`` that nobody faults in.
+
+        Which of the pieces that a pool stands for lose their protection is not known; were it
+        the pool, its faults would end.
+        """
+        other = f"{name}-prot"
+        if other not in self.tables:
+            self.tables[other] = dict(self.tables[name])
+            if name in self.setup:
+                self.setup.append(other)
+            for mapped in self.once.values():
+                if name in mapped:
+                    mapped.append(other)
+        return other
 
     def starts_with(self, role: int, name: str) -> None:
         """The threads of ``role`` map the region before they begin."""
@@ -174,9 +191,13 @@ class Regions:
             made[key] = name
             self._lasting(name, file, shared, both)
         name = made[key]
+        if flipped and not shared:
+            self.role_of[name] = role
         if flipped:
             region = self.tables[name]
             region["most"] = max(region.get("most", 0), pages)
+            faults = min(int(p[Piece.FAULTS]), pages)
+            region["opened"] = max(region.get("opened", 0), faults)
             share = float(self._present[k])
             if share > _FULL or p[Piece.FAULTS] > pages:
                 region["bounded"] = True

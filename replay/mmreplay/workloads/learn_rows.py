@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from mmreplay.errors import UserError
 from mmreplay.schema import OpKind
+from mmreplay.workloads.learn_phases import phases
+from mmreplay.workloads.learn_waits import waits
 from mmreplay.workloads.objects import Pieces
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ MOST_ROWS: Final = 4_000_000
 _CHUNK: Final = 1 << 18
 #: A thread with less than this share of the operations of its group's busiest one is another role.
 _IDLE: Final = 0.1
-#: This share of the recorded time is left out at either end: start-up and tear-down.
+#: This share of the recorded time is left out at either end where there is one phase.
 _EDGE: Final = 0.05
 #: Threads that come and go live for a smaller share of the recorded time, and are so many.
 _SHORT, _LEAST_LIVES = 0.25, 8
@@ -52,6 +54,9 @@ class Rows:
     bits: I64
     think: I64
     blocked: I64
+    waited: I64  # of it, until another thread of the trace woke this one
+    waker: I64  # role of that, -1 none
+    phase: I64
     pieces: I64
     role_of_thread: I64
     roles: list[str]
@@ -62,6 +67,9 @@ class Rows:
     spawned: dict[int, Spawned]
     away_ns: list[float]
     window_ns: int
+    phases: int
+    absent_ns: Any  # (roles, phases) how long threads that begin in a phase were not there, in all
+    parents: list[int]  # role of most of the threads that started those of a role, -1 unknown
 
 
 @dataclass(frozen=True)
@@ -126,11 +134,12 @@ def read_rows(trace: Trace, name: str) -> Rows:
         disk = ~np.isin(number["result"], on_tmpfs)
         number["file"] = np.where(mapped_file, 1 + disk, 0)
         what = pieces.add(number)
-        keep = known & (number["begin_ns"] >= low) & (number["begin_ns"] <= high)
+        keep = known
         number["kind"] = np.where(worked, number["kind"], 0)  # only its time counts
         part = {key: number[key][keep] for key in ("kind", "prot", "flags", "child")}
         part["thread"] = place[keep]
         part["begin"] = number["begin_ns"][keep]
+        part["row"] = done - batch.height + np.flatnonzero(keep)
         part |= {"what": what[keep], "bits": number["fault_bits"][keep]}
         part |= _times(number, keep)
         parts.append(part)
@@ -141,6 +150,15 @@ def read_rows(trace: Trace, name: str) -> Rows:
     if not any(np.isin(part["kind"], memory).any() for part in parts):
         raise UserError("too few operations to learn from", where=name, fix="record for longer")
     whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0] if key != "unknown"}
+    whole["waited"], whole["waker"] = waits(trace, tids, roles, whole["thread"], whole["row"])
+    whole["waited"] = np.minimum(whole["waited"], whole["blocked"])
+    edges = _phases(whole, roles, memory)
+    whole["phase"] = np.searchsorted(edges[1:-1], whole["begin"], side="right")
+    if len(edges) == 2:
+        middle = (whole["begin"] >= low) & (whole["begin"] <= high)
+        if not np.isin(whole["kind"][middle], memory).any():
+            raise UserError("too few operations to learn from", where=name, fix="record for longer")
+        whole = {key: values[middle] for key, values in whole.items()}
     spawned = {role: parent for role, parent in spawned.items() if _seen(whole, roles, role)}
     members_of = [
         [life for tid in tids[roles == k].tolist() for life in lives.get(tid, [])]
@@ -159,6 +177,9 @@ def read_rows(trace: Trace, name: str) -> Rows:
         bits=whole["bits"],
         think=whole["think"],
         blocked=whole["blocked"],
+        waited=whole["waited"],
+        waker=whole["waker"],
+        phase=whole["phase"],
         pieces=pieces.table(),
         role_of_thread=roles,
         roles=members,
@@ -169,7 +190,38 @@ def read_rows(trace: Trace, name: str) -> Rows:
         spawned=spawned,
         away_ns=_away(whole, roles, counts, high - low),
         window_ns=high - low,
+        phases=len(edges) - 1,
+        absent_ns=_absent(whole, roles, len(members), len(edges) - 1, int(edges[0])),
+        parents=_parents(lives, tids, roles, len(members)),
     )
+
+
+def _phases(whole: dict[str, I64], roles: I64, memory: list[int]) -> I64:
+    """(phases + 1,) ns: where the program begins to do something else."""
+    used = np.isin(whole["kind"], memory)
+    begin, kind = whole["begin"][used], whole["kind"][used]
+    span = int(whole["begin"].min()), int(whole["begin"].max()) + 1
+    return phases(begin, roles[whole["thread"][used]] * 64 + kind, *span)
+
+
+def _absent(whole: dict[str, I64], roles: I64, n: int, phases: int, start_ns: int) -> Any:
+    """(roles, phases) time before its first operation that a thread neither ran nor slept, ns."""
+    found = np.zeros((n, phases))
+    _, first = np.unique(whole["thread"], return_index=True)
+    lead = whole["begin"] - whole["think"] - whole["blocked"] - start_ns
+    where = roles[whole["thread"][first]], whole["phase"][first]
+    np.add.at(found, where, np.maximum(lead[first], 0))
+    return found
+
+
+def _parents(lives: Lives, tids: I64, roles: I64, n: int) -> list[int]:
+    """By role: the role of most of those that started its threads, -1 where it is not known."""
+    role_of = dict(zip(tids.tolist(), roles.tolist(), strict=True))
+    found: list[Counter[int]] = [Counter() for _ in range(n)]
+    for tid, role in role_of.items():
+        for life in lives.get(tid, []):
+            found[role][role_of.get(life.parent, -1)] += 1
+    return [one.most_common(1)[0][0] if one else -1 for one in found]
 
 
 def _whole(batch: pl.DataFrame, name: str) -> I64:

@@ -19,6 +19,7 @@ def render(
     role_names: list[str],
     roles: dict[str, str],
     counts: dict[str, int],
+    phases: dict[str, dict[str, int]],
     scaled: str,
 ) -> str:
     """A definition: regions and files that its steps name, and the roles with their chains.
@@ -48,19 +49,29 @@ def render(
     for role in roles:
         number = role_names.index(role)
         if not counts[role]:
-            out += [f"[roles.{role}]\n"]
+            out += [f"[roles.{role}]", "even = true\n"]
             continue
         many: Any = '"rest"' if role == scaled else counts[role]
         own = [r for r in sorted(used & set(regions.once.get(number, []))) if r in tables]
         mapped = [s for region in own for s in _map(region, tables[region])]
-        out += [f"[roles.{role}]", f"threads = {many}", f"once = [ {', '.join(mapped)} ]\n"]
+        out += [f"[roles.{role}]", f"threads = {many}", f"once = [ {', '.join(mapped)} ]"]
+        out.append("even = true")
+        if phases[role]:
+            listed = ", ".join(f"{phase} = {n}" for phase, n in phases[role].items())
+            out.append(f"phases = {{ {listed} }}")
+        out[-1] += "\n"
     return "\n".join([*out, chains])
 
 
 def _map(region: str, what: dict[str, Any]) -> list[str]:
     """Steps that map a region before the start, with what is there already."""
     if not what.get("filled"):
-        return [step("mmap", on=region)]
+        mapped = [step("mmap", on=region)]
+        if what.get("opened") and not what.get("prot", 3) and not what.get("bounded"):
+            # where its protection is changed first is chance; faults need somewhere to be
+            size = f"{what['opened']} pages"
+            mapped.append(step("mprotect", on=region, size=size, prot="rw"))
+        return mapped
     filled = [step("mmap", on=region, prot="rw")]
     filled.append(step("populate", on=region, size=f"{what['filled']} pages"))
     if PROT_WORDS.get(what["prot"], "rw") != "rw":

@@ -68,8 +68,9 @@ class Tokens:
     def _touched_by_others(self) -> None:
         """Passing pieces of another role are a thread's own to fault in.
 
-        (A stack that one thread maps and another one uses.)  Not where the other role
-        started the thread: then they share it in the text too.
+        (A stack that one thread maps and another one uses; an arena whose protection another
+        one changes.)  Not where the other role started the thread: then they share it in the
+        text too.
         """
         r = self.r
         piece = r.what[:, What.PIECE]
@@ -87,6 +88,8 @@ class Tokens:
         parent = np.array(
             [r.spawned[k].parent if k in r.spawned else k for k in range(len(r.roles))]
         )
+        for k, name in enumerate(self.regions.of):
+            role[k] = self.regions.role_of.get(name, role[k])
         others = (piece >= 0) & (role[piece.clip(0)] >= 0)
         others &= (role[piece.clip(0)] != r.role) & (role[piece.clip(0)] != parent[r.role])
         if others.any():

@@ -39,21 +39,23 @@ class Op(IntEnum):
 
     END = 0  # this program is through
     MMAP = 1  # map the slot: LENGTH..MOST bytes, PROT, FLAGS, FILE; with MAP_FIXED from OFFSET on
-    TOUCH = 2  # access one byte of each unit; FLAGS: 1 write, 0 read
+    TOUCH = 2  # access one byte of each unit; FLAGS: 1 write, 0 read; TIMES: see below
     READ = 3  # read(2) one byte of /dev/zero into each unit
     MUNMAP = 4  # the range; the slot is unmapped when it was its whole length (see below)
     MPROTECT = 5  # PROT
     MADVISE = 6  # FLAGS: the advice
     MREMAP = 7  # to LENGTH..MOST bytes; FLAGS: 1 MREMAP_MAYMOVE
     BRK = 8  # break = start of the slot + LENGTH
-    THINK = 9  # MEAN_NS, SHAPE (Distribution), TIMES: sigma in thousandths; FLAGS: 1 asleep
+    # MEAN_NS, SHAPE (Distribution), TIMES: sigma in thousandths; FLAGS: 1 asleep; TARGET: 1 + the
+    # role that wakes it, 0 nobody does
+    THINK = 9
     SPAWN = 10  # start program TARGET as a thread; waits for its previous run to end
     FORK = 11  # the same as a process with a copy of this one's memory
     JOIN = 12  # wait for the end of program TARGET
     BARRIER = 13  # number TARGET; TIMES threads meet there
     PICK = 14  # element of REGION for all that follows; FLAGS: Picks
     NEXT = 15  # COUNTER += 1; to TARGET while it is below TIMES (0: always), then it is 0 again
-    JUMP = 16  # to TARGET with probability TIMES / 2**32
+    JUMP = 16  # to TARGET with probability TIMES / 2**32; SHAPE 1: evenly, see below
     UNMAPPED = 17  # to TARGET where REGION's element is not mapped
 
 
@@ -72,6 +74,10 @@ class Field(IntEnum):
     this one does (beyond the range: where that begins).
     Operations on all of a region do not count for that, but after mmap, or when all was
     dropped, everything begins at its beginning.
+    A JUMP with SHAPE 1 keeps in MEAN_NS where in its present stratum it shall be taken (-1: not
+    drawn yet) and in LENGTH how far it is: the rarer of its two ways is taken once in each.
+    TOUCH and READ with TIMES 1 stand for faults: a generated trace has them at the next page
+    that still faults where theirs would not, here or in another mapped element.
     An unmapping of exactly [0, mapped length) empties a slot; a smaller one at its end or
     its beginning shortens it; any other is not done.
     """
@@ -88,7 +94,7 @@ class Field(IntEnum):
     PROT = 9  # PROT_*; TOUCH, READ: 1 skips pages whose protection forbids it
     FLAGS = 10  # MAP_*, MADV_*, ...: see Op
     FILE = 11  # row of files, -1 none
-    TARGET = 12  # row of code, or program, or barrier
+    TARGET = 12  # row of code, or program, or barrier, or 1 + role
     TIMES = 13
     COUNTER = 14  # number of a counter
     MEAN_NS = 15

@@ -160,6 +160,7 @@ class Touch(_OnRange):
     do: Literal["touch"]
     access: Access = "write"
     if_allowed: bool = False
+    fresh: bool = False
 
 
 class ReadInto(_OnRange):
@@ -167,6 +168,7 @@ class ReadInto(_OnRange):
 
     do: Literal["read_into"]
     if_allowed: bool = False
+    fresh: bool = False
 
 
 class Munmap(_OnRange):
@@ -208,16 +210,23 @@ class Brk(_Step):
 
 
 class Think(_Step):
-    """Compute, or sleep, for a time of the given distribution."""
+    """Compute, or sleep, for a time of the given distribution.
+
+    ``woken_by``: a role one of whose threads ends the sleep: a replay waits for what that
+    thread had done by then, however long it takes.
+    """
 
     do: Literal["think"]
     mean_ns: int = Field(ge=1, le=10**12)
     distribution: Literal["constant", "exponential", "lognormal"] = "constant"
     sigma: float | None = Field(default=None, gt=0, le=5)
     asleep: bool = False
+    woken_by: Name | None = None
 
     @model_validator(mode="after")
     def _shape(self) -> Think:
+        if self.woken_by is not None and not self.asleep:
+            raise ValueError("woken_by goes with asleep = true")
         if (self.sigma is not None) != (self.distribution == "lognormal"):
             raise ValueError('sigma goes with distribution = "lognormal"')
         return self
