@@ -11,7 +11,7 @@ from mmreplay.address_space.cold_pages import CACHED_PAGES, mark_cold
 from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp
 from mmreplay.address_space.plan_state import Cursor, Out, Work
 from mmreplay.address_space.threads import Threads
-from mmreplay.address_space.times import BEGIN, BLOCKED, PREEMPTED, SLEEP, THINK, Times
+from mmreplay.address_space.times import BLOCKED, SLEEP, THINK, Times
 from mmreplay.address_space.times import COUNT as _TIMES
 from mmreplay.address_space.vma_state import OWN_FILES
 from mmreplay.jit import borrowing_helper, native, prefetch
@@ -273,9 +273,9 @@ def assemble(
     rows = wide[_ROW]
     if threads.n > threads.n_recorded:
         rows = np.asarray(out.ops["row"][order], np.int64)
-    row = rows[starts] - times.first
-    lead = cpu[starts] + blocked[starts] + times.values[row, PREEMPTED]
-    offset = times.values[row, BEGIN] - lead - window_ns[0]
+    recorded = np.where(threads.clone_of[who] >= 0, threads.clone_of[who], who)
+    lead = cpu[starts] + blocked[starts] + times.begins[recorded, 1]
+    offset = times.begins[recorded, 0] - lead - window_ns[0]
     deficit = np.maximum(-offset, 0)
     take = np.minimum(deficit, blocked[starts])
     blocked[starts] -= take

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from mmreplay.jit import native
+from mmreplay.trace.arrays import whole_columns
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -70,53 +70,71 @@ class Mappings:
         return hints
 
 
+_TABLE: Final = (
+    "ns", "address_space", "start", "length", "prot", "flags", "file_offset", "device", "inode",
+    "name", "source", "has_anon_vma",
+)  # fmt: skip
+
+
 def read_mappings(trace: Any) -> Mappings:
     """The vmas table.
 
     Files are numbered by (device, inode), else by their name where it is a path.
     """
-    table = trace.vmas.sort("ns", maintain_order=True).collect()
-    names = table["name"].unique(maintain_order=True)
-    known = pl.DataFrame(
-        {
-            "name": names,
-            "code": np.arange(len(names), dtype=np.int64),
-            "hint": np.array([name_hint(name) for name in names], np.uint8),
-            "path": [name.startswith("/") and name != "//anon" for name in names],
-        },
-        schema_overrides={"path": pl.Boolean},
+    table = whole_columns(trace, "vmas", _TABLE)
+    order = np.argsort(table["ns"].values, kind="stable")
+
+    def column(name: str) -> NDArray[Any]:
+        return table[name].values[order]
+
+    names, sources = table["name"].words, table["source"].words
+    hints = np.array([name_hint(name) for name in names], np.uint8)
+    path = np.array([name.startswith("/") and name != "//anon" for name in names], np.bool_)
+    ns, code, source = column("ns"), column("name").astype(np.int64), column("source")
+    hint = hints[code]
+    of_exec, of_record = (
+        source == (sources.index(word) if word in sources else -1) for word in ("exec", "mmap2")
     )
-    table = table.join(known, on="name", how="left", maintain_order="left")
-    by_inode = (pl.col("inode") != 0) | (pl.col("device") != 0)
-    keys = table.select(
-        device=pl.when(by_inode).then("device").otherwise(0),
-        inode=pl.when(by_inode).then("inode").otherwise(0),
-        code=pl.when(by_inode).then(-1).otherwise("code"),
-        named=by_inode | pl.col("path"),
-    )
-    files = keys.filter("named").unique(["device", "inode", "code"], maintain_order=True)
-    number = keys.join(
-        files.with_row_index("number"), on=["device", "inode", "code", "named"], how="left",
-        maintain_order="left",
-    )["number"]  # fmt: skip
-    ns = table["ns"].to_numpy().astype(np.int64)
-    hint = table["hint"].to_numpy().copy()
-    hint[(table["source"] != "exec").to_numpy() & (ns <= 0)] |= HINT_OLD
+    hint[~of_exec & (ns <= 0)] |= HINT_OLD
+    file, files = _files(column("device").astype(np.int64), column("inode"), code, path[code])
     return Mappings(
         ns=ns,
-        space=table["address_space"].to_numpy().astype(np.int32),
-        start=table["start"].to_numpy().view(np.int64),
-        length=table["length"].to_numpy().view(np.int64),
-        prot=table["prot"].to_numpy(),
-        flags=table["flags"].to_numpy().astype(np.int64),
-        offset=table["file_offset"].to_numpy(),
-        file=number.cast(pl.Int32).fill_null(-1).to_numpy(),
+        space=column("address_space").astype(np.int32),
+        start=column("start"),
+        length=column("length"),
+        prot=column("prot"),
+        flags=column("flags").astype(np.int64),
+        offset=column("file_offset"),
+        file=file,
         hint=hint,
-        anon=table["has_anon_vma"].cast(pl.Int8).fill_null(-1).to_numpy(),
-        record=(table["source"] == "mmap2").to_numpy() & (ns > 0),
+        anon=table["has_anon_vma"].filled(0).astype(np.int8)[order]
+        - table["has_anon_vma"].missing()[order],
+        record=of_record & (ns > 0),
         used=np.zeros(len(ns), np.bool_),
-        files=files.height,
+        files=files,
     )
+
+
+def _files(device: I64, inode: I64, code: I64, path: NDArray[np.bool_]) -> tuple[I32, int]:
+    """The file of each row, numbered as they come, -1 none; and how many there are."""
+    by_inode = (inode != 0) | (device != 0)
+    named = np.flatnonzero(by_inode | path)
+    keys = (
+        np.where(by_inode, device, 0)[named],
+        np.where(by_inode, inode, 0)[named],
+        np.where(by_inode, -1, code)[named],
+    )
+    by_key = np.lexsort(keys)  # equal keys in their order
+    fresh = np.ones(len(named), np.bool_)
+    for key in keys:
+        fresh[1:] &= key[by_key[1:]] == key[by_key[:-1]]
+    fresh[1:] = ~fresh[1:]
+    first = by_key[fresh]  # the first row of each file
+    number = np.empty(len(first), np.int32)
+    number[np.argsort(first)] = np.arange(len(first))
+    file = np.full(len(device), -1, np.int32)
+    file[named[by_key]] = number[np.cumsum(fresh) - 1]
+    return file, len(first)
 
 
 #: Records of the space within the call's time that are looked at: other threads map too.

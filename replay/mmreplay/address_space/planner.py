@@ -39,7 +39,7 @@ from mmreplay.address_space.rows import CHUNK_ROWS, Rows, Stream
 from mmreplay.address_space.rules import Rules
 from mmreplay.address_space.scale import PrivateRange, clone_base, private_ranges
 from mmreplay.address_space.threads import Threads, read_threads, seen_threads
-from mmreplay.address_space.times import BEGIN, COLUMNS, Times
+from mmreplay.address_space.times import COLUMNS, Times
 from mmreplay.address_space.vma_state import OWN_FILES, MapState, Num, grow, new_state
 from mmreplay.address_space.wakeups import Wakeups, read_wakeups
 from mmreplay.errors import UserError
@@ -246,7 +246,7 @@ def build_plans(
         apply = pool.map if workers > 1 else map
         for rows, order in stream:
             for one in times.values():
-                one.add(stream.frame, stream.first_row, stream.frame_threads)
+                one.add(stream.columns, stream.first_row, stream.row_threads)
             going = [i for i in range(len(passes)) if i not in done]
             list(apply(lambda i: passes[i].feed(rows, order), going))  # noqa: B023
             for i in going:
@@ -344,9 +344,9 @@ def _finish(
     wakeups: Wakeups | None,
 ) -> PlanBundle:
     span = int(getattr(trace.header, "span_ns", 0) or 0)
-    begin = times.values[:, BEGIN]
-    begin_ns = int(begin[0]) if times.first else min(0, int(begin[0]))
-    end_ns = int(begin[-1])
+    begin_ns, end_ns = times.span
+    if not times.first:
+        begin_ns = min(0, begin_ns)
     if whole:
         end_ns = max(end_ns, span)
     numbers = state.m.numbers

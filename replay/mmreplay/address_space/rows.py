@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from mmreplay.address_space.mappings import Records, read_mappings
 from mmreplay.address_space.threads import Lives, Threads
 from mmreplay.jit import native
 from mmreplay.schema import DurationKind, OpKind
+from mmreplay.trace.arrays import Column, column_batches, is_known
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
@@ -37,11 +37,11 @@ _MAKERS: Final = (
     OpKind.BRK,
 )
 #: Rows read at a time: the row groups that traces are written in.
-CHUNK_ROWS: Final = 1 << 18
+CHUNK_ROWS: Final = 1 << 16
 _MAP_ANONYMOUS: Final = 0x20
 _NEVER: Final = np.iinfo(np.int64).max
 _IS_MAKER: Final = np.isin(np.arange(256), _MAKERS)
-_IS_CALL: Final = np.arange(256) > OpKind.FAULT_KERNEL
+_FAULT_KERNEL: Final = int(OpKind.FAULT_KERNEL)
 
 #: One row of a chunk.  Null numbers are 0 (``bits``: 255, ``address``: -1).
 ROW: Final = np.dtype(
@@ -72,6 +72,7 @@ ROW: Final = np.dtype(
     align=True,
 )
 Rows = NDArray[np.void]
+_ZEROS: Final = np.zeros((), ROW)
 
 #: Columns read for every row, and those of system calls only.
 _EVERY: Final = ("begin_ns", "tid", "address_space", "kind", "address", "fault_bits", "fault_class")
@@ -79,50 +80,46 @@ _CALLS: Final = (
     "duration_ns", "duration_kind", "length", "address2", "length2", "prot", "flags",
     "file_offset", "fd", "result", "errno", "child",
 )  # fmt: skip
-_FAULTS: Final = ("address_space", "address", "fault_bits", "fault_class")
-_NULLS: Final = {"address": (1 << 64) - 1, "fault_bits": 255, "fd": -1, "child": -1}
-
-
-#: What is read, without nulls.
-_COLUMNS: Final = (
-    *(pl.col(name).fill_null(_NULLS.get(name, 0)) for name in (*_EVERY, *_CALLS)),
-    pl.col("result").is_null().alias("unseen"),
-)
-
-
-def _numbers(frame: pl.DataFrame, name: str) -> NDArray[Any]:
-    """A column; unsigned 64-bit numbers as signed ones."""
-    values: NDArray[Any] = frame[name].to_numpy()
-    return values.view(np.int64) if values.dtype == np.uint64 else values
-
-
-def readable(values: NDArray[Any]) -> NDArray[Any]:
-    """For compiled code, which is compiled anew where an array may be written to."""
-    values = np.ascontiguousarray(values).view()
-    values.flags.writeable = False
-    return values
+_NULLS: Final = {"fd": -1, "child": -1}  # of calls; others 0
 
 
 @native
 def _fill(
     rows: Any,
     first_row: int,
-    thread: I32,
+    table: I32,
+    tid: I32,
     kind: NDArray[np.uint8],
-    space: I32,
+    space: NDArray[np.uint32],
     address: I64,
+    address_known: NDArray[np.uint8],
     bits: NDArray[np.uint8],
+    bits_known: NDArray[np.uint8],
     fault_class: NDArray[np.uint8],
-) -> None:
-    """What all rows of a chunk have."""
+    thread: I32,
+    calls: I64,
+) -> int:
+    """What all rows of a chunk have; returns how many are ``calls`` (and which).
+
+    ``table``: thread by tid, its last entry for all others; ``thread``: of each row.
+    """
+    last = len(table) - 1
+    n = 0
     for i in range(len(kind)):
+        who = np.int64(tid[i])
+        who = table[who if 0 <= who < last else last]
+        thread[i] = who
         rows[i].row = first_row + i
-        rows[i].thread = thread[i]
+        rows[i].thread = who
         rows[i].kind = kind[i]
         rows[i].space = space[i]
-        rows[i].address = address[i]
-        rows[i].bits = bits[i]
+        rows[i].address = address[i] if is_known(address_known, i) else -1
+        rows[i].bits = bits[i] if is_known(bits_known, i) else 255
         rows[i].fault_class = fault_class[i]
+        if kind[i] > _FAULT_KERNEL:
+            calls[n] = i
+            n += 1
+    return n
 
 
 class Stream:
@@ -130,7 +127,7 @@ class Stream:
 
     A chunk is valid until the next one is asked for.
 
-    ``extra``: columns without nulls that the reader wants to find in ``frame`` besides.
+    ``extra``: columns that the reader wants to find in ``columns`` besides.
     """
 
     def __init__(
@@ -139,7 +136,7 @@ class Stream:
         threads: Threads,
         *,
         chunk: int = CHUNK_ROWS,
-        extra: tuple[pl.Expr, ...] = (),
+        extra: tuple[str, ...] = (),
     ) -> None:
         self.trace = trace
         self.threads = threads
@@ -150,13 +147,13 @@ class Stream:
         self._records = Records(self.mappings)
         self._descriptors: dict[int, int] = {}
         self._buffer = np.zeros(0, ROW)
+        self._written = np.zeros(0, np.int64)  # rows of it with more than _fill writes
         self._learnt = 0  # mappings before this one have been passed on
-        columns = (*_COLUMNS, *extra)
-        self._columns = list({one.meta.output_name(): one for one in columns}.values())
-        #: What was read last: a frame, the number of its first row, the thread of each row.
-        self.frame = pl.DataFrame()
+        self._names = tuple(dict.fromkeys((*_EVERY, *_CALLS, *extra)))
+        #: What was read last: columns, the number of their first row, the thread of each row.
+        self.columns: dict[str, Column] = {}
         self.first_row = 0
-        self.frame_threads: I32 = np.zeros(0, np.int32)
+        self.row_threads: I32 = np.zeros(0, np.int32)
         #: Every operation before this row has been passed on.
         self.done_row = 0
 
@@ -164,22 +161,20 @@ class Stream:
         events, event_key = self._thread_events()
         held = np.zeros(0, ROW)  # rows whose effect comes after what was read so far
         held_key = np.zeros(0, np.int64)
-        lazy = self.trace.operations.select(self._columns)
-        last = False
-        while not last:
-            self.first_row += self.frame.height
-            self.frame = self.trace.collect(lazy.slice(self.first_row, self.chunk))
-            n = self.frame.height
-            last = n < self.chunk
-            begin = _numbers(self.frame, "begin_ns")
+        total = self.trace.rows("operations")
+        for self.columns in column_batches(self.trace, "operations", self._names, self.chunk):
+            begin = self.columns["begin_ns"].values
+            n = len(begin)
+            last = self.first_row + n >= total
             # later chunks begin at or after it
             limit = _NEVER if last else int(begin[-1])
             m0, self._learnt = self._learnt, int(np.searchsorted(self.mappings.ns, limit))
             e = len(event_key) if last else int(np.searchsorted(event_key, limit))
-            # first the operations of the frame, then the few that are placed among them
-            rows = self._blank(n + len(held) + e + self._learnt - m0)
-            key = self._convert(rows[:n], begin)
-            late = np.flatnonzero((key != begin) | (begin >= limit))
+            # first the operations of the chunk, then the few that are placed among them
+            rows = self._blank(n, len(held) + e + self._learnt - m0)
+            key, late = self._convert(rows[:n], begin)
+            # those that begin at the limit: the chunk's last rows, as they ascend
+            late = np.union1d(late, np.arange(np.searchsorted(begin, limit), n))
             learn, learn_ns = self._learn(m0, self._learnt)
             at = n
             for part in (held, events[:e], learn):
@@ -192,22 +187,23 @@ class Stream:
             held_key = few_key[~ready]
             events, event_key = events[e:], event_key[e:]
             self.done_row = int(held["row"].min(initial=self.first_row + n))
-            steady = np.ones(n, np.bool_)
-            steady[late] = False
-            order = _merged(
-                np.flatnonzero(steady), begin, self.first_row, rows, few[ready], few_key[ready]
-            )
+            order = _merged(late, begin, self.first_row, rows, few[ready], few_key[ready])
             yield self._copies(rows, order)
+            self.first_row += n
 
     # -- parts of the stream ---------------------------------------------------------
 
-    def _blank(self, n: int) -> Rows:
-        """``n`` rows of zeros, in the memory of the chunk before."""
-        if len(self._buffer) < n:
-            self._buffer = np.zeros(n + n // 8, ROW)
+    def _blank(self, n: int, more: int) -> Rows:
+        """Rows that are zeros where :func:`_fill` writes nothing, in the memory of those before.
+
+        It will write the first ``n``; the ``more`` behind them are written as a whole.
+        """
+        if len(self._buffer) < n + more:
+            self._buffer = np.zeros((n + more) * 9 // 8, ROW)
         else:
-            self._buffer[:n].view(np.uint8).fill(0)
-        return self._buffer[:n]
+            self._buffer[self._written] = _ZEROS
+        self._written = np.arange(n, n + more)
+        return self._buffer[: n + more]
 
     def _thread_events(self) -> tuple[Rows, I64]:
         """Beginnings and ends of threads by time, and when they are."""
@@ -243,41 +239,44 @@ class Stream:
             rows[ours] = theirs[index]
         return rows, m.ns[index]
 
-    def _convert(self, rows: Rows, begin: I64) -> I64:
-        """Fill ``rows`` from the frame; returns when each takes effect, in ns."""
-        frame = self.frame
-        kind = _numbers(frame, "kind")
-        tid = _numbers(frame, "tid")
-        self.frame_threads = self.lives.at(tid, begin)
-        _fill(
-            rows,
-            self.first_row,
-            self.frame_threads,
-            readable(kind),
-            *(readable(_numbers(frame, name)) for name in _FAULTS),
-        )
-        key = begin
-        at = np.flatnonzero(_IS_CALL[kind])
-        if len(at):
-            calls = {name: _numbers(frame, name)[at] for name in (*_CALLS, "unseen")}
-            for ours, theirs in (
-                ("length", "length"), ("address2", "address2"), ("length2", "length2"),
-                ("prot", "prot"), ("advice", "flags"), ("file_offset", "file_offset"),
-                ("result", "result"), ("errno", "errno"),
-            ):  # fmt: skip
-                rows[ours][at] = calls[theirs]
-            # a read(2) whose result is not known has found something
-            unseen = (kind[at] == OpKind.PROC_READ) & calls["unseen"]
-            rows["result"][at[unseen]] = 1
-            measured = calls["duration_kind"] == DurationKind.MEASURED
-            end = begin[at] + np.where(measured, calls["duration_ns"], 0)
-            rows["child"][at], rows["child_space"][at] = self._children(calls["child"], end)
-            rows["file"][at] = -1
-            self._files(rows, at, calls["fd"], begin[at], end)
-            makes = _IS_MAKER[kind[at]]
-            key = begin.copy()
-            key[at[makes]] = end[makes]
-        return key
+    def _convert(self, rows: Rows, begin: I64) -> tuple[I64, I64]:
+        """Fill ``rows``; returns when each takes effect, in ns, and which ones not as they begin."""
+        columns = self.columns
+        kind, tid = columns["kind"].values, columns["tid"].values
+        self.row_threads = np.empty(len(rows), np.int32)
+        calls = np.empty(len(rows), np.int64)
+        address, bits = columns["address"], columns["fault_bits"]
+        n = _fill(
+            rows, self.first_row, self.lives.table, tid, kind, columns["address_space"].values,
+            address.values, address.known, bits.values, bits.known, columns["fault_class"].values,
+            self.row_threads, calls,
+        )  # fmt: skip
+        if self.lives.searched:
+            self.row_threads[:] = self.lives.at(tid, begin)
+            rows["thread"] = self.row_threads
+        if not n:
+            return begin, calls[:0]
+        at = calls[:n]
+        self._written = np.concatenate([self._written, at])
+        call = {name: columns[name].at(at, _NULLS.get(name, 0)) for name in _CALLS}
+        for ours, theirs in (
+            ("length", "length"), ("address2", "address2"), ("length2", "length2"),
+            ("prot", "prot"), ("advice", "flags"), ("file_offset", "file_offset"),
+            ("result", "result"), ("errno", "errno"),
+        ):  # fmt: skip
+            rows[ours][at] = call[theirs]
+        # a read(2) whose result is not known has found something
+        unseen = (kind[at] == OpKind.PROC_READ) & columns["result"].missing(at)
+        rows["result"][at[unseen]] = 1
+        measured = call["duration_kind"] == DurationKind.MEASURED
+        end = begin[at] + np.where(measured, call["duration_ns"], 0)
+        rows["child"][at], rows["child_space"][at] = self._children(call["child"], end)
+        rows["file"][at] = -1
+        self._files(rows, at, call["fd"], begin[at], end)
+        makes = _IS_MAKER[kind[at]]
+        key = begin.copy()
+        key[at[makes]] = end[makes]
+        return key, at[makes & (end != begin[at])]
 
     def _children(self, tid: NDArray[Any], end: I64) -> tuple[I32, I32]:
         """Thread that each call made, and its address space."""
@@ -351,8 +350,8 @@ class Stream:
         return rows, np.arange(len(rows))
 
 
-def _merged(steady: I64, begin: I64, first_row: int, rows: Rows, few: I64, few_key: I64) -> I64:
-    """Order of the rows ``steady``, which ascend by ``begin``, and of the ``few``.
+def _merged(late: I64, begin: I64, first_row: int, rows: Rows, few: I64, few_key: I64) -> I64:
+    """Order of the ``few`` and of all rows but ``late``, which ascend by ``begin``.
 
     At one moment: beginnings of threads and learnt mappings, operations by row, ends of threads.
     """
@@ -361,15 +360,26 @@ def _merged(steady: I64, begin: I64, first_row: int, rows: Rows, few: I64, few_k
     rank = np.where(row >= 0, 1, np.where(kind == THREAD_END, 2, 0))
     by_time = np.lexsort((row, rank, few_key))
     few, few_key, row, rank = few[by_time], few_key[by_time], row[by_time], rank[by_time]
-    key = begin if len(steady) == len(begin) else begin[steady]
-    low = np.searchsorted(key, few_key, side="left")
-    high = np.searchsorted(key, few_key, side="right")
-    by_row = np.searchsorted(steady, row - first_row).clip(low, high)
-    place = np.where(rank == 0, low, np.where(rank == 1, by_row, high))
-    place += np.arange(len(place))
-    order = np.empty(len(steady) + len(few), np.int64)
-    others = np.ones(len(order), np.bool_)
-    others[place] = False
-    order[place] = few
-    order[others] = steady
+    # where each goes among all rows of the chunk, then among those that are not late
+    low = np.searchsorted(begin, few_key, side="left")
+    high = np.searchsorted(begin, few_key, side="right")
+    place = np.where(rank == 0, low, np.where(rank == 1, (row - first_row).clip(low, high), high))
+    order = np.empty(len(begin) - len(late) + len(few), np.int64)
+    _merge(late, place, few, len(begin), order)
     return order
+
+
+@native
+def _merge(late: I64, place: I64, few: I64, n: int, order: I64) -> None:
+    """Rows 0..n without ``late``, with ``few[k]`` before row ``place[k]``; all ascend."""
+    at = k = skipped = 0
+    for i in range(n + 1):
+        while k < len(few) and place[k] == i:
+            order[at] = few[k]
+            at += 1
+            k += 1
+        if skipped < len(late) and late[skipped] == i:
+            skipped += 1
+        elif i < n:
+            order[at] = i
+            at += 1

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
+
+from mmreplay.trace.arrays import column_batches, whole_columns
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 #: PID_MAX_LIMIT of 64-bit kernels (include/linux/threads.h@6.18): larger tids are searched for.
 _TABLE_TIDS: Final = 4 << 20
+#: Rows looked through at a time for thread ids.
+_SEEN_ROWS: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,27 @@ class Threads:
         return bool((self.copies == 1).all())
 
 
-class Unlisted(Exception):
-    """Operations have threads or address spaces that no other table of the trace has."""
+_TABLE: Final = (
+    "tid", "pid", "address_space", "start_ns", "end_ns", "comm", "group", "tail_cpu_ns",
+    "tail_blocked_ns",
+)  # fmt: skip
 
 
 def seen_threads(trace: Any) -> tuple[I64, int]:
     """Thread ids of the operations, and their highest address space (0 where there are none)."""
-    query = trace.operations.select(
-        tid=pl.col("tid").unique().implode(), space=pl.col("address_space").max()
-    )
-    tids, space = trace.collect(query).row(0)
-    return np.array(tids, np.int64), int(space or 0)
+    tids: list[NDArray[Any]] = [np.zeros(0, np.int64)]
+    space = 0
+    for batch in column_batches(trace, "operations", ("tid", "address_space"), _SEEN_ROWS):
+        tid = batch["tid"].values
+        low, high = int(tid.min(initial=0)), int(tid.max(initial=0))
+        if high - low < _TABLE_TIDS:
+            there = np.zeros(high - low + 1, np.bool_)
+            there[tid - low] = True
+            tids.append(np.flatnonzero(there) + low)
+        else:
+            tids.append(np.unique(tid))
+        space = max(space, int(batch["address_space"].values.max(initial=0)))
+    return np.unique(np.concatenate(tids)).astype(np.int64), space
 
 
 def read_threads(trace: Any, seen: I64 | None = None) -> Threads:
@@ -69,36 +82,31 @@ def read_threads(trace: Any, seen: I64 | None = None) -> Threads:
 
     ``seen``: thread ids of the operations; None: look for them.
     """
-    table = trace.threads.collect()
-    known = table["tid"].to_numpy().astype(np.int64)
+    table = whole_columns(trace, "threads", _TABLE)
+    known = table["tid"].values.astype(np.int64)
     unknown = np.setdiff1d(seen_threads(trace)[0] if seen is None else seen, known)
-    extra = (
-        trace.operations.filter(pl.col("tid").is_in(unknown.tolist()))
-        .group_by("tid")
-        .agg(pl.col("pid").first(), pl.col("address_space").first())
-        .sort("tid")
-        .collect()
-        if len(unknown)
-        else table.clear()
-    )
-    groups = [*table["group"].to_list(), *(["unknown"] * extra.height)]
-    names = tuple(sorted(set(groups)))
-    dense = {name: i for i, name in enumerate(names)}
+    pid, space = _first_seen(trace, unknown)
+    group, comm = table["group"], table["comm"]
+    names = tuple(sorted({*group.words, *(["unknown"] if len(unknown) else [])}))
+    dense = np.array([names.index(name) for name in (*group.words, *names[:1])], np.int32)
 
     def both(column: str, default: int) -> I64:
-        ours = [default if value is None else value for value in table[column].to_list()]
-        return np.array([*ours, *([default] * extra.height)], np.int64)
+        ours = table[column].filled(default).astype(np.int64)
+        return np.concatenate([ours, np.full(len(unknown), default, np.int64)])
 
-    n = len(groups)
+    n = len(known) + len(unknown)
     return Threads(
-        tid=np.concatenate([known, extra["tid"].to_numpy().astype(np.int64)]),
-        pid=np.concatenate([table["pid"].to_numpy(), extra["pid"].to_numpy()]).astype(np.int64),
-        space=np.concatenate(
-            [table["address_space"].to_numpy(), extra["address_space"].to_numpy()]
-        ).astype(np.int32),
-        group=np.array([dense[name] for name in groups], np.int32),
+        tid=np.concatenate([known, unknown]),
+        pid=np.concatenate([table["pid"].values.astype(np.int64), pid]),
+        space=np.concatenate([table["address_space"].values.astype(np.int32), space]),
+        group=np.concatenate(
+            [
+                dense[group.values],
+                np.full(len(unknown), names.index("unknown") if len(unknown) else 0, np.int32),
+            ]
+        ),
         group_names=names,
-        comm=(*table["comm"].to_list(), *([""] * extra.height)),
+        comm=(*(comm.words[i] for i in comm.values.tolist()), *([""] * len(unknown))),
         start_ns=both("start_ns", -1),
         end_ns=both("end_ns", -1),
         tail_cpu_ns=both("tail_cpu_ns", 0),
@@ -107,6 +115,25 @@ def read_threads(trace: Any, seen: I64 | None = None) -> Threads:
         copies=np.ones(n, np.int32),
         first_clone=np.full(n, -1, np.int32),
     )
+
+
+def _first_seen(trace: Any, tids: I64) -> tuple[I64, I32]:
+    """Process and address space of the first operation of each thread, which all have some."""
+    pid, space = np.zeros(len(tids), np.int64), np.zeros(len(tids), np.int32)
+    if len(tids) == 0:
+        return pid, space
+    missing = np.ones(len(tids), np.bool_)
+    names = ("tid", "pid", "address_space")
+    for batch in column_batches(trace, "operations", names, _SEEN_ROWS):
+        tid, first = np.unique(batch["tid"].values, return_index=True)
+        place = np.searchsorted(tid, tids).clip(0, len(tid) - 1)
+        new = missing & (tid[place] == tids)
+        pid[new] = batch["pid"].values[first[place[new]]]
+        space[new] = batch["address_space"].values[first[place[new]]]
+        missing &= ~new
+        if not missing.any():
+            break
+    return pid, space
 
 
 class Lives:
@@ -123,19 +150,20 @@ class Lives:
         self._only = self._thread[first]  # the first life
         self._recycled = distinct[lives > 1]
         self._tid = tid[order]
-        self._table: I32 | None = None
-        if len(distinct) and distinct[0] >= 0 and distinct[-1] < _TABLE_TIDS:
-            self._table = np.full(int(distinct[-1]) + 2, -1, np.int32)
-            self._table[distinct] = self._only
+        #: Thread by tid, -1 where there is none; the last entry stands for all that are beyond.
+        self.table: I32 = np.full(1, -1, np.int32)
+        in_table = len(distinct) > 0 and distinct[0] >= 0 and distinct[-1] < _TABLE_TIDS
+        if in_table:
+            self.table = np.full(int(distinct[-1]) + 2, -1, np.int32)
+            self.table[distinct] = self._only
+        #: Whether ``table`` does not tell the thread of every tid at any time.
+        self.searched = len(distinct) > 0 and (not in_table or len(self._recycled) > 0)
 
     def at(self, tids: NDArray[Any], ns: I64) -> I32:
         """Dense thread of each tid at a time, -1 where there is none."""
-        if len(self._tids) == 0:
-            return np.full(len(tids), -1, np.int32)
-        if self._table is not None:
-            last = len(self._table) - 1
-            found = self._table[np.where((tids < 0) | (tids > last), last, tids)]
-        else:
+        last = len(self.table) - 1
+        found = self.table[np.where((tids < 0) | (tids > last), last, tids)]
+        if self.searched and last == 0:
             place = np.searchsorted(self._tids, tids).clip(0, len(self._tids) - 1)
             found = np.where(self._tids[place] == tids, self._only[place], -1).astype(np.int32)
         if len(self._recycled):

@@ -2,52 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from mmreplay.address_space.rows import readable
 from mmreplay.jit import native
+from mmreplay.schema import OpKind
+from mmreplay.trace.arrays import Column, is_known
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 
 #: Columns of the operations table that :class:`Times` reads.
 COLUMNS: Final = (
-    pl.col("begin_ns"),
-    *(
-        pl.col(name).fill_null(0)
-        for name in ("duration_ns", "think_cpu_ns", "think_blocked_ns", "preempted_ns")
-    ),
-    pl.col("io_ns").fill_null(-1),
-    pl.col("think_cpu_ns").is_null().alias("unsplit"),
-)
+    "begin_ns", "kind", "duration_ns", "think_cpu_ns", "think_blocked_ns", "preempted_ns", "io_ns",
+)  # fmt: skip
 #: Columns of ``Times.values``, ns: user time and sleep before the operation, sleep inside it
-#: (-1 unknown), its begin, time runnable but not running.
-THINK, BLOCKED, SLEEP, BEGIN, PREEMPTED, COUNT = range(6)
+#: (-1 unknown).
+THINK, BLOCKED, SLEEP, COUNT = range(4)
+_NEVER: Final = np.iinfo(np.int64).max
+_SNAPSHOT: Final = int(OpKind.SNAPSHOT_VMA)
+
+
+def readable(values: NDArray[Any]) -> NDArray[Any]:
+    """For compiled code, which is compiled anew where an array may be written to."""
+    values = np.ascontiguousarray(values).view()
+    values.flags.writeable = False
+    return values
 
 
 @native
-def _fill(to: I64, begin: I64, think: I64, blocked: I64, preempted: I64, sleep: I64) -> None:
-    for i in range(len(begin)):
-        to[i, THINK] = max(think[i], 0)
-        to[i, BLOCKED] = max(blocked[i], 0)
-        to[i, SLEEP] = max(sleep[i], -1)
-        to[i, BEGIN] = begin[i]
-        to[i, PREEMPTED] = max(preempted[i], 0)
+def _fill(
+    to: I64,
+    low: int,
+    thread: I32,
+    kind: U8,
+    begin: I64,
+    think: I64,
+    think_known: U8,
+    blocked: I64,
+    blocked_known: U8,
+    preempted: I64,
+    preempted_known: U8,
+    sleep: I64,
+    sleep_known: U8,
+    first: I64,
+    unsplit: I64,
+) -> int:
+    """Rows from ``low`` on; returns how many have no ``think`` (and which, from ``low``)."""
+    n = 0
+    for k in range(len(to)):
+        i = low + k
+        if is_known(think_known, i):
+            to[k, THINK] = max(think[i], 0)
+        else:
+            to[k, THINK] = 0
+            unsplit[n] = k
+            n += 1
+        to[k, BLOCKED] = max(blocked[i], 0) if is_known(blocked_known, i) else 0
+        to[k, SLEEP] = max(sleep[i], -1) if is_known(sleep_known, i) else -1
+        who = thread[i]
+        if who >= 0 and first[who, 0] == _NEVER and kind[i] != _SNAPSHOT:
+            first[who, 0] = begin[i]
+            first[who, 1] = max(preempted[i], 0) if is_known(preempted_known, i) else 0
+    return n
 
 
 @native
-def _follow(idle_since: I64, thread: I32, begin: I64, duration: I64) -> None:
+def _follow(idle_since: I64, thread: I32, begin: I64, duration: I64, duration_known: U8) -> None:
     """Of several operations of a thread the last one stays."""
     for i in range(len(begin)):
-        idle_since[thread[i]] = begin[i] + duration[i]
+        took = duration[i] if is_known(duration_known, i) else 0
+        idle_since[thread[i]] = begin[i] + took
 
 
 class Times:
     """Times of rows ``first..end`` (exclusive) of the operations table, by row.
+
+    ``begins`` (threads, 2): of each thread's first operation among them, when it begins and how
+    long before the thread was runnable but not running, ns.  ``span``: when the first of all
+    rows begins, and the last.
 
     Where the trace could not split the time between two operations, the whole gap
     since the end of the thread's previous operation counts as CPU time (an upper
@@ -58,26 +94,34 @@ class Times:
         self.first = first
         self.end = end
         self.values = np.empty((end - first, COUNT), np.int64)
+        self.begins = np.full((threads, 2), _NEVER, np.int64)
+        self.span = (0, 0)
         self.wall_fallback = 0
-        self._idle_since = np.full(threads, np.iinfo(np.int64).max, np.int64)
+        self._idle_since = np.full(threads, _NEVER, np.int64)
 
-    def add(self, frame: pl.DataFrame, first_row: int, thread: I32) -> None:
+    def add(self, columns: dict[str, Column], first_row: int, thread: I32) -> None:
         """The next rows of the table, with the thread of each."""
-        begin, duration = frame["begin_ns"].to_numpy(), frame["duration_ns"].to_numpy()
+        begin, duration = columns["begin_ns"].values, columns["duration_ns"]
         low = max(self.first - first_row, 0)
-        high = min(self.end - first_row, frame.height)
+        high = min(self.end - first_row, len(begin))
+        thread = readable(thread)
         if low < high:
-            to = self.values[first_row + low - self.first : first_row + high - self.first]
+            at = first_row + low - self.first
+            to = self.values[at : at + high - low]
+            self.span = (self.span[0] if at else int(begin[low]), int(begin[high - 1]))
             names = ("think_cpu_ns", "think_blocked_ns", "preempted_ns", "io_ns")
-            parts = (begin, *(frame[name].to_numpy() for name in names))
-            _fill(to, *(readable(part[low:high]) for part in parts))
-            unsplit = np.flatnonzero(frame["unsplit"].to_numpy()[low:high])
-            if len(unsplit):
-                before = self._idle(thread, begin + duration, low + unsplit)
+            unsplit = np.empty(high - low, np.int64)
+            n = _fill(
+                to, low, thread, columns["kind"].values, begin,
+                *(part for name in names for part in columns[name][:2]), self.begins, unsplit,
+            )  # fmt: skip
+            if n:
+                unsplit = unsplit[:n]
+                before = self._idle(thread, begin + duration.filled(0), low + unsplit)
                 gap = begin[low + unsplit] - before
                 to[unsplit, THINK] = (gap.clip(0) - to[unsplit, BLOCKED]).clip(0)
-                self.wall_fallback += len(unsplit)
-        _follow(self._idle_since, readable(thread), readable(begin), readable(duration))
+                self.wall_fallback += n
+        _follow(self._idle_since, thread, begin, duration.values, duration.known)
 
     def _idle(self, thread: I32, end: I64, rows: I64) -> I64:
         """End of the previous operation of each row's thread; far in the future where none."""

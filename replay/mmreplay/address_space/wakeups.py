@@ -11,16 +11,22 @@ the group waits for all its clones.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.threads import Lives, Threads
 from mmreplay.jit import native
+from mmreplay.trace.arrays import whole_columns
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+
+_TABLE: Final = (
+    "tid", "off_ns", "wake_ns", "on_ns", "after", "cpu_ns", "blocked_ns", "waker", "waker_after",
+    "waker_cpu_ns", "waker_blocked_ns",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,11 @@ def read_wakeups(trace: Any, who: Threads) -> Wakeups | None:
     """The wake-ups of a trace; None where it has none."""
     if not trace.has("wakeups") or trace.rows("wakeups") == 0:
         return None
-    table = trace.collect(trace.wakeups.sort("wake_ns", maintain_order=True))
+    table = whole_columns(trace, "wakeups", _TABLE)
+    order = np.argsort(table["wake_ns"].values, kind="stable")
 
     def column(name: str) -> I64:
-        values: I64 = table[name].fill_null(-1).to_numpy().astype(np.int64)
-        return values
+        return table[name].at(order, -1).astype(np.int64)
 
     lives = Lives(who)
     off_ns, wake_ns = column("off_ns"), column("wake_ns")
