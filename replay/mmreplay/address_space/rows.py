@@ -23,6 +23,7 @@ from mmreplay.trace.arrays import Column, column_batches, is_known
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
 
 #: Kinds of rows that are no operations.
 LEARN: Final = 255  # a mapping from the trace's vmas table
@@ -42,6 +43,8 @@ _MAP_ANONYMOUS: Final = 0x20
 _NEVER: Final = np.iinfo(np.int64).max
 _IS_MAKER: Final = np.isin(np.arange(256), _MAKERS)
 _FAULT_KERNEL: Final = int(OpKind.FAULT_KERNEL)
+_PROC_READ: Final = int(OpKind.PROC_READ)
+_MEASURED: Final = int(DurationKind.MEASURED)
 
 #: One row of a chunk.  Null numbers are 0 (``bits``: 255, ``address``: -1).
 ROW: Final = np.dtype(
@@ -72,15 +75,13 @@ ROW: Final = np.dtype(
     align=True,
 )
 Rows = NDArray[np.void]
-_ZEROS: Final = np.zeros((), ROW)
 
 #: Columns read for every row, and those of system calls only.
 _EVERY: Final = ("begin_ns", "tid", "address_space", "kind", "address", "fault_bits", "fault_class")
 _CALLS: Final = (
     "duration_ns", "duration_kind", "length", "address2", "length2", "prot", "flags",
-    "file_offset", "fd", "result", "errno", "child",
+    "file_offset", "result", "errno",
 )  # fmt: skip
-_NULLS: Final = {"fd": -1, "child": -1}  # of calls; others 0
 
 
 @native
@@ -89,36 +90,75 @@ def _fill(
     first_row: int,
     table: I32,
     tid: I32,
-    kind: NDArray[np.uint8],
+    kind: U8,
     space: NDArray[np.uint32],
-    address: I64,
-    address_known: NDArray[np.uint8],
-    bits: NDArray[np.uint8],
-    bits_known: NDArray[np.uint8],
-    fault_class: NDArray[np.uint8],
+    address: tuple[I64, U8],
+    bits: tuple[U8, U8],
+    fault_class: U8,
     thread: I32,
+    begin: I64,
+    of_calls: tuple[tuple[NDArray[Any], U8], ...],
     calls: I64,
+    end: I64,
 ) -> int:
-    """What all rows of a chunk have; returns how many are ``calls`` (and which).
+    """Fill the rows of a chunk but for files and children; returns how many are ``calls``.
 
-    ``table``: thread by tid, its last entry for all others; ``thread``: of each row.
+    ``table``: thread by tid, its last entry for all others.  Pairs are values and which are known;
+    ``of_calls``: of the columns _CALLS.  ``thread``: of each row; ``calls`` and ``end``: which
+    rows, and when they end as recorded.  The rows come with what was in them before.
     """
+    duration, duration_kind, length, address2, length2, prot, flags, offset, result, errno = (
+        of_calls
+    )
     last = len(table) - 1
     n = 0
     for i in range(len(kind)):
         who = np.int64(tid[i])
-        who = table[who if 0 <= who < last else last]
+        who = np.int64(table[who if 0 <= who < last else last])
         thread[i] = who
+        was_call = rows[i].kind > _FAULT_KERNEL
         rows[i].row = first_row + i
         rows[i].thread = who
         rows[i].kind = kind[i]
         rows[i].space = space[i]
-        rows[i].address = address[i] if is_known(address_known, i) else -1
-        rows[i].bits = bits[i] if is_known(bits_known, i) else 255
+        rows[i].address = address[0][i] if is_known(address[1], i) else -1
+        rows[i].bits = bits[0][i] if is_known(bits[1], i) else 255
         rows[i].fault_class = fault_class[i]
-        if kind[i] > _FAULT_KERNEL:
+        is_call = kind[i] > _FAULT_KERNEL
+        if is_call:
+            rows[i].length = length[0][i] if is_known(length[1], i) else 0
+            rows[i].address2 = address2[0][i] if is_known(address2[1], i) else 0
+            rows[i].length2 = length2[0][i] if is_known(length2[1], i) else 0
+            rows[i].prot = prot[0][i] if is_known(prot[1], i) else 0
+            rows[i].advice = flags[0][i] if is_known(flags[1], i) else 0
+            rows[i].file_offset = offset[0][i] if is_known(offset[1], i) else 0
+            # a read(2) whose result is not known has found something
+            unknown = 1 if kind[i] == _PROC_READ else 0
+            rows[i].result = result[0][i] if is_known(result[1], i) else unknown
+            rows[i].errno = errno[0][i] if is_known(errno[1], i) else 0
+            rows[i].file = -1
+            rows[i].child = -1
+            rows[i].child_space = -1
+            end[n] = begin[i]
+            if duration_kind[0][i] == _MEASURED and is_known(duration[1], i):
+                end[n] += duration[0][i]
             calls[n] = i
             n += 1
+        elif was_call:
+            rows[i].length = 0
+            rows[i].address2 = 0
+            rows[i].length2 = 0
+            rows[i].prot = 0
+            rows[i].advice = 0
+            rows[i].file_offset = 0
+            rows[i].result = 0
+            rows[i].errno = 0
+            rows[i].file = 0
+            rows[i].child = 0
+            rows[i].child_space = 0
+        if was_call:
+            rows[i].hint = 0
+            rows[i].anon = 0
     return n
 
 
@@ -147,9 +187,8 @@ class Stream:
         self._records = Records(self.mappings)
         self._descriptors: dict[int, int] = {}
         self._buffer = np.zeros(0, ROW)
-        self._written = np.zeros(0, np.int64)  # rows of it with more than _fill writes
         self._learnt = 0  # mappings before this one have been passed on
-        self._names = tuple(dict.fromkeys((*_EVERY, *_CALLS, *extra)))
+        self._names = tuple(dict.fromkeys((*_EVERY, *_CALLS, "fd", "child", *extra)))
         #: What was read last: columns, the number of their first row, the thread of each row.
         self.columns: dict[str, Column] = {}
         self.first_row = 0
@@ -162,8 +201,9 @@ class Stream:
         held = np.zeros(0, ROW)  # rows whose effect comes after what was read so far
         held_key = np.zeros(0, np.int64)
         total = self.trace.rows("operations")
-        for self.columns in column_batches(self.trace, "operations", self._names, self.chunk):
-            begin = self.columns["begin_ns"].values
+        for columns in column_batches(self.trace, "operations", self._names, self.chunk):
+            self.columns = columns
+            begin = columns["begin_ns"].values
             n = len(begin)
             last = self.first_row + n >= total
             # later chunks begin at or after it
@@ -171,7 +211,7 @@ class Stream:
             m0, self._learnt = self._learnt, int(np.searchsorted(self.mappings.ns, limit))
             e = len(event_key) if last else int(np.searchsorted(event_key, limit))
             # first the operations of the chunk, then the few that are placed among them
-            rows = self._blank(n, len(held) + e + self._learnt - m0)
+            rows = self._room(n + len(held) + e + self._learnt - m0)
             key, late = self._convert(rows[:n], begin)
             # those that begin at the limit: the chunk's last rows, as they ascend
             late = np.union1d(late, np.arange(np.searchsorted(begin, limit), n))
@@ -193,17 +233,11 @@ class Stream:
 
     # -- parts of the stream ---------------------------------------------------------
 
-    def _blank(self, n: int, more: int) -> Rows:
-        """Rows that are zeros where :func:`_fill` writes nothing, in the memory of those before.
-
-        It will write the first ``n``; the ``more`` behind them are written as a whole.
-        """
-        if len(self._buffer) < n + more:
-            self._buffer = np.zeros((n + more) * 9 // 8, ROW)
-        else:
-            self._buffer[self._written] = _ZEROS
-        self._written = np.arange(n, n + more)
-        return self._buffer[: n + more]
+    def _room(self, n: int) -> Rows:
+        """``n`` rows, in the memory of the chunk before."""
+        if len(self._buffer) < n:
+            self._buffer = np.zeros(n + n // 8, ROW)
+        return self._buffer[:n]
 
     def _thread_events(self) -> tuple[Rows, I64]:
         """Beginnings and ends of threads by time, and when they are."""
@@ -240,54 +274,36 @@ class Stream:
         return rows, m.ns[index]
 
     def _convert(self, rows: Rows, begin: I64) -> tuple[I64, I64]:
-        """Fill ``rows``; returns when each takes effect, in ns, and which ones not as they begin."""
+        """Fill ``rows``; returns when each takes effect, ns, and which do not as they begin."""
         columns = self.columns
         kind, tid = columns["kind"].values, columns["tid"].values
         self.row_threads = np.empty(len(rows), np.int32)
-        calls = np.empty(len(rows), np.int64)
-        address, bits = columns["address"], columns["fault_bits"]
+        calls, end = np.empty((2, len(rows)), np.int64)
         n = _fill(
             rows, self.first_row, self.lives.table, tid, kind, columns["address_space"].values,
-            address.values, address.known, bits.values, bits.known, columns["fault_class"].values,
-            self.row_threads, calls,
+            columns["address"].pair, columns["fault_bits"].pair, columns["fault_class"].values,
+            self.row_threads, begin, tuple(columns[name].pair for name in _CALLS), calls, end,
         )  # fmt: skip
         if self.lives.searched:
             self.row_threads[:] = self.lives.at(tid, begin)
             rows["thread"] = self.row_threads
-        if not n:
-            return begin, calls[:0]
-        at = calls[:n]
-        self._written = np.concatenate([self._written, at])
-        call = {name: columns[name].at(at, _NULLS.get(name, 0)) for name in _CALLS}
-        for ours, theirs in (
-            ("length", "length"), ("address2", "address2"), ("length2", "length2"),
-            ("prot", "prot"), ("advice", "flags"), ("file_offset", "file_offset"),
-            ("result", "result"), ("errno", "errno"),
-        ):  # fmt: skip
-            rows[ours][at] = call[theirs]
-        # a read(2) whose result is not known has found something
-        unseen = (kind[at] == OpKind.PROC_READ) & columns["result"].missing(at)
-        rows["result"][at[unseen]] = 1
-        measured = call["duration_kind"] == DurationKind.MEASURED
-        end = begin[at] + np.where(measured, call["duration_ns"], 0)
-        rows["child"][at], rows["child_space"][at] = self._children(call["child"], end)
-        rows["file"][at] = -1
-        self._files(rows, at, call["fd"], begin[at], end)
-        makes = _IS_MAKER[kind[at]]
-        key = begin.copy()
-        key[at[makes]] = end[makes]
-        return key, at[makes & (end != begin[at])]
+        at, end = calls[:n], end[:n]
+        self._children(rows, at, columns["child"].at(at, -1), end)
+        self._files(rows, at, columns["fd"].at(at, -1), begin[at], end)
+        makes = np.flatnonzero(_IS_MAKER[kind[at]] & (end != begin[at]))
+        late = at[makes]
+        if len(late):
+            begin = begin.copy()
+            begin[late] = end[makes]
+        return begin, late
 
-    def _children(self, tid: NDArray[Any], end: I64) -> tuple[I32, I32]:
-        """Thread that each call made, and its address space."""
-        child = np.full(len(end), -1, np.int32)
-        space = child.copy()
+    def _children(self, rows: Rows, calls: I64, tid: NDArray[Any], end: I64) -> None:
+        """The thread that each call made, and its address space."""
         made = np.flatnonzero(tid >= 0)
-        if len(made):
-            child[made] = self.lives.at(tid[made], end[made])
-            known = child >= 0
-            space[known] = self.threads.space[child[known]]
-        return child, space
+        child = self.lives.at(tid[made], end[made])
+        rows["child"][calls[made]] = child
+        known = child >= 0
+        rows["child_space"][calls[made[known]]] = self.threads.space[child[known]]
 
     def _files(
         self, rows: Rows, calls: I64, descriptor: NDArray[Any], begin: I64, end: I64

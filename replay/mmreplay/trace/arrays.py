@@ -41,12 +41,19 @@ class Column(NamedTuple):
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def pair(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """``values`` and ``known``, for compiled code."""
+        return self.values, self.known
+
     def missing(self, rows: Any = None) -> NDArray[np.bool_]:
         """Whether each value (of ``rows``, ascending positions) is null."""
         rows = np.arange(len(self.values)) if rows is None else rows
         if len(self.known) == 0:
             return np.zeros(len(rows), np.bool_)
-        return (self.known[rows >> 3] >> (rows & 7).astype(np.uint8)) & 1 == 0
+        known: NDArray[np.uint8] = self.known[rows >> 3] >> (rows & 7).astype(np.uint8)
+        missing: NDArray[np.bool_] = known & 1 == 0
+        return missing
 
     def at(self, rows: NDArray[np.int64], null: int) -> NDArray[Any]:
         """The values at ``rows``, ``null`` where there is none."""
@@ -118,9 +125,7 @@ def _column(array: pa.Array) -> Column:
     else:
         kind = np.dtype(array.type.to_pandas_dtype())
         values = (
-            np.zeros(0, kind)
-            if n == 0
-            else np.frombuffer(data, kind, n, first * kind.itemsize)
+            np.zeros(0, kind) if n == 0 else np.frombuffer(data, kind, n, first * kind.itemsize)
         )
         if kind == np.uint64:
             values = values.view(np.int64)
@@ -139,4 +144,3 @@ def _bits(buffer: Any, first: int, n: int) -> NDArray[np.uint8]:
             np.unpackbits(found, bitorder="little")[first & 7 : (first & 7) + n], bitorder="little"
         )
     return found
-
