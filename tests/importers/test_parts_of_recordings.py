@@ -275,6 +275,20 @@ def test_a_snapshot_is_the_state_before(tmp_path: Path, detail: bool) -> None:
     assert trace.header.capabilities.snapshot
 
 
+def test_a_snapshot_beside_what_the_recording_knew(tmp_path: Path) -> None:
+    """perf's own MMAP2 records of attached processes (-d), in one table with it; no bit is lost."""
+    w = recorded()
+    w.mmap2(0, 100, 100, 0x7F0000002000, 8192, b"//anon")
+    w.mmap2(2000, 100, 100, 0x7FFFFFFFF000, 4096, b"/usr/lib/libx.so")
+    (tmp_path / "copy").write_text(SMAPS.replace(" 77 ", f" {2**63 + 1} "))
+    known = load(w, tmp_path, snapshot=tmp_path / "copy").vmas.collect()
+    assert known.height == 6
+    assert {0x7F0000002000, 0x7FFFFFFFF000, 0x400000, 0x7FFC00000000} <= set(known["start"])
+    assert 2**63 + 1 in known["inode"].to_list()
+    assert {"snapshot", "mmap2"} == set(known["source"])
+    assert sorted(known["has_anon_vma"].to_list(), key=str).count(None) == 2
+
+
 def test_whose_snapshot_it_is(tmp_path: Path) -> None:
     w = recorded()
     w.fault(pw.FAULT, 2000, 200, 0x7F0000001000, pid=200)

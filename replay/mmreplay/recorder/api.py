@@ -272,6 +272,7 @@ def record(
     ended = supervise(
         recording.argv(),
         duration_s=timer,
+        launches=bool(wanted.program),
         dumps=wanted.keep is not None,
         data_on_stdout=data_on_stdout,
     )
@@ -303,7 +304,12 @@ def _with_strace(
     say(STRACE_LACKS)
     target = replace(wanted, duration_s=None).target()
     argv = strace_argv(target, str(file), dependencies=wanted.dependencies)
-    ended = supervise(argv, duration_s=wanted.duration_s, data_on_stdout=data_on_stdout)
+    ended = supervise(
+        argv,
+        duration_s=wanted.duration_s,
+        launches=bool(wanted.program),
+        data_on_stdout=data_on_stdout,
+    )
     if not file.exists() or file.stat().st_size == 0:
         raise UserError("strace wrote nothing", where=str(file), fix="see what strace says above")
     return Outcome("strace", [file], ended, argv, why_not_perf=reason, advice=[STRACE_LACKS])

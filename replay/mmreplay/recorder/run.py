@@ -9,9 +9,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from mmreplay.trace.recording import FUTEXES, SYSCALLS
@@ -21,6 +23,8 @@ STRACE_LACKS: Final = (
     "strace records no page faults, no lock waits and no switches, and slows each call by some "
     "40 us: the trace shows which memory-map calls are made, but supports no prediction"
 )
+#: How often it is looked whether the recorder runs the program.
+_LOOK_S: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ def supervise(
     argv: list[str],
     *,
     duration_s: float | None = None,
+    launches: bool = False,
     dumps: bool = False,
     data_on_stdout: bool = False,
 ) -> Ended:
@@ -58,7 +63,7 @@ def supervise(
     argv:
         The recorder's command line.
     duration_s:
-        After so long it is told to end.
+        After so long it is told to end; where it ``launches`` a program, from when that runs.
     dumps:
         Pass SIGUSR2 on, at which a flight recorder writes what it holds.
     data_on_stdout:
@@ -84,6 +89,10 @@ def supervise(
         running.append(child)
         if told:  # before there was anyone to tell
             child.send_signal(signal.SIGINT)
+        while launches and duration_s is not None and not told and child.poll() is None:
+            if _runs_program(child.pid):  # perf takes half a second and more to open its events
+                break
+            time.sleep(_LOOK_S)
         try:
             child.wait(duration_s)
         except subprocess.TimeoutExpired:
@@ -91,6 +100,20 @@ def supervise(
             child.send_signal(signal.SIGINT)
         status = child.wait()
     return Ended(status, told[0] if told else "itself")
+
+
+def _runs_program(recorder: int) -> bool:
+    """Whether a child of the recorder is another program by now; True where nothing tells."""
+    try:
+        own = Path(f"/proc/{recorder}/exe").readlink()
+        children = Path(f"/proc/{recorder}/task/{recorder}/children").read_text().split()
+    except OSError:
+        return True
+    for child in children:
+        with suppress(OSError):
+            if Path(f"/proc/{child}/exe").readlink() != own:
+                return True
+    return False
 
 
 @contextmanager

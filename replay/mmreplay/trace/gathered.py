@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmreplay.trace.chunks import Column
 from mmreplay.trace.parts import Parts
@@ -60,10 +61,17 @@ def _together(parts: list[Column]) -> Column:
             ]
         )
     if parts[0].words is None:
-        return Column(np.concatenate([part.values for part in parts]), known, nulls)
+        return Column(_one_after_another([part.values for part in parts]), known, nulls)
     places: dict[str, int] = {}  # of each word, once
     values = []
     for part in parts:
         own = [places.setdefault(word, len(places)) for word in part.words or ()]
         values.append(np.array(own, np.int64)[part.values] if own else part.values)
     return Column(np.concatenate(values), known, nulls, list(places))
+
+
+def _one_after_another(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Integers of several kinds keep their 64 bits: numpy would make them floats."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.astype(np.int64) for part in parts]
+    return np.concatenate(parts)
