@@ -136,7 +136,6 @@ class Assembler:
         # The other tables have a thread of their own; their parts stay in order.
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="mmreplay-tables")
         self._tables: deque[Future[None]] = deque()
-        self._beside.submit(_load)
         self._early: dict[str, deque[NDArray[np.int64]]] = {
             name: deque() for name in ("vmas", "threads", "schedule", "locks", "gaps", "wakeups")
         }
@@ -245,6 +244,8 @@ class Assembler:
             self._estimate(state)
         if open_groups is None or self.probe is None:
             return
+        if not self._turns:  # not before: pairing cannot begin while others load modules
+            self._beside.submit(_load)
         alias = resolve_aliases(spaces)
         for group in full:
             if group.number not in open_groups:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare
-from mmreplay.jit import native
+from mmreplay.jit import borrowing_helper, native
 from mmreplay.schema import OPERATIONS, OpKind, Quality
 from mmreplay.trace.chunks import Column
 from mmreplay.trace.splitrules import (
@@ -124,6 +124,35 @@ def new_block(rows: int) -> Block:
     )
 
 
+@borrowing_helper
+def _swapped(x: Any, shift: Any, low: Any) -> Any:
+    """``x`` with the bits of ``low`` in the place of those ``shift`` above them, and back."""
+    differ = (x ^ x >> np.uint64(shift)) & np.uint64(low)
+    return x ^ differ ^ differ << np.uint64(shift)
+
+
+@borrowing_helper
+def _put_masks(
+    masks: Any, first: Any, last: Any, bits: Any, pitch: Any, block_row: Any, counts: Any
+) -> None:
+    """Turn a byte of masks for each of eight rows into a bit of each row for each mask.
+
+    A matrix of 8 x 8 bits is transposed by swapping ever larger squares, and the bits of all
+    its bytes are counted at once (Warren, Hacker's Delight, 7-3 and 5-1).
+    """
+    x = _swapped(masks, 7, 0x00AA00AA00AA00AA)
+    x = _swapped(x, 14, 0x0000CCCC0000CCCC)
+    x = _swapped(x, 28, 0x00000000F0F0F0F0)
+    known = x - (x >> np.uint64(1) & np.uint64(0x5555555555555555))
+    pairs = np.uint64(0x3333333333333333)
+    known = (known & pairs) + (known >> np.uint64(2) & pairs)
+    known = known + (known >> np.uint64(4)) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    for mask in range(first, last):
+        shift = np.uint64(8 * (mask - first))
+        bits[mask * pitch + block_row] = x >> shift & np.uint64(255)
+        counts[mask] += np.int64(known >> shift & np.uint64(255))
+
+
 @native
 def _fill(
     flat: Any,
@@ -162,8 +191,8 @@ def _fill(
         always = 1 << M_PREEMPTED
     for block_row in range((rows + 7) // 8):
         first = 8 * block_row
-        for mask in range(M_SIZE):
-            bits[mask * bit_pitch + block_row] = 0
+        # The masks of the eight rows, a byte of each: what a column is known of is a byte, too.
+        low_masks, middle_masks, high_masks = _ZERO, _ZERO, _ZERO
         for k in range(min(8, rows - first)):
             i = first + k
             row = i * ps.O_SIZE
@@ -289,10 +318,13 @@ def _fill(
             split.role[i] = role_of(kind, flags, roles)
             split.state[i] = state
             split.still[i] = still
-            for mask in range(M_SIZE):
-                bit = have >> mask & 1
-                counts[mask] += bit
-                bits[mask * bit_pitch + block_row] |= np.uint8(bit << k)
+            shift = np.uint64(8 * k)
+            low_masks |= np.uint64(have & 255) << shift
+            middle_masks |= np.uint64(have >> 8 & 255) << shift
+            high_masks |= np.uint64(have >> 16 & 255) << shift
+        _put_masks(low_masks, 0, 8, bits, bit_pitch, block_row, counts)
+        _put_masks(middle_masks, 8, 16, bits, bit_pitch, block_row, counts)
+        _put_masks(high_masks, 16, M_SIZE, bits, bit_pitch, block_row, counts)
     return compat
 
 

@@ -10,7 +10,7 @@ record__mmap_read_evlist); what is all the same counts as late and gets that tim
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,19 @@ for _type, _size in (
     (R_SWITCH_CPU_WIDE, 16),
 ):
     _KNOWN_BODY[_type] = _size
+
+
+class Entries(NamedTuple):
+    """What a walk found, (rows,) each, in the order of the stream."""
+
+    times: NDArray[np.int64]  # ns
+    positions: NDArray[np.int64]  # byte of the record
+    codes: NDArray[np.int32]
+
+
+def new_entries(rows: int) -> Entries:
+    """Room for as many."""
+    return Entries(np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.int32))
 
 
 def new_state(start: int) -> NDArray[np.int64]:
@@ -314,3 +327,24 @@ def walk(
     state[W_POSITION] = at
     state[W_COUNT] = n
     return result
+
+
+@native
+def keep(entries: Any, order: Any, first: Any, count: Any, kept: Any) -> None:
+    """Put into ``kept`` the entries from place ``first`` of ``order`` on, and those behind them.
+
+    ``order`` has the timed ones of the ``count`` entries; the untimed ones follow as they are.
+    """
+    timed = order.shape[0]
+    times, positions, codes, order = (
+        bare(entries.times),
+        bare(entries.positions),
+        bare(entries.codes),
+        bare(order),
+    )
+    out_times, out_positions, out_codes = bare(kept.times), bare(kept.positions), bare(kept.codes)
+    for place in range(first, count):
+        entry = order[place] if place < timed else place
+        out_times[place - first] = times[entry]
+        out_positions[place - first] = positions[entry]
+        out_codes[place - first] = codes[entry]

@@ -74,13 +74,8 @@ class Stream:
         #: Bytes behind the last whole record that were given up.
         self.cut_bytes = 0
         self._rows_at_most = WALK_ROWS
-        self._room(1)
+        self._entries, self._spare = pw.new_entries(1), pw.new_entries(1)
         self._order = np.empty(0, np.int64)
-
-    def _room(self, rows: int) -> None:
-        self._times = np.empty(rows, np.int64)
-        self._positions = np.empty(rows, np.int64)
-        self._codes = np.empty(rows, np.int32)
 
     def close(self) -> None:
         """Give the file back."""
@@ -111,21 +106,21 @@ class Stream:
         state = self.state
         waiting = int(state[pw.W_COUNT])
         window = waiting + max(waiting, self._rows_at_most)
-        if window > len(self._times):
-            old: Any = self.entries
-            self._room(window + waiting)
-            new: Any = self.entries
-            for part, before in zip(new, old, strict=True):
+        if window > len(self._entries.times):
+            larger = pw.new_entries(window + waiting)
+            for part, before in zip(larger, self._entries, strict=True):
                 part[:waiting] = before[:waiting]
+            self._entries, self._spare = larger, pw.new_entries(window + waiting)
         result = self._walk(window)
         count, untimed = int(state[pw.W_COUNT]), int(state[pw.W_UNTIMED])
+        times = self._entries.times
         if result != pw.FULL:
             self.finished = True
             # No timed record follows: the newest time is the best guess.
-            self._times[count - untimed : count] = max(int(state[pw.W_NEWEST]), 0)
+            times[count - untimed : count] = max(int(state[pw.W_NEWEST]), 0)
             untimed = 0
         # Times are mostly ordered runs, which the stable sort merges in one pass.
-        self._order = np.argsort(self._times[: count - untimed], kind="stable")
+        self._order = np.argsort(times[: count - untimed], kind="stable")
 
     def _walk(self, window: int) -> int:
         """Walk until ``window`` entries are there or the stream ends: FULL, or another result."""
@@ -136,9 +131,7 @@ class Stream:
                     self.end,
                     self.layout,
                     self.state,
-                    self._times[:window],
-                    self._positions[:window],
-                    self._codes[:window],
+                    *(part[:window] for part in self._entries),
                     self.types,
                     self.samples,
                     self.lost,
@@ -179,13 +172,13 @@ class Stream:
         """Number of entries older than ``limit``, first in :attr:`sorted`."""
         if limit == _NEVER:
             return len(self._order)
-        times = self._times[: len(self._order)]
+        times = self._entries.times[: len(self._order)]
         return int(np.searchsorted(times, limit, side="left", sorter=self._order))
 
     @property
-    def entries(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-        """Times, positions and codes in the order of the stream, as the last walk left them."""
-        return self._times, self._positions, self._codes
+    def entries(self) -> pw.Entries:
+        """The entries in the order of the stream, as the last walk left them."""
+        return self._entries
 
     @property
     def sorted(self) -> NDArray[np.int64]:
@@ -196,16 +189,15 @@ class Stream:
         """Forget the first ``ready`` entries; the others come to the front, still sorted."""
         count, timed = int(self.state[pw.W_COUNT]), len(self._order)
         # What follows comes behind them in the stream, so a stable sort keeps equal times in it.
-        left = np.append(self._order[ready:], np.arange(timed, count))
-        for part in (self._times, self._positions, self._codes):
-            part[: len(left)] = part[left]
-        self.state[pw.W_COUNT] = len(left)
+        pw.keep(self._entries, self._order, ready, count, self._spare)
+        self._entries, self._spare = self._spare, self._entries
+        self.state[pw.W_COUNT] = count - ready
         self._order = np.arange(timed - ready)
         self._release(self._oldest())
 
     def _oldest(self) -> int:
         """The first byte that is still needed."""
-        left = self._positions[: int(self.state[pw.W_COUNT])]
+        left = self._entries.positions[: int(self.state[pw.W_COUNT])]
         at = int(self.state[pw.W_POSITION])
         return min(at, int(left.min())) if len(left) else at
 
@@ -295,7 +287,7 @@ class Fed(Stream):
         if len(needed) + 2 * FEED_BYTES > len(self.buffer):
             self.buffer = np.empty(2 * (len(needed) + FEED_BYTES), np.uint8)
         self.buffer[: len(needed)] = needed
-        self._positions[: int(self.state[pw.W_COUNT])] -= oldest
+        self._entries.positions[: int(self.state[pw.W_COUNT])] -= oldest
         self.state[pw.W_POSITION] -= oldest
         self.end -= oldest
         self._base += oldest

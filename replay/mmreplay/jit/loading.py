@@ -17,6 +17,7 @@ import os
 import platform
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -95,7 +96,8 @@ class Native(Lazy):
                 entry = self._entries.setdefault(key, self._load(key, args))
         count, code = entry
         results = (ctypes.c_int64 * MOST_RESULTS)()
-        if code((ctypes.c_int64 * len(words))(*words), results):
+        row = array("q", words)
+        if code(row.buffer_info()[0], results):
             raise RuntimeError(f"{self._name} failed")
         if count == 1:
             return results[0]
@@ -121,29 +123,32 @@ class Native(Lazy):
 def _spread(argument: Any, words: list[int], kinds: list[Any]) -> None:
     """Append the words of an argument, and what its type is."""
     if isinstance(argument, np.ndarray):
-        array = argument.view(np.ndarray)  # looks into an array of records are slow
-        flags = array.flags
+        plain = argument.view(np.ndarray)  # looks into an array of records are slow
+        flags = plain.flags
         if not flags.c_contiguous:
             raise TypeError("compiled code takes C-contiguous arrays")
-        words += (0, 0, array.size, array.itemsize, _address(array, flags.writeable))
-        words += array.shape
-        words += array.strides
-        kinds += (array.dtype, array.ndim, flags.writeable)
+        words += (0, 0, plain.size, plain.itemsize, _address(plain, flags.writeable))
+        words += plain.shape
+        words += plain.strides
+        kinds += (plain.dtype, plain.ndim, flags.writeable)
     elif isinstance(argument, tuple):
         kinds += (type(argument), len(argument))
         for one in argument:
             _spread(one, words, kinds)
+    elif isinstance(argument, np.uint64):
+        words.append(int(argument.astype(np.int64)))
+        kinds.append(True)
     elif isinstance(argument, (int, np.integer, np.bool_)):
         words.append(int(argument))
-        kinds.append(isinstance(argument, np.uint64))
+        kinds.append(False)
     else:
         raise TypeError(f"compiled code takes no {type(argument).__name__}")
 
 
-def _address(array: np.ndarray[Any, Any], writeable: bool) -> int:
-    if writeable and array.size:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
-    return int(array.ctypes.data)  # three times as long; more with records
+def _address(values: np.ndarray[Any, Any], writeable: bool) -> int:
+    if writeable and values.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(values.data))
+    return int(values.ctypes.data)  # three times as long; more with records
 
 
 def _read(file: Path) -> tuple[int, bytes] | None:

@@ -132,40 +132,74 @@ def encode(parts: Sequence[Wanted]) -> list[Chunk]:
         memory.out,
         said,
     )
-    made = []
+    pages: list[_Pages] = []
     for number, wanted in enumerate(parts):
         bits = kept.pop(0)
         if wanted.column.values.dtype == np.bool_:
-            made.append(_truth(wanted.column, bits, wanted.nullable, memory))
+            pages.append(_truth(wanted.column, bits, wanted.nullable))
             continue
         del kept[0]
         how, distinct, begin, page, end = said[_SAID * number : _SAID * (number + 1)].tolist()
-        pages: list[Any] = [memory.out[page:end]]
+        data = memory.out[page:end]
         words = wanted.column.words
-        if words is not None and how != _NO_VALUES:
-            if how != _NUMBERS:
-                made.append(_strings(wanted.column, bits, wanted.nullable, memory))
-                continue
+        if words is not None and how not in (_NO_VALUES, _NUMBERS):
+            pages.append(_strings(wanted.column, bits, wanted.nullable))
+        elif how != _NUMBERS:
+            pages.append(_Pages(how, None, data))
+        elif words is None:
+            pages.append(_Pages(how, memory.out[begin:page], data, distinct))
+        else:
             places = memory.out[begin:page].view(np.int32).tolist()
-            pages.insert(0, _texts(words[place] for place in places))
-        elif how == _NUMBERS:
-            pages.insert(0, memory.out[begin:page])
-        made.append(_chunk(pages, rows, how, distinct, memory))
+            texts = _texts(words[place] for place in places)
+            pages.append(_Pages(how, texts, data, distinct))
+    return _chunks(pages, rows, memory)
+
+
+class _Pages(NamedTuple):
+    """A column's pages as they are encoded, not yet compressed."""
+
+    how: int
+    dictionary: Any  # bytes, or an array of them; None: there is none
+    data: Any
+    distinct: int = 0  # entries of the dictionary
+
+    @property
+    def all(self) -> list[Any]:
+        """In their order."""
+        return [self.data] if self.dictionary is None else [self.dictionary, self.data]
+
+
+def _chunks(columns: list[_Pages], rows: int, memory: _Memory) -> list[Chunk]:
+    """Compress all pages where that may pay, in one call, and put heads before them."""
+    plain_sizes = [sum(map(len, column.all)) for column in columns]
+    worth = [
+        page
+        for column, size in zip(columns, plain_sizes, strict=True)
+        if size > _TINY_BYTES
+        for page in column.all
+    ]
+    packed = iter(memory.zstd.multi_compress_to_buffer(worth) if worth else ())
+    made = []
+    for column, plain_size in zip(columns, plain_sizes, strict=True):
+        plain = column.all
+        codec, pages = "UNCOMPRESSED", plain
+        if plain_size > _TINY_BYTES:
+            found = [next(packed) for _ in plain]
+            if sum(map(len, found)) * _LEAST_SAVED <= plain_size * (_LEAST_SAVED - 1):
+                codec, pages = "ZSTD", found
+        heads = [_data_head(len(plain[-1]), len(pages[-1]), rows, column.how)]
+        if column.dictionary is not None:
+            heads.insert(0, _dictionary_head(len(plain[0]), len(pages[0]), column.distinct))
+        made.append(
+            Chunk(
+                b"".join(part for both in zip(heads, pages, strict=True) for part in both),
+                len(heads[0]) + len(pages[0]) if column.dictionary is not None else 0,
+                plain_size + sum(map(len, heads)),
+                codec,
+                _USED[column.how],
+            )
+        )
     return made
-
-
-def _chunk(pages: list[Any], rows: int, how: int, distinct: int, memory: _Memory) -> Chunk:
-    codec, packed = _compressed(pages, memory)
-    heads = [_data_head(len(pages[-1]), len(packed[-1]), rows, how)]
-    if how == _NUMBERS:
-        heads.insert(0, _dictionary_head(len(pages[0]), len(packed[0]), distinct))
-    return Chunk(
-        b"".join(part for both in zip(heads, packed, strict=True) for part in both),
-        len(heads[0]) + len(packed[0]) if how == _NUMBERS else 0,
-        sum(map(len, heads)) + sum(map(len, pages)),
-        codec,
-        _USED[how],
-    )
 
 
 _USED: Final = (
@@ -177,19 +211,19 @@ _USED: Final = (
 )
 
 
-def _truth(column: Column, bits: NDArray[np.uint8], nullable: bool, memory: _Memory) -> Chunk:
+def _truth(column: Column, bits: NDArray[np.uint8], nullable: bool) -> _Pages:
     page = _levels(column, bits) if nullable else b""
     page += np.packbits(_known_of(column, bits), bitorder="little").tobytes()
-    return _chunk([page], len(column.values), _PLAIN, 0, memory)
+    return _Pages(_PLAIN, None, page)
 
 
-def _strings(column: Column, bits: NDArray[np.uint8], nullable: bool, memory: _Memory) -> Chunk:
+def _strings(column: Column, bits: NDArray[np.uint8], nullable: bool) -> _Pages:
     """Where there are too many distinct ones for a dictionary."""
     assert column.words is not None
     page = _levels(column, bits) if nullable else b""
     words = column.words
     page += _texts(words[place] for place in _known_of(column, bits).tolist())
-    return _chunk([page], len(column.values), _PLAIN, 0, memory)
+    return _Pages(_PLAIN, None, page)
 
 
 def _texts(words: Iterable[str]) -> bytes:
@@ -217,16 +251,6 @@ def _levels(column: Column, bits: NDArray[np.uint8]) -> bytes:
 
 
 _NOTHING: Final = np.zeros(0, np.uint8)
-
-
-def _compressed(pages: list[Any], memory: _Memory) -> tuple[str, list[Any]]:
-    """The codec of a chunk, and its pages by it."""
-    plain = sum(map(len, pages))
-    if plain > _TINY_BYTES:
-        packed = [memory.zstd.compress(page) for page in pages]
-        if sum(map(len, packed)) * _LEAST_SAVED <= plain * (_LEAST_SAVED - 1):
-            return "ZSTD", packed
-    return "UNCOMPRESSED", [bytes(page) for page in pages]
 
 
 # -- page headers, in Thrift's compact protocol ----------------------------------------------

@@ -82,7 +82,7 @@ class Parts:
         self._columns = {column.name: column for column in _TABLES[table].columns}
         self._file = target.open("wb")
         self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[int, int, list[_Chunk], list[bytes]]] = {}
+        self._waiting: dict[int, tuple[int, int, list[_Chunk], bytes]] = {}
         self._turn = 0
         self._size = self._crc = 0
         self._rows: dict[int, int] = {}
@@ -112,8 +112,9 @@ class Parts:
                 chunks.append(self._described(field, part[field.name], chunk, size))
                 content.append(chunk.content)
                 size += len(chunk.content)
+        whole = b"".join(content)
         with self._lock:
-            self._waiting[turn] = group, rows, chunks, content
+            self._waiting[turn] = group, rows, chunks, whole
             while self._turn in self._waiting:
                 self._place(*self._waiting.pop(self._turn))
                 self._turn += 1
@@ -138,15 +139,14 @@ class Parts:
             statistics,
         )
 
-    def _place(self, group: int, rows: int, chunks: list[_Chunk], content: list[bytes]) -> None:
+    def _place(self, group: int, rows: int, chunks: list[_Chunk], content: bytes) -> None:
         if not chunks:
             return
         placed = self._placed.setdefault(group, {})
         for chunk in chunks:
             placed[chunk.name] = (self._size, chunk)
         self._rows[group] = rows
-        for pages in content:
-            self._append(pages)
+        self._append(content)
 
     def _append(self, content: bytes) -> None:
         self._file.write(content)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.jit import native
+from mmreplay.jit import borrowing_helper, native, prefetch
 from mmreplay.schema import OpKind
 from mmreplay.trace.splitrules import number_classes
 
@@ -43,7 +43,27 @@ BITS: Final = 13
 _LEAST_BITS: Final = 3
 _FIRST_ENTRIES: Final = 1 << 16
 MOST_ENTRIES: Final = 1 << 20
+_ENTRY: Final = 4  # words of an entry
+#: Entries are asked for so many rows before they are counted in: the table is larger than caches.
+_AHEAD_ROWS: Final = 12
 _CLASS_SHIFT: Final = 22  # of a key: class, exponent (6 bits), digits (16 bits)
+
+
+@borrowing_helper
+def _key(number: Any, room_ns: Any, bits: Any) -> Any:
+    """The key of one row: class, exponent, digits, plus one."""
+    digits = room_ns
+    exponent = 0
+    while digits >> bits:
+        digits >>= 1
+        exponent += 1
+    return (np.int64(number) << _CLASS_SHIFT | exponent << 16 | digits) + 1
+
+
+@borrowing_helper
+def _slot(key: Any, mask: Any) -> Any:
+    """Where in a table the search for a key begins."""
+    return ((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
 
 
 @native
@@ -65,15 +85,14 @@ def tally(
     """
     mask = np.uint64(len(table) - 1)
     for row in range(first, len(number)):
+        ahead = row + _AHEAD_ROWS
+        if ahead < len(number):
+            at = _slot(_key(number[ahead], room_ns[ahead], bits), mask)
+            prefetch(table, np.int64(at) * _ENTRY)
         if not wanted[row]:
             continue
-        digits = room_ns[row]
-        exponent = 0
-        while digits >> bits:
-            digits >>= 1
-            exponent += 1
-        key = (np.int64(number[row]) << _CLASS_SHIFT | exponent << 16 | digits) + 1
-        at = ((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+        key = _key(number[row], room_ns[row], bits)
+        at = _slot(key, mask)
         while table[at, 0] != 0 and table[at, 0] != key:
             at = (at + np.uint64(1)) & mask
         if table[at, 0] == 0:
@@ -99,7 +118,7 @@ def _move(old: NDArray[np.int64], bits: int, table: NDArray[np.int64]) -> int:
         if digits >> bits:
             key = (key - digits) + (1 << 16) | digits >> 1
         key += 1
-        at = ((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & mask
+        at = _slot(key, mask)
         while table[at, 0] != 0 and table[at, 0] != key:
             at = (at + np.uint64(1)) & mask
         used += table[at, 0] == 0
@@ -115,7 +134,7 @@ class Tally:
     def __init__(self) -> None:
         self.bits = BITS
         self._used = 0
-        self._table = np.zeros((_FIRST_ENTRIES, 4), np.int64)
+        self._table = np.zeros((_FIRST_ENTRIES, _ENTRY), np.int64)
 
     def add(
         self,
@@ -139,7 +158,7 @@ class Tally:
         if self._used >= MOST_ENTRIES and self.bits > _LEAST_BITS:
             self.bits -= 1
             size = len(old)
-        self._table = np.zeros((size, 4), np.int64)
+        self._table = np.zeros((size, _ENTRY), np.int64)
         self._used = _move(old, self.bits, self._table)
 
     def low_quartiles(
