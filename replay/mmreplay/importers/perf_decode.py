@@ -59,12 +59,15 @@ from mmreplay.importers.perf_walk import (
     RECORD,
     SYNTHETIC,
 )
-from mmreplay.jit import borrowing_helper, native
+from mmreplay.jit import borrowing_helper, native, prefetch
 
 # Entries of the decoder's state.
 (D_T0, D_MALFORMED, D_NAMES, D_SIZE) = range(4)
 #: A position: the stream in the upper bits, the byte in its buffer in the lower ones.
 STREAM_SHIFT: Final = 48
+#: Records are asked for so many rows before they are decoded: by time they lie here and there.
+_AHEAD_ROWS: Final = 8
+_LINE_BYTES: Final = 64
 _KERNEL_HALF: Final = 1 << 63
 #: From here on an entry of a call chain says where the next ones are (PERF_CONTEXT_MAX:
 #: include/uapi/linux/perf_event.h@6.18).
@@ -225,6 +228,9 @@ def decode(
     out_chain, out_hash = bare(batch.chain), bare(batch.chain_hash)
     t0 = state[D_T0]
     for i in range(first, last):
+        ahead = positions[order[min(i + _AHEAD_ROWS, last - 1)]] & ((1 << STREAM_SHIFT) - 1)
+        prefetch(buffer, ahead)
+        prefetch(buffer, ahead + _LINE_BYTES)
         entry = order[i]
         at = positions[entry]
         if at >> STREAM_SHIFT != stream:

@@ -22,7 +22,7 @@ from mmreplay.importers.perf_layout import (
     T_SIZE,
     T_TIME,
 )
-from mmreplay.jit import native
+from mmreplay.jit import native, prefetch
 
 # perf_event_type: include/uapi/linux/perf_event.h@6.18.
 R_MMAP, R_LOST, R_COMM, R_EXIT, R_THROTTLE, R_UNTHROTTLE, R_FORK = 1, 2, 3, 4, 5, 6, 7
@@ -71,6 +71,10 @@ _ALL: Final = np.uint64(2**64 - 1)  # pid -1 of a THREAD_MAP
 ROUND_WITHOUT: Final = 1 << 20
 ROUND_WITH: Final = 1 << 24
 
+#: How far ahead the walk asks for what it will read: over the ends of pages, where the
+#: processor by itself stops.
+_AHEAD_BYTES: Final = 1024
+_LINE_BYTES: Final = 64
 _KNOWN_BODY = np.full(64, -1, np.int64)  # smallest record (header included) that is read
 for _type, _size in (
     (R_MMAP, 41),
@@ -188,6 +192,8 @@ def walk(
         if size > end - at:
             result = CUT
             break
+        prefetch(buffer, at + _AHEAD_BYTES)
+        prefetch(buffer, at + _AHEAD_BYTES + _LINE_BYTES)
         types[min(kind, TYPES - 1)] += 1
         if kind == R_SAMPLE:
             event = 0
