@@ -13,6 +13,7 @@ from mmreplay.importers.binary import bare
 from mmreplay.jit import borrowing_helper, native
 from mmreplay.schema import OPERATIONS, OpKind, Quality
 from mmreplay.trace.chunks import Column
+from mmreplay.trace.memory import cut
 from mmreplay.trace.splitrules import (
     TIMED,
     UNTIMED,
@@ -26,12 +27,11 @@ from mmreplay.trace.splitstream import Divided, SplitRows
 
 # Columns by the width of their values; each is a row of the matrix of that width.
 _WIDE: Final = (
-    *("begin_ns", "duration_ns", "duration_corrected_ns", "think_cpu_ns", "think_blocked_ns"),
+    *("duration_ns", "duration_corrected_ns", "think_cpu_ns", "think_blocked_ns"),
     *("preempted_ns", "io_ns", "contention_ns", "blocked_inside_ns", "address", "length"),
-    *("address2", "length2", "flags", "file_offset", "result", "ip", "unattributed_ns"),
-    "think_raw_ns",
+    *("address2", "length2", "flags", "file_offset", "result", "ip", "think_raw_ns"),
 )
-_WORDS: Final = ("seq", "pid", "tid", "address_space", "fd", "child", "weight")
+_WORDS: Final = ("seq", "pid", "fd", "child", "weight")
 _HALVES: Final = ("inner_events", "cpu", "errno", "quality")
 _BYTES: Final = ("duration_kind", "kind", "prot", "fault_bits", "fault_class")
 _NAMES: Final = tuple(column.name for column in OPERATIONS.columns)
@@ -115,12 +115,16 @@ def _pitch(rows: int, itemsize: int) -> int:
 def new_block(rows: int) -> Block:
     """A block for groups of up to ``rows`` operations, a multiple of 64."""
     return Block(
-        np.zeros(len(_WIDE) * _pitch(rows, 8), np.int64),
-        np.zeros(len(_WORDS) * _pitch(rows, 4), np.int32),
-        np.zeros(len(_HALVES) * _pitch(rows, 2), np.int16),
-        np.zeros(len(_BYTES) * _pitch(rows, 1), np.uint8),
-        np.zeros(M_SIZE * _pitch(rows // 8, 1), np.uint8),
-        np.zeros(M_SIZE, np.int64),
+        *cut(
+            (
+                (np.int64, len(_WIDE) * _pitch(rows, 8)),
+                (np.int32, len(_WORDS) * _pitch(rows, 4)),
+                (np.int16, len(_HALVES) * _pitch(rows, 2)),
+                (np.uint8, len(_BYTES) * _pitch(rows, 1)),
+                (np.uint8, M_SIZE * _pitch(rows // 8, 1)),
+                (np.int64, M_SIZE),
+            )
+        )
     )
 
 
@@ -264,36 +268,32 @@ def _fill(
             if has_think:
                 preempted += source[row + ps.O_PRE_PREEMPTED]
                 before = 0
-            wide[0 * wide_pitch + i] = source[row + ps.O_BEGIN]
-            wide[1 * wide_pitch + i] = duration
-            wide[2 * wide_pitch + i] = corrected
-            wide[3 * wide_pitch + i] = max(
+            wide[0 * wide_pitch + i] = duration
+            wide[1 * wide_pitch + i] = corrected
+            wide[2 * wide_pitch + i] = max(
                 0, source[row + ps.O_THINK] - (source[row + ps.O_PRE_EVENTS] + 1) * probe_ns
             )
-            wide[4 * wide_pitch + i] = source[row + ps.O_PRE_BLOCKED]
-            wide[5 * wide_pitch + i] = preempted
-            wide[6 * wide_pitch + i] = io
-            wide[7 * wide_pitch + i] = source[row + ps.O_CONTENTION]
-            wide[8 * wide_pitch + i] = source[row + ps.O_BLOCKED]
-            wide[9 * wide_pitch + i] = source[row + ps.O_ADDRESS]
-            wide[10 * wide_pitch + i] = np.int64(length)
+            wide[3 * wide_pitch + i] = source[row + ps.O_PRE_BLOCKED]
+            wide[4 * wide_pitch + i] = preempted
+            wide[5 * wide_pitch + i] = io
+            wide[6 * wide_pitch + i] = source[row + ps.O_CONTENTION]
+            wide[7 * wide_pitch + i] = source[row + ps.O_BLOCKED]
+            wide[8 * wide_pitch + i] = source[row + ps.O_ADDRESS]
+            wide[9 * wide_pitch + i] = np.int64(length)
             if known & _CALL_BITS:  # else what lies there is never looked at
-                wide[11 * wide_pitch + i] = source[row + ps.O_ADDRESS2]
-                wide[12 * wide_pitch + i] = source[row + ps.O_LENGTH2]
-                wide[13 * wide_pitch + i] = np.int64(flags)
-                wide[14 * wide_pitch + i] = source[row + ps.O_OFFSET]
-                wide[15 * wide_pitch + i] = result
-                words[4 * word_pitch + i] = source[row + ps.O_FD]
-                words[5 * word_pitch + i] = source[row + ps.O_CHILD]
+                wide[10 * wide_pitch + i] = source[row + ps.O_ADDRESS2]
+                wide[11 * wide_pitch + i] = source[row + ps.O_LENGTH2]
+                wide[12 * wide_pitch + i] = np.int64(flags)
+                wide[13 * wide_pitch + i] = source[row + ps.O_OFFSET]
+                wide[14 * wide_pitch + i] = result
+                words[2 * word_pitch + i] = source[row + ps.O_FD]
+                words[3 * word_pitch + i] = source[row + ps.O_CHILD]
                 small[2 * byte_pitch + i] = source[row + ps.O_PROT]
-            wide[16 * wide_pitch + i] = source[row + ps.O_IP]
-            wide[17 * wide_pitch + i] = before
-            wide[18 * wide_pitch + i] = source[row + ps.O_THINK]
+            wide[15 * wide_pitch + i] = source[row + ps.O_IP]
+            wide[16 * wide_pitch + i] = source[row + ps.O_THINK]
             words[0 * word_pitch + i] = source[row + ps.O_SEQ]
             words[1 * word_pitch + i] = source[row + ps.O_PID]
-            words[2 * word_pitch + i] = source[row + ps.O_TID]
-            words[3 * word_pitch + i] = alias[own]
-            words[6 * word_pitch + i] = source[row + ps.O_WEIGHT]
+            words[4 * word_pitch + i] = source[row + ps.O_WEIGHT]
             halves[0 * half_pitch + i] = min(source[row + ps.O_EVENTS], 65_535)
             halves[1 * half_pitch + i] = source[row + ps.O_CPU]
             halves[2 * half_pitch + i] = errno
@@ -359,7 +359,8 @@ def early(
     bounded:
         Whether durations are only bounded by the next event.
     block, split:
-        Filled; the table's columns lie in ``block``.
+        Filled; the table's columns lie in ``block``, and what the split needs of them in
+        ``split`` alone.
     """
     count = len(rows)
     room = len(split.begin_ns)
@@ -393,6 +394,10 @@ def early(
                 nulls = count - int(block.counts[mask])
                 bits = block.bits[mask * pitches[-1] : (mask + 1) * pitches[-1]]
             columns[name] = Column(values[:count], bits, nulls)
+    columns["begin_ns"] = Column(split.begin_ns[:count])
+    columns["unattributed_ns"] = Column(split.before_ns[:count])
+    columns["tid"] = Column(split.tid[:count])
+    columns["address_space"] = Column(split.address_space[:count])
     return {name: columns[name] for name in _EARLY_LATE[bounded][0]}, compat
 
 

@@ -32,6 +32,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreplay.trace.memory import cut
+
 OTHER: Final = 0
 FAULT_USER: Final = 1
 FAULT_KERNEL: Final = 2
@@ -94,23 +96,16 @@ class Batch(NamedTuple):
     stack: NDArray[np.int32]  # number of the call chain, 0 none; see stacks.py
 
 
+_DTYPES: Final[tuple[Any, ...]] = (
+    *(np.int64, np.int32, np.int32, np.int32, np.int32, np.uint8, np.int16, np.uint8, np.uint32),
+    *(np.uint64, np.uint64, np.int64, np.int64, np.uint64, np.int32),
+)
+_ARGUMENTS: Final = 8
+
+
 def new_batch(rows: int) -> Batch:
     """An empty batch with room for ``rows`` events."""
-    z: Any = np.zeros
-    return Batch(
-        z(rows, np.int64),
-        z(rows, np.int32),
-        z(rows, np.int32),
-        z(rows, np.int32),
-        z(rows, np.int32),
-        z(rows, np.uint8),
-        z(rows, np.int16),
-        z(rows, np.uint8),
-        z(rows, np.uint32),
-        z(rows, np.uint64),
-        z((rows, 8), np.uint64),
-        z(rows, np.int64),
-        z(rows, np.int64),
-        z(rows, np.uint64),
-        z(rows, np.int32),
-    )
+    many = [_ARGUMENTS if name == "arg" else 1 for name in Batch._fields]
+    arrays = cut((dtype, count * rows) for dtype, count in zip(_DTYPES, many, strict=True))
+    batch = Batch(*arrays)
+    return batch._replace(arg=batch.arg.reshape(rows, _ARGUMENTS))

@@ -23,6 +23,7 @@ from mmreplay.importers.perf_layout import (
     T_TIME,
 )
 from mmreplay.jit import native, prefetch
+from mmreplay.trace.memory import cut
 
 # perf_event_type: include/uapi/linux/perf_event.h@6.18.
 R_MMAP, R_LOST, R_COMM, R_EXIT, R_THROTTLE, R_UNTHROTTLE, R_FORK = 1, 2, 3, 4, 5, 6, 7
@@ -100,9 +101,11 @@ class Entries(NamedTuple):
     codes: NDArray[np.int32]
 
 
-def new_entries(rows: int) -> Entries:
-    """Room for as many."""
-    return Entries(np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.int32))
+def new_entries(rows: int) -> tuple[Entries, Entries]:
+    """Room for as many, twice: those of a walk, and those that are kept of them."""
+    kinds = (np.int64, np.int64, np.int32)
+    times, positions, codes, *others = cut((kind, rows) for kind in kinds + kinds)
+    return Entries(times, positions, codes), Entries(*others)
 
 
 def new_state(start: int) -> NDArray[np.int64]:

@@ -74,7 +74,7 @@ class Stream:
         #: Bytes behind the last whole record that were given up.
         self.cut_bytes = 0
         self._rows_at_most = WALK_ROWS
-        self._entries, self._spare = pw.new_entries(1), pw.new_entries(1)
+        self._entries, self._spare = pw.new_entries(1)
         self._order = np.empty(0, np.int64)
 
     def close(self) -> None:
@@ -107,10 +107,10 @@ class Stream:
         waiting = int(state[pw.W_COUNT])
         window = waiting + max(waiting, self._rows_at_most)
         if window > len(self._entries.times):
-            larger = pw.new_entries(window + waiting)
-            for part, before in zip(larger, self._entries, strict=True):
-                part[:waiting] = before[:waiting]
-            self._entries, self._spare = larger, pw.new_entries(window + waiting)
+            before = self._entries
+            self._entries, self._spare = pw.new_entries(window + waiting)
+            for part, old in zip(self._entries, before, strict=True):
+                part[:waiting] = old[:waiting]
         result = self._walk(window)
         count, untimed = int(state[pw.W_COUNT]), int(state[pw.W_UNTIMED])
         times = self._entries.times

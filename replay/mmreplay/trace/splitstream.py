@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mmreplay.jit import native
 from mmreplay.trace.exposure import add_exposure, new_open_set
+from mmreplay.trace.memory import cut
 from mmreplay.trace.services import Classes, SplitReport, Tally, usual_services
 from mmreplay.trace.splitrules import BOUNDED, MOST_NS, TIMED, UNTIMED, divide_one
 
@@ -56,22 +57,13 @@ _DTYPES: Final[tuple[Any, ...]] = (
 #: bounded by the next event), and of them the place of ``exposure_ns``.
 _LASTING: Final = 6
 _EXPOSURE: Final = 2
-_APART_BYTES: Final = 64
 #: ``still`` of a row that will be counted later.
 _OWED: Final = 2
 
 
 def new_rows(rows: int) -> SplitRows:
-    """Memory for a group, cut so that no two columns of a row share a cache set."""
-    sizes = [np.dtype(dtype).itemsize * rows + _APART_BYTES for dtype in _DTYPES]
-    memory = np.zeros(sum(sizes), np.uint8)
-    ends = np.cumsum(sizes).tolist()
-    return SplitRows(
-        *(
-            memory[end - size : end - _APART_BYTES].view(dtype)
-            for dtype, size, end in zip(_DTYPES, sizes, ends, strict=True)
-        )
-    )
+    """Memory for a group."""
+    return SplitRows(*cut((dtype, rows) for dtype in _DTYPES))
 
 
 class Divided(NamedTuple):
