@@ -175,6 +175,8 @@ class Assembler:
             self._settle(number)
         self.split.settle()
         list(self._pool.map(self._encode_late, range(groups)))
+        for table in self._tables:
+            table.result()
         self.operations, size_bytes, crc32 = self._parts.close()
         self.writer.note("operations", self.operations, size_bytes, crc32)
         if self._chains is not None:
@@ -339,7 +341,7 @@ class Assembler:
                     self._estimate(state)
                 done = self._beside.submit(self._write, name, parts.popleft(), alias)
                 self._tables.append(done)
-        while self._tables and (last or len(self._tables) > _MOST_TABLES):
+        while not last and len(self._tables) > _MOST_TABLES:
             self._tables.popleft().result()
 
     def add_frames(self, frames: Frames) -> None:

@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -54,9 +55,11 @@ _DTYPES: Final[tuple[Any, ...]] = (
     *(np.int64, np.int64, np.uint64, np.int32, np.uint32),
 )
 #: How many of the columns the second pass needs (one less, where no duration is only
-#: bounded by the next event), and of them the place of ``exposure_ns``.
+#: bounded by the next event).
 _LASTING: Final = 6
-_EXPOSURE: Final = 2
+_ROW_BYTES: Final = sum(np.dtype(dtype).itemsize for dtype in _DTYPES)
+#: Of a row, before ``exposure_ns``.
+_EXPOSURE_BYTES: Final = 16
 #: ``still`` of a row that will be counted later.
 _OWED: Final = 2
 
@@ -119,8 +122,6 @@ class SplitStream:
         self._group_rows = group_rows
         self._lasting = _LASTING if bounded else _LASTING - 1
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
-        sizes = [np.dtype(dtype).itemsize * group_rows for dtype in _DTYPES]
-        self._places = np.cumsum([0, *sizes]).tolist()
         self._sizes: dict[int, int] = {}
         self._free: deque[SplitRows] = deque()
         self._pending: dict[int, SplitRows | None] = {}  # None: in the file
@@ -150,7 +151,7 @@ class SplitStream:
         self._sizes[group] = rows
         self._pending[group] = columns
         if len(self._pending) > _MOST_PENDING and group != self._next:
-            self._store(group, columns, 0, len(_DTYPES))
+            self._store(group, columns, len(_DTYPES))
             self._pending[group] = None
             self._free.append(columns)
         while self._next in self._pending:
@@ -164,25 +165,30 @@ class SplitStream:
 
     # -- the file ----------------------------------------------------------------------------
 
-    def _store(self, group: int, columns: SplitRows, first: int, last: int) -> None:
-        count = self._sizes[group]
-        base = group * self._places[-1]
-        some: Any = columns[first:last]
-        for place, column in zip(self._places[first:last], some, strict=True):
-            part = memoryview(column[:count]).cast("B")
-            while len(part):
-                done = os.pwrite(self._file.fileno(), part, base + place)
-                part, place = part[done:], place + done
+    # A group's columns lie one behind the other, so that one call moves all of them.
+
+    def _store(self, group: int, columns: SplitRows, last: int) -> None:
+        self._move(os.pwritev, group, columns, last)
 
     def _load(self, group: int, columns: SplitRows, last: int) -> None:
-        count = self._sizes[group]
-        base = group * self._places[-1]
+        self._move(os.preadv, group, columns, last)
+
+    def _move(
+        self, move: Callable[[int, Any, int], int], group: int, columns: SplitRows, last: int
+    ) -> None:
+        count, at = self._sizes[group], self._place(group)
         some: Any = columns[:last]
-        for place, column in zip(self._places[:last], some, strict=True):
-            part = memoryview(column[:count]).cast("B")
-            while len(part):
-                done = os.preadv(self._file.fileno(), [part], base + place)
-                part, place = part[done:], place + done
+        parts = [memoryview(column[:count]).cast("B") for column in some if count]
+        while parts:
+            done = move(self._file.fileno(), parts, at)
+            at += done
+            while parts and done >= len(parts[0]):
+                done -= len(parts.pop(0))
+            if parts:
+                parts[0] = parts[0][done:]
+
+    def _place(self, group: int) -> int:
+        return group * self._group_rows * _ROW_BYTES
 
     # -- in the order of the operations ------------------------------------------------------
 
@@ -232,7 +238,7 @@ class SplitStream:
         owed = self._owed.pop(row)
         owed.exposure_ns[0] = min(int(owed.exposure_ns[0]) + extra_ns, MOST_NS)
         self._tally_rows(owed)
-        place = group * self._places[-1] + self._places[_EXPOSURE] + 4 * at
+        place = self._place(group) + self._sizes[group] * _EXPOSURE_BYTES + 4 * at
         os.pwrite(self._file.fileno(), owed.exposure_ns.tobytes(), place)
 
     def _count(self, group: int) -> None:
@@ -246,7 +252,7 @@ class SplitStream:
             self._owed[row] = SplitRows(*(column[at : at + 1].copy() for column in every))
             own.still[at] = _OWED
         self._tally_rows(own)
-        self._store(group, columns, 0, self._lasting)
+        self._store(group, columns, self._lasting)
         self._free.append(columns)
 
     def _tally_rows(self, own: SplitRows) -> None:
