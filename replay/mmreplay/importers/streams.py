@@ -8,6 +8,7 @@ mapped file) and a fixed window.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ WALK_ROWS = 1 << 17
 #: Bytes asked for ahead of the walk, and taken from a feed at a time.
 _AHEAD_BYTES: Final = 1 << 26
 FEED_BYTES = 1 << 22
+_MADVISE: Final = ctypes.CDLL(None).madvise
+_MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 #: Behind every time.
 _NEVER: Final = (1 << 63) - 1
 
@@ -234,15 +237,20 @@ class Mapped(Stream):
         # Ask for the pages that come next, so that the walk need not wait for the disk.
         wanted = min(self.end, int(self.state[pw.W_POSITION]) + _AHEAD_BYTES)
         if wanted - self._asked >= _AHEAD_BYTES // 2 or wanted == self.end > self._asked:
-            self._mapped.madvise(mmap.MADV_WILLNEED, self._asked, wanted - self._asked)
+            self._advise(mmap.MADV_WILLNEED, self._asked, wanted)
             self._asked = wanted - wanted % mmap.PAGESIZE if wanted < self.end else wanted
         return super()._walk(window)
 
     def _release(self, upto: int) -> None:
         upto -= upto % mmap.PAGESIZE
         if upto - self._released >= 1 << 24:
-            self._mapped.madvise(mmap.MADV_DONTNEED, self._released, upto - self._released)
+            self._advise(mmap.MADV_DONTNEED, self._released, upto)
             self._released = upto
+
+    def _advise(self, advice: int, start: int, end: int) -> None:
+        """As ``mmap.madvise``, which would keep all other threads from running meanwhile."""
+        at = self.buffer.__array_interface__["data"][0] + start
+        _MADVISE(at, end - start, advice)  # what fails costs time or memory only
 
 
 class Fed(Stream):

@@ -55,6 +55,7 @@ def _sources(room: str) -> list[Path]:
     return sorted(found)
 
 
+@functools.cache
 def version_of(package: str) -> str:
     """What tells a package's version, without loading it."""
     found = importlib.util.find_spec(package)
