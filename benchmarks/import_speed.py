@@ -3,10 +3,10 @@
     python benchmarks/import_speed.py perf.data [--repeat 5]
 
 Whole processes, alternating with perf script, so that both meet the same neighbours; the
-first import is not counted: it compiles, or loads, the compiled code.  Prints one JSON
-object: events, median wall and CPU seconds of both, the ratio of the medians, the median
-of a second import within one process (what remains without the start), and the largest
-anonymous memory of an import.
+first import is not counted: it compiles, or loads, the compiled code.  Each import makes a
+new trace; removing the one before is not part of it.  Prints one JSON object: events, median
+wall and CPU seconds of both, the ratio of the medians, the median of a second import within
+one process (what remains without the start), and the largest anonymous memory of an import.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import time
 from pathlib import Path
 
 _AGAIN = """
-import sys, time
+import shutil, sys, time
 from pathlib import Path
 from mmreplay.importers.registry import import_trace
 walls = []
 for _ in range(int(sys.argv[3]) + 1):
+    shutil.rmtree(sys.argv[2], ignore_errors=True)
     begin = time.perf_counter()
-    import_trace(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
+    import_trace(Path(sys.argv[1]), Path(sys.argv[2]))
     walls.append(time.perf_counter() - begin)
 print(sorted(walls[1:])[len(walls[1:]) // 2])
 """
@@ -73,14 +74,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.file.parent) as folder:
         out = str(Path(folder) / "out.mmt")
-        ours = [sys.executable, "-m", "mmreplay", "import", str(options.file), "-o", out, "--force"]
+        ours = [sys.executable, "-m", "mmreplay", "import", str(options.file), "-o", out]
         theirs = ["perf", "script", "-i", str(options.file)]
         with_perf = shutil.which("perf") is not None
-        _, _, peak = run(ours, 0.005)
-        _, _, again = run(ours, 0.005)
+
+        def import_once(poll_s: float) -> tuple[float, float, int]:
+            shutil.rmtree(out, ignore_errors=True)
+            return run(ours, poll_s)
+
+        _, _, peak = import_once(0.005)
+        _, _, again = import_once(0.005)
         imports, scripts = [], []
         for _ in range(options.repeat):
-            imports.append(run(ours, 0))
+            imports.append(import_once(0))
             if with_perf:
                 scripts.append(run(theirs, 0))
         header = json.loads((Path(out) / "header.json").read_text())

@@ -171,7 +171,7 @@ class Tally:
         entries = self._table[self._table[:, 0] != 0]
         key = entries[:, 0] - 1
         number, value = key >> _CLASS_SHIFT, (key & 0xFFFF) << (key >> 16 & 63)
-        order = np.lexsort((value, number))
+        order = np.argsort(key)  # as by class and value: an exponent is as small as can be
         number, value, entries = number[order], value[order], entries[order]
         return (
             _quartile(number, value, entries[:, 2], classes, least_quiet),
