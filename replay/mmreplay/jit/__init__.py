@@ -46,13 +46,13 @@ _USES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def _sources(room: str) -> list[Path]:
-    if room not in _USES:
-        return sorted(_PACKAGE.rglob("*.py"))
-    found = list(_PACKAGE.glob("*.py"))
-    for name in ("jit", room, *_USES[room]):
-        found += (_PACKAGE / name).rglob("*.py")
-    return sorted(found)
+def _sources(room: str) -> list[str]:
+    """Paths of the sources, in order.  Every command looks, and pathlib takes twice as long."""
+    found = [f"{_PACKAGE}/{name}" for name in next(os.walk(_PACKAGE))[2]]
+    for folder in ("jit", room, *_USES[room]) if room in _USES else (".",):
+        for at, _, names in os.walk(_PACKAGE / folder):
+            found += (f"{at}/{name}" for name in names)
+    return sorted({path for path in found if path.endswith(".py")})
 
 
 @functools.cache
@@ -74,7 +74,8 @@ def _key(room: str) -> str:
     )
     parts = [part.encode() for part in told]
     for source in _sources(room):
-        parts += (str(source.relative_to(_PACKAGE)).encode(), source.read_bytes())
+        with open(source, "rb", buffering=0) as file:  # noqa: PTH123
+            parts += (source.encode(), file.read())
     return digest(b"\0".join(parts)).hex()
 
 
