@@ -110,9 +110,10 @@ class Stream:
         waiting = int(state[pw.W_COUNT])
         window = waiting + max(waiting, self._rows_at_most)
         if window > len(self._entries.times):
-            before = self._entries
+            before: Any = self._entries
             self._entries, self._spare = pw.new_entries(window + waiting)
-            for part, old in zip(self._entries, before, strict=True):
+            now: Any = self._entries
+            for part, old in zip(now, before, strict=True):
                 part[:waiting] = old[:waiting]
         result = self._walk(window)
         count, untimed = int(state[pw.W_COUNT]), int(state[pw.W_UNTIMED])

@@ -17,10 +17,11 @@ import os
 import platform
 import sys
 import threading
+import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from mmreplay.jit import Lazy, digest, version_of
 from mmreplay.jit.linking import link
 
 MOST_RESULTS: Final = 8
+_RESULTS: Final = ctypes.c_int64 * MOST_RESULTS
 _DIGEST_BYTES: Final = 8
 _LOCK: Final = threading.Lock()
 #: Of /proc/cpuinfo, what tells one kind of processor from another.
@@ -85,7 +87,7 @@ class Native(Lazy):
         self._entries: dict[tuple[Any, ...], _Entry] = {}
 
     def __call__(self, *args: Any) -> Any:
-        words: list[int] = []
+        words = array("q")
         kinds: list[Any] = []
         for argument in args:
             _spread(argument, words, kinds)
@@ -95,9 +97,8 @@ class Native(Lazy):
             with _LOCK:
                 entry = self._entries.setdefault(key, self._load(key, args))
         count, code = entry
-        results = (ctypes.c_int64 * MOST_RESULTS)()
-        row = array("q", words)
-        if code(row.buffer_info()[0], results):
+        results = _RESULTS()
+        if code(words.buffer_info()[0], results):
             raise RuntimeError(f"{self._name} failed")
         if count == 1:
             return results[0]
@@ -120,21 +121,49 @@ class Native(Lazy):
         return found[0], link(found[1])
 
 
-def _spread(argument: Any, words: list[int], kinds: list[Any]) -> None:
+class _Seen(NamedTuple):
+    """What was found of a tuple of arrays."""
+
+    arrays: list[weakref.ref[Any]]
+    words: array[int]
+    kinds: list[Any]
+
+    def is_of(self, argument: tuple[Any, ...]) -> bool:
+        """Whether ``argument`` has the same arrays, and not only the place of a former tuple."""
+        if len(argument) != len(self.arrays):
+            return False
+        return all(seen() is one for seen, one in zip(self.arrays, argument, strict=True))
+
+
+#: By id, tuples that were passed: a batch or a block comes again and again, and looking at its
+#: arrays takes longer than all the rest of a call.
+_SEEN: Final[dict[int, _Seen]] = {}
+_MOST_SEEN: Final = 64
+
+
+def _spread(argument: Any, words: array[int], kinds: list[Any]) -> None:
     """Append the words of an argument, and what its type is."""
     if isinstance(argument, np.ndarray):
         plain = argument.view(np.ndarray)  # looks into an array of records are slow
         flags = plain.flags
         if not flags.c_contiguous:
             raise TypeError("compiled code takes C-contiguous arrays")
-        words += (0, 0, plain.size, plain.itemsize, _address(plain, flags.writeable))
-        words += plain.shape
-        words += plain.strides
+        at = _address(plain, flags.writeable)
+        words.extend((0, 0, plain.size, plain.itemsize, at, *plain.shape, *plain.strides))
         kinds += (plain.dtype, plain.ndim, flags.writeable)
     elif isinstance(argument, tuple):
-        kinds += (type(argument), len(argument))
-        for one in argument:
-            _spread(one, words, kinds)
+        seen = _SEEN.get(id(argument))
+        if seen is None or not seen.is_of(argument):
+            seen = _Seen([], array("q"), [type(argument), len(argument)])
+            for one in argument:
+                _spread(one, seen.words, seen.kinds)
+            if all(isinstance(one, np.ndarray) for one in argument):
+                seen.arrays.extend(map(weakref.ref, argument))
+                if len(_SEEN) >= _MOST_SEEN:
+                    _SEEN.clear()
+                _SEEN[id(argument)] = seen
+        words.extend(seen.words)
+        kinds += seen.kinds
     elif isinstance(argument, np.uint64):
         words.append(int(argument.astype(np.int64)))
         kinds.append(True)

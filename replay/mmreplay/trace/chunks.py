@@ -12,6 +12,7 @@ Encodings: https://github.com/apache/parquet-format, ``Encodings.md`` at 2.11.0;
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
@@ -133,13 +134,13 @@ def encode(parts: Sequence[Wanted]) -> list[Chunk]:
         said,
     )
     pages: list[_Pages] = []
-    for number, wanted in enumerate(parts):
+    for wanted, own in zip(parts, said.reshape(-1, _SAID).tolist(), strict=True):
         bits = kept.pop(0)
         if wanted.column.values.dtype == np.bool_:
             pages.append(_truth(wanted.column, bits, wanted.nullable))
             continue
         del kept[0]
-        how, distinct, begin, page, end = said[_SAID * number : _SAID * (number + 1)].tolist()
+        how, distinct, begin, page, end = own
         data = memory.out[page:end]
         words = wanted.column.words
         if words is not None and how not in (_NO_VALUES, _NUMBERS):
@@ -265,22 +266,18 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _data_head(plain: int, packed: int, rows: int, how: int) -> bytes:
-    """PageHeader: DATA_PAGE, its sizes; DataPageHeader: values, encodings of them and levels."""
+@functools.cache
+def _data_rest(rows: int, how: int) -> bytes:
+    """DataPageHeader: values, encodings of them and levels."""
     encoding = (0, 8, 9, 5, 0)[how]
-    return b"".join(
-        (
-            b"\x15\x00\x15",
-            _varint(2 * plain),
-            b"\x15",
-            _varint(2 * packed),
-            b"\x2c\x15",
-            _varint(2 * rows),
-            b"\x15",
-            _varint(2 * encoding),
-            b"\x15\x06\x15\x06\x00\x00",
-        )
-    )
+    told = (b"\x2c\x15", _varint(2 * rows), b"\x15", _varint(2 * encoding))
+    return b"".join((*told, b"\x15\x06\x15\x06\x00\x00"))
+
+
+def _data_head(plain: int, packed: int, rows: int, how: int) -> bytes:
+    """PageHeader: DATA_PAGE, its sizes, and the rest."""
+    sizes = (b"\x15\x00\x15", _varint(2 * plain), b"\x15", _varint(2 * packed))
+    return b"".join((*sizes, _data_rest(rows, how)))
 
 
 def _dictionary_head(plain: int, packed: int, entries: int) -> bytes:

@@ -80,6 +80,7 @@ class Parts:
 
     def __init__(self, target: Path, table: str) -> None:
         self._columns = {column.name: column for column in _TABLES[table].columns}
+        self._kinds = {name: _physical(column) for name, column in self._columns.items()}
         self._file = target.open("wb")
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[int, int, list[_Chunk], bytes]] = {}
@@ -104,8 +105,13 @@ class Parts:
             fields = [self._columns[name] for name in part]
             made = encoded.encode(
                 [
-                    Wanted(part[f.name], _WIDTHS[_physical(f)], f.nullable, f.name == _TIMES)
-                    for f in fields
+                    Wanted(
+                        part[field.name],
+                        _WIDTHS[self._kinds[field.name]],
+                        field.nullable,
+                        field.name == _TIMES,
+                    )
+                    for field in fields
                 ]
             )
             for field, chunk in zip(fields, made, strict=True):
@@ -126,7 +132,7 @@ class Parts:
         values = column.values
         times = field.name == _TIMES
         statistics = (int(values.min()), int(values.max())) if times else None
-        key = (field.name, _physical(field), made.codec, made.encodings)
+        key = (field.name, self._kinds[field.name], made.codec, made.encodings)
         head = self._heads.get(key) or self._heads.setdefault(key, _head(*key))
         return _Chunk(
             field.name,

@@ -57,7 +57,7 @@ _DTYPES: Final[tuple[Any, ...]] = (
 #: How many of the columns the second pass needs (one less, where no duration is only
 #: bounded by the next event).
 _LASTING: Final = 6
-_ROW_BYTES: Final = sum(np.dtype(dtype).itemsize for dtype in _DTYPES)
+_ROW_BYTES: Final[int] = sum(np.dtype(dtype).itemsize for dtype in _DTYPES)
 #: Of a row, before ``exposure_ns``.
 _EXPOSURE_BYTES: Final = 16
 #: ``still`` of a row that will be counted later.
