@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from mmreplay.trace.store import Trace
     from mmreplay.trace.writer import TraceWriter
 
-#: Batches that are decoded, or being decoded, while one is paired, and that one.
-_BATCHES: Final = 4
+#: Batches that are decoded, or being decoded, while one is paired, and that one: so many that
+#: reading goes on while the modules that pairing needs are loaded.
+_BATCHES: Final = 6
 
 _DEFAULT_FIX: Final = (
     "record the default set: perf record -d -k CLOCK_MONOTONIC --switch-events -c 1 "
