@@ -183,7 +183,10 @@ error_code=0x6
         text = "".join(line for line in text.splitlines(True) if not line.startswith("\t"))
     trace = import_trace(write(tmp_path, text), tmp_path / "t.mmt")
     rows = trace.operations.collect()
-    assert rows["address"].to_list() == [0x7F0000001008, 0x7F0000009000 if chains else 0x7F0000001008]
+    assert rows["address"].to_list() == [
+        0x7F0000001008,
+        0x7F0000009000 if chains else 0x7F0000001008,
+    ]
     assert any("no address" in line for line in trace.header.warnings) != chains
 
 
