@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 
 class UserError(Exception):
@@ -38,12 +39,35 @@ class UserError(Exception):
         return " ".join(text.split())
 
 
+#: Characters that are taken for one another, by eye or by finger.
+_ALIKE: Final = str.maketrans("lIOo", "1100")
+
+
 def closest(word: str, known: Iterable[str]) -> str:
-    """``' (did you mean "x"?)'`` for the known word nearest to ``word``, or ``''``."""
+    """``' (did you mean "x"?)'`` for the known word nearest to ``word``, or ``''``.
+
+    Of equally near ones (``linux-6.l``: 6.1 or 6.9) it is the one that looks alike, then the first.
+    """
     import difflib
 
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f' (did you mean "{match[0]}"?)' if match else ""
+    words = list(known)
+    near = difflib.get_close_matches(word, words, n=9, cutoff=0.5)
+    if not near:
+        return ""
+
+    def likeness(other: str) -> tuple[float, float]:
+        match, plain = difflib.SequenceMatcher(), word.translate(_ALIKE)
+        match.set_seqs(other, word)
+        exact = match.ratio()
+        match.set_seqs(other.translate(_ALIKE), plain)
+        return exact, match.ratio()
+
+    return f' (did you mean "{max(sorted(near, key=words.index), key=likeness)}"?)'
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """``1 thread``, ``1,200 threads``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def require_parent(output: Path) -> None:

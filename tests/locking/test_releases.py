@@ -157,6 +157,15 @@ def test_a_misspelt_model_gets_the_closest() -> None:
         resolve_kernel("linx-6.18")
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("linux-6.l", "linux-6.1"), ("linux-6.I", "linux-6.1"), ("linux-7.O", "linux-7.0")],
+)
+def test_letters_that_look_like_digits_are_taken_for_them(text: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf'did you mean "{meant}"'):
+        resolve_kernel(text)
+
+
 def test_older_than_all_models_is_refused() -> None:
     with pytest.raises(UserError, match=r"older than every model \(the first is 5\.10\)"):
         resolve_kernel("5.4.0-190-generic")

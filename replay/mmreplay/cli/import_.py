@@ -15,6 +15,8 @@ from typing import Any
 
 import click
 
+from mmreplay.errors import plural
+
 #: bpftrace prints a line in 10 us, strace stops a thread for 40: no event costs more.
 _LARGEST_COST_NS = 100_000
 #: mallopt's (malloc.h of glibc), and up to which size freed memory is kept.
@@ -142,8 +144,9 @@ def command(
         click.echo(json.dumps(report))
         return
     click.echo(
-        f"{out}: {report['operations']:,} operations of {report['threads']:,} threads from "
-        f"{report['events']:,} events in {wall_s:.1f} s; {header.lost_events:,} lost"
+        f"{out}: {plural(report['operations'], 'operation')} of "
+        f"{plural(report['threads'], 'thread')} from {plural(report['events'], 'event')} "
+        f"in {wall_s:.1f} s; {header.lost_events:,} lost"
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, plural
 
 if TYPE_CHECKING:
     from mmreplay.fit.performed import Beside
@@ -194,7 +194,7 @@ def _trace(
 
         simulation = simulation_of(given["simulate"])
     click.echo(
-        f"{program.operations:,} operations of {len(program.threads)} threads,"
+        f"{program.operations:,} operations of {plural(len(program.threads), 'thread')},"
         f" recorded in {program.recorded_span_ns / 1e9:.3g} s, at most"
         f" {program.touched_bytes / 2**30:.2g} GiB",
         err=True,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmreplay.errors import plural
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -353,11 +355,6 @@ def shell_lines(words: list[str], width: int = 76) -> list[str]:
         else:
             lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
     return lines
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    """``1 thread``, ``1,200 threads``."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def span(ns: int | None) -> str:

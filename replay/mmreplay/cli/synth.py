@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmreplay.errors import plural
+
 #: A recording of more operations is replayed beside what was learnt only where that is asked for.
 _MOST_CHECKED = 200_000
 _FOR_EVER_S = 1e6
@@ -185,7 +187,7 @@ def as_data(made: Synthetic) -> dict[str, Any]:
 def as_text(made: Synthetic) -> str:
     """The same for people."""
     lines = [
-        f"{made.trace.path}: {made.workload}, {made.threads} threads,"
+        f"{made.trace.path}: {made.workload}, {plural(made.threads, 'thread')},"
         f" {made.rows:,} operations in {made.span_ns / 1e6:,.1f} ms (nominal)"
     ]
     for role, ops in made.ops.items():

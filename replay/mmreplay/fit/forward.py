@@ -15,6 +15,7 @@ from mmreplay.address_space.plan import PlanOp
 from mmreplay.address_space.planner import PlanBundle, build_plan
 from mmreplay.address_space.rules import load_rules
 from mmreplay.engine import Options, Replay
+from mmreplay.errors import plural
 from mmreplay.hardware.disturbance import chosen
 from mmreplay.hardware.runs import POINT, Runs, spread_ratio
 from mmreplay.locking.model import LockingModel
@@ -99,7 +100,7 @@ class WorkloadCase:
 
     @property
     def label(self) -> str:
-        return f"{self.workload} by {self.path}, {self.threads} threads"
+        return f"{self.workload} by {self.path}, {plural(self.threads, 'thread')}"
 
     def rate(self, machine: Machine, seed: int) -> float:
         """Counted operations per second of the replay."""

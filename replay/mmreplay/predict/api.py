@@ -13,14 +13,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mmreplay.engine.result import Options
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, plural
 from mmreplay.predict import gains, rooms
 from mmreplay.predict.baseline import Costs, Ground, baseline, ground
 from mmreplay.predict.checks import check_choice, check_predictable, check_replayable
 from mmreplay.predict.counts import check_count
 from mmreplay.predict.detail import blame_table, lock_table, op_table
 from mmreplay.predict.effort import GROWN_OPS, WINDOWS, check_growth, effort, growth_of
-from mmreplay.predict.explain import headline, headline_row, plural, series
+from mmreplay.predict.explain import headline, headline_row, series
 from mmreplay.predict.gains import Cell
 from mmreplay.predict.pace import Ways, busy_means_ns, pace
 from mmreplay.predict.planning import WITH_DEPENDENCIES, Planner, Wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmreplay.errors import plural
 from mmreplay.predict.gains import HAND_OVER
 from mmreplay.predict.prediction import Blame, Drift, Row
 
@@ -37,11 +38,6 @@ def span(low: float | None, high: float | None) -> str:
         return ""
     digits = 0 if low >= 9.95 else 2 if low < 1.995 else 1
     return f"{low:.{digits}f}–{high:.{digits}f}"
-
-
-def plural(count: int, word: str) -> str:
-    """``1 core``, ``8 cores``."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def headline_row(rows: Sequence[Row], to_kernel: str) -> Row:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from html import escape
 from typing import Any, Final
 
+from mmreplay.errors import plural
 from mmreplay.fit.accuracy import Compared, gain_summary, gains, groups, regimes, worst
 from mmreplay.fit.floor import floors, repeated_gains
 from mmreplay.report.text import bullet, fill, rate, table
@@ -198,7 +199,7 @@ def accuracy_svg(points: Sequence[Compared], title: str) -> str:
         ]
     for p in points:
         name = escape(
-            f"{p.workload}, {p.path}, {p.threads} threads: {p.simulated / p.measured:.2f}"
+            f"{p.workload}, {p.path}, {plural(p.threads, 'thread')}: {p.simulated / p.measured:.2f}"
         )
         fill_ = _COLOURS.get(p.path, "#555") if p.load_group == "n_le_c" else "none"
         out.append(

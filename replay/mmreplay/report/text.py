@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from mmreplay.predict.explain import blame_share, headline_row, percent, plural, series, span, times
+from mmreplay.errors import plural
+from mmreplay.predict.explain import blame_share, headline_row, percent, series, span, times
 from mmreplay.predict.prediction import (
     Drift,
     ForeignHolder,

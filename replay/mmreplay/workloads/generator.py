@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay import __version__
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, plural
 from mmreplay.schema import FaultClass, OpKind, Quality
 from mmreplay.workloads import generator_core as core
 from mmreplay.workloads.generator_world import (
@@ -174,8 +174,9 @@ def _check(program: Program, seed: int, ops: int, duration_s: float, output: Any
     pages = int((program.slots[:, SlotField.MOST] // PAGE).sum())
     if pages > _MOST_PAGES:
         raise UserError(
-            f"{program.name} with {program.started} threads has {pages * PAGE / 2**40:.1f} TiB of"
-            f" regions; a trace is generated of up to {_MOST_PAGES * PAGE >> 40} TiB",
+            f"{program.name} with {plural(program.started, 'thread')} has"
+            f" {pages * PAGE / 2**40:.1f} TiB of regions; a trace is generated"
+            f" of up to {_MOST_PAGES * PAGE >> 40} TiB",
             where=program.name,
             fix="use fewer threads or smaller regions",
         )
@@ -538,7 +539,8 @@ def _header(
         ),
         span_ns=span_ns,
         warnings=[
-            f"generated from the workload {program.name} for {program.started} threads: no"
+            f"generated from the workload {program.name} for "
+            f"{plural(program.started, 'thread')}: no"
             " durations, costs come from a machine profile"
         ],
         importer_version=__version__,

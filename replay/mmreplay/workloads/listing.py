@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmreplay.errors import plural
 from mmreplay.workloads.definition import Workload
 from mmreplay.workloads.program import Field, FileField, Kind, Op, Program, SlotField, ThreadField
 
@@ -105,7 +106,7 @@ def text(workload: Workload, program: Program | None = None) -> str:
     if program is not None:
         slots = int((program.slots[:, SlotField.PROCESS] == 0).sum())
         out.append(
-            f"compiled    {program.started} threads, {slots:,} pieces of memory,"
+            f"compiled    {plural(program.started, 'thread')}, {slots:,} pieces of memory,"
             f" at most {_bytes(program.touched_bytes)} made present"
         )
         kinds = program.threads[:, ThreadField.KIND]
