@@ -19,7 +19,7 @@ from mmreplay.fit.parameters import Parameters, number_of
 from mmreplay.locking.loader import load_model
 from mmreplay.machine.loader import load_machine, read_profile
 from mmreplay.machine.profile import Machine, Topology
-from mmreplay.machine.writer import profile_text, write_profile
+from mmreplay.machine.writer import profile_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from engine_speed import fault_plan
@@ -108,7 +108,7 @@ def test_what_was_measured_directly_is_kept(prior: Machine, truth: Machine) -> N
 def test_a_profile_comes_back_as_it_was_written(found: Calibration, tmp_path: Path) -> None:
     machine = replace(found.machine, fitted_on=("page_fault1", "brk1"))
     text = profile_text(machine, Topology(1, 1, 2, 1), "lscpu", 'made by a "test"\nof two lines')
-    write_profile(tmp_path / "mine.toml", text)
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     again = read_profile(tmp_path / "mine.toml")
     assert again.fitted_on == ("page_fault1", "brk1")
     assert again.n_cpus == 2

@@ -52,7 +52,7 @@ def command(
     from mmreplay.hardware.runs import read_runs
     from mmreplay.machine.loader import load_machine
     from mmreplay.report.accuracy import accuracy_data, accuracy_svg, accuracy_text
-    from mmreplay.report.files import write_text
+    from mmreplay.report.writers import write_file
 
     if form == "parquet" and output is None:
         raise UserError("Parquet is no text", where="--format", fix="give -o FILE.parquet")
@@ -89,7 +89,7 @@ def command(
                     )
     if plot is not None:
         names = ", ".join(sorted({p.machine for p in points}))
-        write_text(Path(plot), accuracy_svg(points, f"Simulated and measured: {names}"))
+        write_file(Path(plot), accuracy_svg(points, f"Simulated and measured: {names}").encode())
     if form == "parquet":
         assert output is not None
         _parquet(points, Path(output))
@@ -102,7 +102,7 @@ def command(
     if output is None:
         click.echo(text)
     else:
-        write_text(Path(output), text + "\n")
+        write_file(Path(output), f"{text}\n".encode())
 
 
 def _parquet(points: list[Compared], path: Path) -> None:

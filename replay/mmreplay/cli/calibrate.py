@@ -53,8 +53,8 @@ def command(
     from mmreplay.fit import api
     from mmreplay.fit.progress import progress_line
     from mmreplay.hardware.runs import read_runs
-    from mmreplay.machine.writer import write_profile
     from mmreplay.report.calibration import calibration_data, calibration_text, profile_of
+    from mmreplay.report.writers import write_file
 
     target = Path(output) if output is not None else None
     if target is not None:
@@ -84,7 +84,7 @@ def command(
         )
     profile = profile_of(found, measured, topology, Path(runs).name, title)
     if target is not None:
-        write_profile(target, profile)
+        write_file(target, profile.encode())
     if form == "json":
         click.echo(json.dumps(calibration_data(found, points, prepared.notes), indent=1))
     else:

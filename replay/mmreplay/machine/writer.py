@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Final
 
 from mmreplay.machine.loader import SCHEMA, LimitsFile, LinesFile, ShootdownFile, WakeFile
@@ -48,13 +47,6 @@ def profile_text(machine: Machine, topology: Topology, origin: str, comment: str
             _line("speed", Number(speed, machine.frequency_basis, machine.frequency_source))
         )
     return "\n".join(words) + "\n"
-
-
-def write_profile(path: Path, text: str) -> None:
-    """Whole or not at all: written beside, then renamed."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def _line(name: str, number: Number) -> str:
