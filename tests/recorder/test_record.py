@@ -135,6 +135,15 @@ def test_a_missing_directory_is_named_before_anything_runs(tmp_path: Path) -> No
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_program_that_cannot_be_run_is_named_before_perf_is(tmp_path: Path) -> None:
+    file, text = tmp_path / "app.data", tmp_path / "notes.txt"
+    text.write_text("no program")
+    for name, why in (("/nowhere/app", "there is no such program; give"), (text, "chmod")):
+        with pytest.raises(UserError, match=f"{name}: .*{why}"):
+            record(Wanted(program=(str(name),)), file)
+    assert not file.exists()
+
+
 def test_a_recording_does_not_take_a_traces_name(tmp_path: Path) -> None:
     file = tmp_path / "app.mmt"
     with pytest.raises(UserError, match=r"record to app\.data, then mmreplay import app\.data"):

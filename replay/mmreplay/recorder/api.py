@@ -233,6 +233,7 @@ def record(
     """
     if output is not None:
         check_name(output)
+    here.check_program(wanted.program)
     threads = here.processes(wanted.pids)
     has = here.tracepoints()
     recording = describe(wanted, has, here_=True) if has is not None else None

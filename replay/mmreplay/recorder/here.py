@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -83,6 +84,17 @@ def ring_pages(wanted_bytes: int | None, *, total: bool = False) -> int:
 def rings_bytes(pages: int) -> int:
     """Size of all rings of ``pages`` together."""
     return pages * os.sysconf("SC_PAGE_SIZE") * (os.cpu_count() or 1)
+
+
+def check_program(program: Sequence[str]) -> None:
+    """Raise a :class:`UserError` where the command to record cannot be run (execvp(3))."""
+    if program and shutil.which(program[0]) is None:
+        there = Path(program[0]).exists()
+        raise UserError(
+            "cannot be executed" if there else "there is no such program",
+            where=program[0],
+            fix="make it executable (chmod +x)" if there else "give its path, or look at PATH",
+        )
 
 
 def allow_events(recording: Recording, threads: int) -> None:
