@@ -11,6 +11,7 @@ import pytest
 from polars.testing import assert_frame_equal
 from test_against_perf_script import FAULTS, LOCKS, WORKLOAD, record, syscalls
 
+from mmreplay.errors import UserError
 from mmreplay.importers.registry import import_trace
 from mmreplay.schema import OpKind
 
@@ -113,3 +114,23 @@ def test_ftrace_says_what_perf_script_says(tmp_path: Path) -> None:
     assert one.rows("operations") > 1000
     for table in ("operations", "threads", "locks", "schedule"):
         assert_frame_equal(one.table(table).collect(), other.table(table).collect())
+
+
+def test_a_busy_machine_that_was_never_idle(tmp_path: Path) -> None:
+    """The kernel's own threads tell that more than one process was recorded."""
+    head = "  {name}-{tid}  [001] d..1.  5.00000{k}: "
+    line = head + "sched_waking: comm=x pid=7 prio=120 target_cpu=0\n"
+    fault = head + "page_fault_user: address=0x1000 ip=0x1 error_code=0x6\n"
+    text = fault.format(name="prog", tid=10, k=1) + line.format(name="kworker/0:1", tid=7, k=2)
+    file = tmp_path / "trace"
+    file.write_text(text + fault.format(name="other", tid=11, k=3))
+    with pytest.raises(UserError, match="the whole machine was recorded"):
+        import_trace(file, tmp_path / "t.mmt")
+
+
+def test_the_latency_format_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "trace"
+    file.write_text("# tracer: nop\n#\n# nop latency trace v1.1.5 on 6.18.44\n#  cmd pid\n")
+    with pytest.raises(UserError, match="latency format") as caught:
+        import_trace(file, tmp_path / "t.mmt")
+    assert "nolatency-format" in caught.value.fix

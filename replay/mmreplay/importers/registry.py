@@ -131,6 +131,22 @@ FORMATS: Final[tuple[Format, ...]] = (
         lambda path, head: path.is_dir() and (path / "header.json").is_file(),
         _refuse("is a trace already", "use it as it is: mmreplay show TRACE"),
     ),
+    Format(
+        "ftrace latency format",
+        lambda path, head: b"latency trace v1." in head,
+        _refuse(
+            "ftrace's latency format, without process ids and points in time",
+            "echo nolatency-format > trace_options, and read the trace again",
+        ),
+    ),
+    Format(
+        "part of a recording",
+        lambda path, head: path.name.startswith("data.") and (path.parent / "data").is_file(),
+        _refuse(
+            "one file of a recording directory (perf record --threads)",
+            "give the directory that it lies in",
+        ),
+    ),
     Format("strace log", _is_strace, _strace),
     Format("perf script or ftrace text", _is_trace_text, _trace_text),
     Format(

@@ -38,6 +38,8 @@ _WARN_LOST: Final = 0.001
 _FUTEX: Final = frozenset(
     name for call in CALLS[C_FUTEX:] for name in (f"syscalls:sys_enter_{call.name}", call.name)
 )
+#: Names of threads that belong to no process: the machine was recorded, if a busy one.
+_KERNEL_THREADS: Final = ("kworker/", "ksoftirqd/", "migration/", "rcu_", "kswapd")
 #: Above this share of times that go back the text is not in order of time at all.
 _MOST_LATE: Final = 0.10
 
@@ -155,10 +157,12 @@ def _check(file: source.TextFile, dialect: Dialect, empty: bool) -> None:
             fix="print all fields of the events (perf script --ns -F +pid,+addr), or record the "
             "default set: mmreplay record",
         )
-    if x[tr.X_IDLE] and not dialect.one_process and len(groups := _guessed(file)) > 1:
+    groups = _guessed(file)
+    kernels = any(name.startswith(_KERNEL_THREADS) for name in groups)
+    if (x[tr.X_IDLE] or kernels) and not dialect.one_process and len(groups) > 1:
         raise UserError(
             f"the whole machine was recorded, and of {x[tr.X_GUESSED]} threads "
-            f"({', '.join(groups)}) "
+            f"({', '.join(groups[:4])}) "
             "it does not say to which process they belong",
             where=where,
             fix=dialect.tell_process,
@@ -174,11 +178,11 @@ def _check(file: source.TextFile, dialect: Dialect, empty: bool) -> None:
 
 
 def _guessed(file: source.TextFile) -> list[str]:
-    """Up to four groups of threads whose process was guessed: names without digits."""
+    """Groups of threads whose process was guessed: names without digits."""
     rows = file.threads[(file.threads[:, tr.K_TID] != 0) & (file.threads[:, tr.K_GUESSED] != 0)]
     names = (row[[tr.K_COMM0, tr.K_COMM1]].tobytes() for row in rows)
     groups = {re.sub(rb"\d+", b"", name.rstrip(b"\0")) for name in names}
-    return sorted(name.decode("utf-8", "replace") for name in groups)[:4]
+    return sorted(name.decode("utf-8", "replace") for name in groups)
 
 
 def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: Assembler) -> Header:
