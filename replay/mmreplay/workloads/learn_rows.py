@@ -153,6 +153,8 @@ def read_rows(trace: Trace, name: str) -> Rows:
     whole["waited"], whole["waker"] = waits(trace, tids, roles, whole["thread"], whole["row"])
     whole["waited"] = np.minimum(whole["waited"], whole["blocked"])
     edges = _phases(whole, roles, memory)
+    if not ((edges > low) & (edges < high)).any():  # start-up and tear-down of one phase
+        edges = edges[[0, -1]]
     whole["phase"] = np.searchsorted(edges[1:-1], whole["begin"], side="right")
     if len(edges) == 2:
         middle = (whole["begin"] >= low) & (whole["begin"] <= high)
