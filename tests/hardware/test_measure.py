@@ -158,6 +158,10 @@ def test_a_kernel_without_the_other_path_and_too_many_threads(
     monkeypatch.setattr(suite, "thread_limit", lambda: (100, "pids.max of the cgroup"))
     line = refused("mmap1", "--threads", "200")
     assert "200 threads are more than the system allows (pids.max of the cgroup: 100)" in line
+    assert "use at most 92" in line
+    monkeypatch.setattr(suite, "thread_limit", lambda: (10**6, "kernel.threads-max"))
+    for wanted in ("100000", "5000", "1,4097"):
+        assert "use at most 4096" in refused("mmap1", "--threads", wanted)
 
 
 def test_without_permission_to_trace_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,10 @@ def _workloads(
     from mmreplay.workloads.definition import list_probes, list_workloads, load_workload
 
     names = workloads or (QUICK if quick else tuple(list_workloads()))
-    threads = parse_counts(threads_text, "--threads", "threads") if threads_text else None
+    threads = None
+    if threads_text:
+        # what the system allows is less, and whoever plans knows it
+        threads = parse_counts(threads_text, "--threads", "threads", 1 << 30)
     if threads is None and quick:
         threads = tuple(sorted({1, len(pinning_order())}))
     plan = suite.plan([load_workload(name) for name in names], threads, options, memory_bytes)

@@ -29,7 +29,7 @@ from mmreplay.hardware.probes import ROUNDS, Prober, glance
 from mmreplay.hardware.run_worker import available_bytes
 from mmreplay.hardware.runner import RunAnswer, RunRequest
 from mmreplay.hardware.runs import Runs
-from mmreplay.workloads.compiler import compile_workload
+from mmreplay.workloads.compiler import MOST_THREADS, compile_workload
 from mmreplay.workloads.definition import Workload
 from mmreplay.workloads.program import MADV_POPULATE_WRITE, Program
 from mmreplay.workloads.program import Path as Way
@@ -38,6 +38,8 @@ from mmreplay.workloads.program import Path as Way
 _OVERHEAD_S: Final = 0.15
 #: Operations of each thread while its locks are traced.
 _CHECK_OPS: Final = 2000
+#: Threads of this process and those that perform the run.
+_OTHER_THREADS: Final = 8
 #: Leave so much of the memory to the others.
 _LEAVE_BYTES: Final = 256 << 20
 
@@ -229,14 +231,18 @@ def thread_limit() -> tuple[int, str]:
 
 
 def check_threads(wanted: int) -> None:
-    """Refuse more threads than the system allows."""
+    """Refuse more threads than the system allows, or than a program is compiled for."""
     limit, name = thread_limit()
-    if wanted + 8 > limit:
+    most = max(1, min(MOST_THREADS, limit - _OTHER_THREADS))
+    if wanted <= most:
+        return
+    if most < MOST_THREADS:
         raise UserError(
             f"{wanted} threads are more than the system allows ({name}: {limit})",
             where="--threads",
-            fix="use fewer, or raise that limit",
+            fix=f"use at most {most}, or raise that limit",
         )
+    raise UserError(f"{wanted} threads", where="--threads", fix=f"use at most {most}")
 
 
 def order_of(plan: Plan) -> list[tuple[int, list[Point]]]:

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"^[+-]?\d+$")
 _RANGE = re.compile(r"^(?P<first>\d+)-(?P<last>\d+)(?::(?P<times>x)?(?P<step>\d+))?$")
 
 
-def parse_counts(text: str, option: str, what: str) -> tuple[int, ...]:
+def parse_counts(text: str, option: str, what: str, largest: int = LARGEST) -> tuple[int, ...]:
     """Ascending distinct counts.
 
     Parts are separated by commas; a part is a number, ``A-B`` (every count), ``A-B:S``
@@ -26,7 +26,7 @@ def parse_counts(text: str, option: str, what: str) -> tuple[int, ...]:
     ------
     UserError
         An empty list, something that is no number, a count below 1 or above
-        :data:`LARGEST`, a reversed range, or more than :data:`LONGEST` counts.
+        ``largest``, a reversed range, or more than :data:`LONGEST` counts.
     """
     found: set[int] = set()
     parts = [part.strip() for part in text.split(",")]
@@ -37,7 +37,7 @@ def parse_counts(text: str, option: str, what: str) -> tuple[int, ...]:
             fix="write for example 1,2,4,8 or 1-128:x2",
         )
     for part in parts:
-        found.update(_part(part, option, what))
+        found.update(_part(part, option, what, largest))
         if len(found) > LONGEST:
             raise UserError(
                 f"more than {LONGEST} counts of {what}",
@@ -47,16 +47,16 @@ def parse_counts(text: str, option: str, what: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def check_count(value: int, option: str, what: str) -> int:
-    """``value`` where it is a count of ``what`` that can be simulated."""
-    if not 1 <= value <= LARGEST:
-        raise UserError(f"{value} {what}", where=option, fix=f"give a number from 1 to {LARGEST}")
+def check_count(value: int, option: str, what: str, largest: int = LARGEST) -> int:
+    """``value`` where it is a count of ``what`` from 1 to ``largest``."""
+    if not 1 <= value <= largest:
+        raise UserError(f"{value} {what}", where=option, fix=f"give a number from 1 to {largest}")
     return value
 
 
-def _part(part: str, option: str, what: str) -> list[int]:
+def _part(part: str, option: str, what: str, largest: int) -> list[int]:
     if _NUMBER.match(part):
-        return [check_count(int(part), option, what)]
+        return [check_count(int(part), option, what, largest)]
     match = _RANGE.match(part)
     if match is None:
         raise UserError(
@@ -64,8 +64,8 @@ def _part(part: str, option: str, what: str) -> list[int]:
             where=option,
             fix="write for example 1,2,4,8 or 1-128:x2",
         )
-    first = check_count(int(match["first"]), option, what)
-    last = check_count(int(match["last"]), option, what)
+    first = check_count(int(match["first"]), option, what, largest)
+    last = check_count(int(match["last"]), option, what, largest)
     if first > last:
         raise UserError(
             f'the range "{part}" runs backwards', where=option, fix=f"write {last}-{first}"

@@ -68,7 +68,7 @@ def thread_counts(workload: Workload, threads: int) -> dict[str, int]:
     fixed = sum(counts.values())
     if rest is None and fixed != threads:
         raise UserError(
-            f"{workload.name} has exactly {fixed} threads, not {threads}",
+            f"{workload.name} has exactly {_threads(fixed)}, not {threads}",
             where=where,
             fix=f"use --threads {fixed}",
         )
@@ -83,6 +83,10 @@ def thread_counts(workload: Workload, threads: int) -> dict[str, int]:
             )
         counts[rest] = threads - fixed
     return {name: counts[name] for name in workload.started()}
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def compile_workload(workload: Workload, threads: int, *, for_ever: bool = False) -> Program:
@@ -486,7 +490,7 @@ class _Compiler:
             if share == 0:
                 raise UserError(
                     f"{key}: region {step.on} has less than a page for each of"
-                    f" {body.of_role} threads",
+                    f" {_threads(body.of_role)}",
                     where=self.w.path,
                     fix="make the region larger or use fewer threads",
                 )
