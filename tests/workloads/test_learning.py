@@ -145,7 +145,7 @@ def test_a_trace_without_operations_or_times_cannot_be_learnt_from() -> None:
         learn(blind)
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*words: str) -> tuple[int, str]:
         try:
             done = CliRunner().invoke(cli, list(words), catch_exceptions=False)
@@ -166,6 +166,15 @@ def test_the_commands(tmp_path: Path) -> None:
     assert code == 0
     assert 7500 < Trace.open(second).rows("operations") <= 9000
     assert "beside" not in out
+
+    def refuse(recorded: Trace, generated: Trace) -> None:
+        raise UserError("the recording was sampled", fix="count every event")
+
+    with monkeypatch.context() as patched:  # what cannot be replayed is learnt all the same
+        patched.setattr("mmreplay.predict.likeness.likeness", refuse)
+        code, out = run("synth", "--from", first, "-o", second, "--force")
+    assert code == 0
+    assert "not replayed beside the recording: the recording was sampled" in out
     assert load_workload(text).roles.keys() == {"compiler", "mutator"}
     assert learn_workload(first)[1].threads == 4
     for words, says in (

@@ -98,9 +98,12 @@ def command(
         what, left = learnt.workload, learnt.found.left_out
         duration_s = _FOR_EVER_S if duration_s is None else duration_s
     made = synthesise(what, duration_s=duration_s, progress=progress, **options)
-    like = None
+    like, why = None, "it is long; --check does it all the same"
     if learnt is not None and check is not False:
-        like = learnt.likeness(options["seed"], asked=bool(check))
+        try:
+            like = learnt.likeness(options["seed"], asked=bool(check))
+        except UserError as refused:  # the trace is there all the same
+            why = refused.problem
     if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)
     if form == "json":
@@ -114,7 +117,7 @@ def command(
     if like is not None:
         click.echo(f"  {like.line()}")
     elif learnt is not None and check is not False:
-        click.echo("  not replayed beside the recording: it is long; --check does it all the same")
+        click.echo(f"  not replayed beside the recording: {why}")
 
 
 class _Learnt:
