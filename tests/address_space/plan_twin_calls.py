@@ -261,7 +261,12 @@ class PlanTwin(Faults):
 
     def _madvise(self, space: Space, op: Op, start: int, end: int, advice: int) -> None:
         first, last = op.first_page, op.last_page
+        area = space.map.above(start)
+        populates = op.op is PlanOp.MADVISE_POPULATE
+        bit = self._bit(op.mm, area) if populates and area is not None and area.private else None
         space.map.advise(start, end, advice)
+        if bit is not None and area is not None and area.anon and not bit.set:
+            self._first_write(op.mm, area, bit)
         self._describe(op, space, target=False, changed=False)
         op.traits &= ~Trait.NO_CHANGE
         area = space.map.above(start)
@@ -271,6 +276,8 @@ class PlanTwin(Faults):
         if op.op is PlanOp.MADVISE_POPULATE:
             op.traits |= Trait.POPULATE | (Trait.WRITE if advice == 23 else Trait(0))
             self._fill(space, op, first, last, advice == 23)
+            if not op.pages:
+                op.traits |= Trait.NO_CHANGE
             return
         if advice == MADV_FREE:
             op.traits |= Trait.LAZY_FREE

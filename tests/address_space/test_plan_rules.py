@@ -249,6 +249,21 @@ def test_advice(advice: int, op: PlanOp) -> None:
     assert bundle.plan.op[at(bundle, row)] == op
 
 
+def test_a_populating_call_makes_the_anon_vma_where_it_is_the_first_to_write() -> None:
+    tape = Tape()
+    tape.mmap(A, 4)
+    read, write, again = (
+        tape.op(OpKind.MADVISE, address=A, length=PAGE, flags=advice, result=0)
+        for advice in (22, 23, 23)  # POPULATE_READ, POPULATE_WRITE
+    )
+    bundle = tape.plan()
+    assert list(bundle.plan.anon_initial) == [0]
+    assert {int(bundle.plan.anon_slot[at(bundle, r)]) for r in (read, write, again)} == {0}
+    nothing = [bool(traits(bundle, row) & Trait.NO_CHANGE) for row in (read, write, again)]
+    assert nothing == [False, False, True]
+    assert traits(bundle, write) & Trait.COW  # in the place of the zero page
+
+
 def test_failed_calls_run_their_program_only_after_the_lock() -> None:
     tape = Tape()
     before = tape.op(OpKind.MPROTECT, address=A, length=PAGE, prot=1, result=-22, errno=22)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import pytest
 
+from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.locking import list_models, load_model
-from mmreplay.locking.isa import PARAMS
+from mmreplay.locking.isa import PARAMS, RuntimeBit
 from mmreplay.locking.scenarios import SCENARIOS
 from mmreplay.locking.walk import walk
 
@@ -151,6 +152,34 @@ def test_munmap_drains_the_lru_batch_before_6_14_only(name: str) -> None:
     (scenario,) = [s for s in SCENARIOS if s.operation == "munmap" and s.name == "whole VMA"]
     done = walk(load_model(name), scenario.op, scenario.traits, scenario.sets, scenario.bits)
     assert ("cost lru_batch" in done.steps) == (name == "linux-6.12")
+
+
+@pytest.mark.parametrize(
+    ("traits", "costs"),
+    [
+        (Trait.ANON, {"fault_common", "set_pte"}),  # the zero page
+        (
+            Trait.ANON | Trait.WRITE,
+            {"fault_common", "alloc_page", "zero_page", "lru_drain", "set_pte"},
+        ),
+        (Trait.SHMEM | Trait.SHARED | Trait.WRITE, {"fault_common", "file_lookup", "set_pte"}),
+        (Trait.ANON | Trait.WRITE | Trait.NO_CHANGE, set()),  # all is there
+    ],
+)
+def test_a_populating_call_pays_for_what_it_fills(traits: Trait, costs: set[str]) -> None:
+    done = walk(
+        load_model("linux-6.18"), PlanOp.MADVISE_POPULATE, traits, {}, RuntimeBit.VMA_ANON_VMA
+    )
+    always = {"syscall", "madvise_common", "gup", "find"}
+    paid = {step.split()[1] for step in done.steps if step.startswith("cost ")}
+    assert paid - always == costs
+
+
+def test_populating_drains_the_lru_batch_since_5_18() -> None:
+    (scenario,) = [s for s in SCENARIOS if s.operation == "madvise_populate"]
+    for name, drains in (("linux-5.15", False), ("linux-6.1", True), ("linux-6.2", True)):
+        done = walk(load_model(name), scenario.op, scenario.traits, scenario.sets, scenario.bits)
+        assert ("cost lru_drain" in done.steps) == drains
 
 
 def test_the_shootdown_of_dontneed_moved_out_of_the_lock() -> None:

@@ -110,7 +110,9 @@ class Trait(IntFlag):
     OVERLAPS = 1 << 26  # MAP_FIXED over existing mappings
     POPULATE = 1 << 27  # populates pages after the write section (MAP_POPULATE, mlock)
     MULTI_VMA = 1 << 28  # the range reaches over the end of its first VMA
-    NO_CHANGE = 1 << 29  # changes nothing (mprotect to the same protection, read(2) at the end)
+    # changes nothing (mprotect to the same protection, read(2) at the end, MADV_POPULATE_* of
+    # pages that are there)
+    NO_CHANGE = 1 << 29
     PAGES_PRESENT = 1 << 30  # something is mapped in the range: there is something to flush
     FREES_TABLES = 1 << 31
     LOCKED = 1 << 32  # VM_LOCKED

@@ -24,10 +24,12 @@ from mmreplay.address_space.page_state import PAGES, REGION_SHIFT
 from mmreplay.address_space.plan import PlanOp, Trait
 from mmreplay.address_space.plan_fault import (
     anon_slot_of,
+    before_populate,
     copy_marks,
     fills_anon,
     lose_anon_vma,
     pieces,
+    populated,
     vector_marks,
     vma_traits,
 )
@@ -325,6 +327,8 @@ def prepare_call(rows, i, m, p, w, out, o, space):
         w.args[A_BREAK] = m.spaces[space, S_BRK]
         if address2 == 0 and length > 0:
             address2 = rows[i].result
+    if op == _MADV_POPULATE and not failed:
+        before_populate(m, w, space, rows[i].address >> 12)
     w.args[A_REWRITTEN] = 0
     if kind in (_MPROTECT, _PKEY_MPROTECT) and not failed:
         first = rows[i].address >> 12
@@ -412,6 +416,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
     elif kind == _PROCESS_MADVISE:
         vector_marks(rows, i, w, out, o, space)
     elif kind == _MADVISE:
+        if op == _MADV_POPULATE:
+            populated(m, w, before, space, first)
         traits |= _advise(m, p, s, w, out, o, thread, space, first, last, op, flags)
     elif kind == _BRK:
         now = rows[i].result
@@ -512,7 +518,7 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
             traits |= _T_WRITE
         traits |= _T_POPULATE
         fill(m, p, w, out, o, space, first, last, write)
-        return traits
+        return traits if out.ops[o].pages > 0 else traits | _T_NO_CHANGE
     if advice == MADV_FREE:
         traits |= _T_LAZY
     if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_REMOVE, MADV_PAGEOUT) or (

@@ -329,6 +329,25 @@ def fills_anon(m, w, out, o, before, space, first):
 
 
 @borrowing_helper
+def before_populate(m, w, space, first):
+    """A call is about to populate from ``first`` on: the bit of the VMA as it is."""
+    slot = find(m, space, first << 12)
+    if slot >= 0 and m.vma[slot, V_FLAGS] & _V_SHARED == 0:
+        anon_slot_of(m, w, slot)
+
+
+@borrowing_helper
+def populated(m, w, before, space, first):
+    """The call was the first write of its first VMA (mm/gup.c:faultin_page@6.18), or was not."""
+    slot = find(m, space, first << 12)
+    if slot < 0 or m.vma[slot, V_ANON] == 0 or w.slots[slot].uid != m.vma[slot, V_UID]:
+        return
+    bit = w.slots[slot].bit
+    if bit >= 0 and not w.bits[bit].set:
+        anon_first_write(m, w, slot, bit, before)
+
+
+@borrowing_helper
 def _allowed(flags, write, execute):
     """Whether a VMA with these flags allows the access (an unknown one allows all)."""
     if flags & _V_UNKNOWN:

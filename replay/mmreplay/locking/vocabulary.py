@@ -51,6 +51,7 @@ COSTS: Final[dict[str, Cost]] = {
     "stack_expand": Cost("fault", "checks of a stack growth, without its tree store"),
     # batches that every Nth page pays
     "lru_batch": Cost("batch", "move one per-CPU batch to the LRU lists, under lru_lock"),
+    "lru_drain": Cost("call", "move a page or two to the LRU lists at once, under lru_lock"),
     "zone_batch": Cost("batch", "refill or drain one per-CPU page list, under the zone lock"),
     "memcg_batch": Cost("batch", "charge one per-CPU stock to the memcg's counters"),
     # system calls on the map
