@@ -77,6 +77,30 @@ def found(prior: Machine, truth: Machine) -> Calibration:
     return calibrate(prior, targets, measured={}, source="a test", seeds=(1,), iterations=4)
 
 
+@dataclass(frozen=True)
+class WakeUps:
+    """One wake-up after the other: how long the waker and the woken take is told together only."""
+
+    label: str = "wake-ups"
+
+    def rate(self, machine: Machine, seed: int) -> float:
+        return 1e9 / (machine.waker_ns.value + machine.woken_ns.value)
+
+
+def test_a_probed_number_that_the_runs_move_far_is_not_called_measured(prior: Machine) -> None:
+    probed = {"wake.waker_ns": (10_000.0, 0.3), "wake.woken_ns": (10_000.0, 0.3)}
+
+    def fitted(rate: float) -> Machine:
+        target = Target(WakeUps(), rate, 0.01)
+        return calibrate(prior, [target], measured=probed, source="runs").machine
+
+    assert fitted(1e9 / 20_000).woken_ns.basis == "measured"
+    moved = fitted(1e9 / 80_000).woken_ns
+    assert moved.value > 15_000
+    assert moved.basis == "fitted"
+    assert "the probe gave 10000" in moved.source
+
+
 def test_rates_come_close(found: Calibration) -> None:
     assert np.median(np.abs(found.before - 1)) > 0.4
     assert np.median(np.abs(found.after - 1)) < 0.05

@@ -184,14 +184,17 @@ def _profile(
     used = (found.jacobian[:, :-1] != 0).any(axis=0)
     values = parameters.values(found.position)  # those not used are at the prior, by the fit
     spread = parameters.uncertainty(found.covariance)
-    prior = parameters.machine
+    prior, prior_of = parameters.machine, parameters.prior
     numbers: dict[str, Number] = {}
     for j, name in enumerate(parameters.names):
         old = number_of(prior, name)
         basis, why = "fitted", f"{source}, ±{spread[j]:.0%}"
         if remaining[j] >= IDENTIFIED:
-            if name in measured:
+            stayed = abs(found.position[j]) <= parameters.sd[j]
+            if name in measured and stayed:
                 basis, why = "measured", f"{source}, measured directly"
+            elif name in measured:
+                why = f"{source}, known only together with others; the probe gave {prior_of[j]:.5g}"
             elif used[j]:
                 why += ", known only together with others"
             else:
