@@ -201,3 +201,18 @@ def test_sampled_text(tmp_path: Path) -> None:
     assert trace.header.capabilities.sampling
     assert trace.header.capabilities.fault_duration == "none"
     assert any("sampled" in line for line in trace.header.warnings)
+
+
+@pytest.mark.parametrize("cpu", ["[001] ", ""])
+@pytest.mark.parametrize(
+    "name", ["1.5: foo:", "d 9.123456:", "[k] 77/78 [001]", "U 3/4 K", "12345", "p (10) q", "-"]
+)
+def test_a_name_may_look_like_anything(tmp_path: Path, name: str, cpu: str) -> None:
+    text = f"""\
+{name:>16} 10/11 {cpu}5.000003000: syscalls:sys_enter_munmap: addr: 0x7f0000001000, len: 0x2000
+{name:>16} 10/11 {cpu}5.000004500: syscalls:sys_exit_munmap: 0x0
+"""
+    trace = import_trace(write(tmp_path, text), tmp_path / "t.mmt")
+    rows = trace.operations.collect()
+    assert rows.select("tid", "kind", "duration_ns").rows() == [(11, int(OpKind.MUNMAP), 1500)]
+    assert trace.threads.collect()["comm"].to_list() == [name]

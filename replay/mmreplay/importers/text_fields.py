@@ -23,7 +23,7 @@ from mmreplay.importers.text_bytes import (
 from mmreplay.jit import borrowing_helper
 
 # Entries of a line's head.
-(H_TID, H_PID, H_CPU, H_TIME, H_COMM_END, H_CONTEXT) = range(6)
+(H_TID, H_PID, H_CPU, H_TIME, H_COMM_END, H_CONTEXT, H_COLON) = range(7)
 _MAX_CPU: Final = 32_767
 _KERNEL_HALF: Final = 1 << 63
 _ADDRESS, _IP, _ERROR_CODE = fnv("address"), fnv("ip"), fnv("error_code")
@@ -57,7 +57,7 @@ def find_time(b: Any, at: Any, end: Any) -> Any:
     while colon < end:
         if b[colon] == 58:
             dot = back_over_digits(b, colon - 1, at)
-            if at < dot < colon - 1 and b[dot] == 46:
+            if at < dot < colon - 3 and b[dot] == 46:  # perf, ftrace: six or nine digits
                 begin = back_over_digits(b, dot - 1, at)
                 if begin < dot - 1 and (begin < at or b[begin] == SPACE):
                     return begin + 1, colon
@@ -89,12 +89,14 @@ def _context(letter: Any) -> Any:
 
 
 @borrowing_helper
-def parse_head(b: Any, at: Any, end: Any, ftrace: Any, head: Any) -> Any:
+def parse_head(b: Any, at: Any, behind: Any, end: Any, ftrace: Any, head: Any) -> Any:
     """The head of a line into ``head`` (H_*); returns where the rest begins, -1: no such line.
 
-    From the time backwards, because a thread's name may hold blanks, digits and brackets.
+    From the time, the first at or after ``behind``, backwards, because a thread's name may hold
+    blanks, digits and brackets.
     """
-    begin, colon = find_time(b, at, end)
+    begin, colon = find_time(b, behind, end)
+    head[H_COLON] = colon if colon >= 0 else end
     if colon < 0:
         return colon
     head[H_TIME], _ = seconds(b, begin, colon)
@@ -106,11 +108,12 @@ def parse_head(b: Any, at: Any, end: Any, ftrace: Any, head: Any) -> Any:
         while word >= at and b[word] != SPACE:
             word -= 1
         before = back_over_spaces(b, word, at)
-        if before >= at and b[before] == 93:
-            if ftrace and k - word >= 4:
+        if not ftrace:
+            if before >= at and _is_misc(b, word + 1, k):
+                k = before if b[before] == 93 or is_digit(b[before]) else k
+        elif before >= at and b[before] == 93:
+            if k - word >= 4:
                 head[H_CONTEXT] = _context(b[word + 3])
-            k = before
-        elif not ftrace and before >= at and is_digit(b[before]) and _is_misc(b, word + 1, k):
             k = before
     if k >= at and b[k] == 93:  # [CPU]
         opening = back_over_digits(b, k - 1, at)

@@ -205,7 +205,7 @@ def _addresses_of_ends(head: bytes) -> bool:
 def _scanner(names: Names, foreseen: _Holds | None) -> source.Scan:
     tables = number_tables("x86_64")
     numbers, slots = tables.calls[NATIVE], tables.slots[NATIVE]
-    scratch, words = np.zeros(6, np.int64), np.zeros(6, np.uint64)
+    scratch, words = np.zeros(7, np.int64), np.zeros(6, np.uint64)
 
     def run(file: source.TextFile, rows: NDArray[np.int64]) -> bool:
         end = file.size_bytes

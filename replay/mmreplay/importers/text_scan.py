@@ -25,6 +25,7 @@ from mmreplay.importers.text_bytes import (
     word_end,
 )
 from mmreplay.importers.text_fields import (
+    H_COLON,
     H_COMM_END,
     H_CONTEXT,
     H_CPU,
@@ -139,7 +140,7 @@ def scan(
     file_keys, file_values:
         Table of names of mapped files by hash -> number.
     scratch, words:
-        (6,) int64 and (6,) uint64 to work in.
+        (7,) int64 and (6,) uint64 to work in.
     rows:
         (n, WIDTH) int64.
 
@@ -163,7 +164,9 @@ def scan(
         stop = line_end(buffer, b, at, end)
         line, at = at, stop + 1
         x[tr.X_POSITION] = line
-        rest = parse_head(b, line, stop, ftrace, head)
+        rest = parse_head(b, line, line, stop, ftrace, head)
+        if rest < 0:  # what looks like a time may be the thread's name
+            rest = parse_head(b, line, head[H_COLON] + 1, stop, ftrace, head)
         if rest < 0:
             x[tr.X_SKIPPED] += 1
             continue
