@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.cold_pages import CACHED_PAGES, mark_cold
-from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp
+from mmreplay.address_space.plan import SCALE_ONE, WAKE_POINT, MarkSet, Plan, PlanOp
 from mmreplay.address_space.plan_state import Cursor, Out, Work
 from mmreplay.address_space.threads import Threads
 from mmreplay.address_space.times import BLOCKED, SLEEP, THINK, Times
@@ -30,6 +30,8 @@ _VMA, _MM, _FILE, _TABLE, _ANON, _KINDS = range(6)
 _IN_TABLES: Final = int(MarkSet.TABLES)
 # Rows of the two blocks of columns that _cut fills; the first narrow ones are the objects.
 _FIRST_PAGE, _LAST_PAGE, _VMA_FIRST, _VMA_LAST, _ROW, _THINK, _BLOCKED, _SLEEP, _WIDE = range(9)
+_WAKE: Final = np.uint64(WAKE_POINT)
+_NO_OP: Final = int(PlanOp.NONE)
 # Rounds before a record is used, and words of a cache line.
 _SOON, _LINE = 16, 8
 _CHILD, _PAGES, _VMAS, _TABLES, _NARROW = range(_KINDS, _KINDS + 5)
@@ -90,8 +92,8 @@ def _survey(
 
 
 @native
-def _by_thread(ops: Any, n: int, first: I64, place: I64, order: I64, rank: I64) -> None:
-    """Positions of operations 0..n by (thread, row), and the position of each in that order.
+def _by_thread(ops: Any, n: int, first: I64, place: I64, order: I64) -> None:
+    """Positions of operations 0..n by (thread, row).
 
     A counting sort, then insertion: in order of effect the rows of a thread ascend but
     for faults inside calls.  ``place`` (T,): scratch.
@@ -107,8 +109,6 @@ def _by_thread(ops: Any, n: int, first: I64, place: I64, order: I64, rank: I64) 
             order[k] = order[k - 1]
             k -= 1
         order[k] = o
-    for k in range(n):
-        rank[order[k]] = k
 
 
 @native
@@ -116,6 +116,8 @@ def _cut(
     ops: Any,
     words: I64,
     order: I64,
+    gaps: I64,
+    beside: I64,
     rank: I64,
     marks: Any,
     deps: I64,
@@ -138,6 +140,8 @@ def _cut(
 ) -> None:
     """The columns and lists of records ``order``, and the address space of each VMA.
 
+    Before record ``order[gaps[p]]`` a row is left for point p, and filled but for its times; its
+    address space is that of record ``order[beside[p]]``.  ``rank``: scratch, a number a record.
     With many threads each record is elsewhere in memory, and its times again; they are
     asked for some rounds before.  ``words``: the memory of ``ops``.  A fork marks VMAs of the
     parent, everything else its own: the mm of the row either way.
@@ -146,14 +150,39 @@ def _cut(
     size = len(words) // len(ops)
     m = 0
     d = 0
-    for k in range(n):
-        o = order[k]
-        if k + _SOON < n:
-            there = order[k + _SOON] * size
+    p = 0
+    for at in range(n):
+        while p < len(gaps) and gaps[p] <= at:
+            p += 1
+        rank[order[at]] = at + p
+    p = 0
+    for at in range(n + 1):
+        while p < len(gaps) and gaps[p] <= at:
+            k = at + p
+            traits[k] = _WAKE
+            op[k] = _NO_OP
+            for i in range(_WIDE):
+                wide[i, k] = -1
+            for i in range(_NARROW):
+                narrow[i, k] = -1
+            for i in (_FIRST_PAGE, _LAST_PAGE, _THINK, _BLOCKED):
+                wide[i, k] = 0
+            for i in (_PAGES, _VMAS, _TABLES):
+                narrow[i, k] = 0
+            narrow[_MM, k] = number[base[_MM] + ops[order[beside[p]]].mm]
+            mark_first[k] = m
+            dep_first[k] = d
+            p += 1
+        if at == n:
+            break
+        k = at + p
+        o = order[at]
+        if at + _SOON < n:
+            there = order[at + _SOON] * size
             prefetch(words, there)
             prefetch(words, there + _LINE)
             prefetch(words, there + size - 1)
-            row = ops[order[k + _SOON // 2]].row - first_row
+            row = ops[order[at + _SOON // 2]].row - first_row
             prefetch(times, row * _TIMES)
         traits[k] = ops[o].traits
         op[k] = ops[o].op
@@ -200,8 +229,8 @@ def _cut(
         for i in range(ops[o].dep_first, ops[o].dep_end):
             dep_op[d] = rank[deps[i]]
             d += 1
-    mark_first[n] = m
-    dep_first[n] = d
+    mark_first[n + p] = m
+    dep_first[n + p] = d
 
 
 def loop_points(thread_first: I64, op: NDArray[np.uint8], ended: NDArray[np.bool_]) -> I64:
@@ -220,77 +249,117 @@ def loop_points(thread_first: I64, op: NDArray[np.uint8], ended: NDArray[np.bool
     return np.where(loops, at, -1)
 
 
-def assemble(
-    out: Out,
-    w: Work,
-    uids: int,
-    tables: int,
-    files: int,
-    own_files: int,
-    threads: Threads,
-    times: Times,
-    window_ns: tuple[int, int],
-    whole: bool,
-) -> tuple[Plan, I32, I64, I64]:
-    """The plan, its threads (index into ``threads``), its address spaces, and for each
-    operation its row of the operations table (of clones that of the original).
+class Layout(NamedTuple):
+    """N operations by (thread, row), T threads, and the numbers of what they mention."""
+
+    order: I64  # (N,) records, in order of effect
+    thread_first: I64  # (T+1,)
+    who: I64  # (T,) index into ``Threads``
+    base: I64  # where each kind of object begins in ``number``
+    number: I32  # of each object, -1 where it is not mentioned
+    vmas: int  # VMA ids given out
+    files: int  # first number of files that the map made
+
+
+class Gaps(NamedTuple):
+    """P points between the operations of a layout, by thread and then by operation.
+
+    Before the operation at a position (N+1 at most: the end) of ``Layout.order`` there are the
+    points of its thread before it, and those of the thread before behind its last one.
+    """
+
+    before: I64  # (P,) position of the operation that follows; the thread's end behind its last one
+    thread: I64  # (P,) thread of the layout
+
+    def moved(self, at: I64) -> I64:
+        """Rows of the plan that operations at these positions have."""
+        rows: I64 = at + np.searchsorted(self.before, at, side="right")
+        return rows
+
+
+def lay_out(
+    out: Out, w: Work, uids: int, tables: int, files: int, own_files: int, threads: Threads
+) -> Layout:
+    """Order the pass's records, and complete their traits (``cold_pages``).
 
     ``uids``, ``tables``, ``files``, ``own_files``: VMA ids, page-table pages, file numbers
-    and files of the map given out; ``window_ns``: begin and end of the planned part;
-    ``whole``: it reaches to the end of the trace, so the threads' tails count.
+    and files of the map given out.
     """
     n = int(w.cursor[Cursor.OUT])
-    n_marks, n_deps = int(w.cursor[Cursor.MARKS]), int(w.cursor[Cursor.DEPS])
     sizes = [uids + len(w.spaces), len(w.spaces), files + 1 + own_files, tables, len(w.bits)]
     base = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     number = np.full(base[-1], -1, np.int32)
     every = np.zeros(threads.n + 1, np.int64)
-    order, rank = np.empty((2, n), np.int64)
+    order = np.empty(n, np.int64)
     mark_cold(out.ops, n, CACHED_PAGES, np.zeros(len(w.spaces), np.int64))
+    n_marks = int(w.cursor[Cursor.MARKS])
     _survey(out.ops, n, out.marks, n_marks, uids, files + 1, base, number, every)
-    _by_thread(out.ops, n, every, np.empty(threads.n, np.int64), order, rank)
-    wide = np.empty((_WIDE, n), np.int64)
-    narrow = np.empty((_NARROW, n), np.int32)
-    traits = np.empty(n, np.uint64)
-    op = np.empty(n, np.uint8)
+    _by_thread(out.ops, n, every, np.empty(threads.n, np.int64), order)
+    who = np.flatnonzero(np.diff(every))
+    return Layout(order, np.append(every[who], n), who, base, number, uids, files + 1)
+
+
+def assemble(
+    out: Out,
+    w: Work,
+    layout: Layout,
+    threads: Threads,
+    times: Times,
+    window_ns: tuple[int, int],
+    whole: bool,
+    points: Gaps,
+) -> tuple[Plan, I64]:
+    """The plan and its address spaces.
+
+    ``window_ns``: begin and end of the planned part; ``whole``: it reaches to the end of the
+    trace, so the threads' tails count; ``points``: where rows are left for points.
+    """
+    order, base, number, who = layout.order, layout.base, layout.number, layout.who
+    gaps = points.before
+    n, rows = len(order), len(order) + len(gaps)
+    n_marks, n_deps = int(w.cursor[Cursor.MARKS]), int(w.cursor[Cursor.DEPS])
+    wide = np.empty((_WIDE, rows), np.int64)
+    narrow = np.empty((_NARROW, rows), np.int32)
+    traits = np.empty(rows, np.uint64)
+    op = np.empty(rows, np.uint8)
     words = out.ops.view(np.ndarray).view(np.int64)
     objects = [np.flatnonzero(number[base[kind] : base[kind + 1]] >= 0) for kind in range(_KINDS)]
-    mark_first, dep_first = np.empty((2, n + 1), np.int64)
+    mark_first, dep_first = np.empty((2, rows + 1), np.int64)
     mark_vma, mark_set = np.empty(n_marks, np.int32), np.empty(n_marks, np.uint8)
     dep_op = np.empty(n_deps, np.int64)
     vma_mm = np.zeros(len(objects[_VMA]), np.int32)
     _cut(
-        out.ops, words, order, rank, out.marks, out.deps, uids, files + 1, base, number,
+        out.ops, words, order, gaps, np.minimum(gaps, layout.thread_first[points.thread + 1] - 1),
+        np.empty(n, np.int64), out.marks, out.deps, layout.vmas, layout.files, base, number,
         times.first, times.values, wide, narrow, traits, op, mark_first, mark_vma, mark_set,
         dep_first, dep_op, vma_mm,
     )  # fmt: skip
-    counts = np.diff(every)
-    who = np.flatnonzero(counts)
-    thread_first = np.append(every[who], n)
-    starts = thread_first[:-1]
+    starts = layout.thread_first[:-1]
     # think time before the window began does not count
     cpu, blocked = wide[_THINK], wide[_BLOCKED]
-    rows = wide[_ROW]
-    if threads.n > threads.n_recorded:
-        rows = np.asarray(out.ops["row"][order], np.int64)
+    at = points.moved(starts)
     recorded = np.where(threads.clone_of[who] >= 0, threads.clone_of[who], who)
-    lead = cpu[starts] + blocked[starts] + times.begins[recorded, 1]
+    lead = cpu[at] + blocked[at] + times.begins[recorded, 1]
     offset = times.begins[recorded, 0] - lead - window_ns[0]
     deficit = np.maximum(-offset, 0)
-    take = np.minimum(deficit, blocked[starts])
-    blocked[starts] -= take
-    cpu[starts] -= np.minimum(deficit - take, cpu[starts])
+    take = np.minimum(deficit, blocked[at])
+    blocked[at] -= take
+    cpu[at] -= np.minimum(deficit - take, cpu[at])
     # gone long before the window ends, or not there for half of it: a thread that came and went
     span, end = window_ns[1] - window_ns[0], threads.end_ns[who] - window_ns[0]
     ended = (threads.end_ns[who] >= 0) & (
         (end < span - span // 20) | (end - np.maximum(offset, 0) < span // 2)
     )
     tail = 1 if whole else 0
+    loop = loop_points(
+        layout.thread_first, op if rows == n else np.delete(op, gaps + np.arange(len(gaps))), ended
+    )
+    thread_first = layout.thread_first + np.searchsorted(points.thread, np.arange(len(who) + 1))
     plan = Plan(
         thread_first=thread_first,
         thread_offset_ns=np.maximum(offset, 0),
         thread_group=threads.group[who].astype(np.int32),
-        thread_loop=loop_points(thread_first, op, ended),
+        thread_loop=np.where(loop >= 0, points.moved(loop), -1),
         thread_tail_cpu_ns=threads.tail_cpu_ns[who] * tail,
         thread_tail_blocked_ns=threads.tail_blocked_ns[who] * tail,
         op=op,
@@ -311,7 +380,7 @@ def assemble(
         last_page=wide[_LAST_PAGE],
         vma_first_page=wide[_VMA_FIRST],
         vma_last_page=wide[_VMA_LAST],
-        scale=np.full(n, SCALE_ONE, np.int32),
+        scale=np.full(rows, SCALE_ONE, np.int32),
         row=wide[_ROW],
         mark_first=mark_first,
         mark_vma=mark_vma,
@@ -324,7 +393,7 @@ def assemble(
         mm_users=_users(thread_first, narrow[_MM], len(objects[_MM])),
         n_files=len(objects[_FILE]),
     )
-    return plan, who.astype(np.int32), objects[_MM], rows
+    return plan, objects[_MM]
 
 
 def _users(thread_first: I64, mm: I32, spaces: int) -> I32:

@@ -48,6 +48,7 @@ SLOT: Final = np.dtype(
         ("prev", np.int32),
         ("scratch", np.int32),  # used by collect()
         ("huge", np.int32),  # mapped by one huge page
+        ("user", np.int32),  # the thread of all of ``last_use``, -1 none, -2 several
     ],
     align=True,
 )
@@ -171,6 +172,7 @@ def _make_at(p, space, region, at):
     p.meta[_NEXT_TABLE] += 1
     p.slot[slot].seen = 0
     p.slot[slot].huge = 0
+    p.slot[slot].user = -1
     p.slot[slot].region = region
     p.slot[slot].space = space
     first = p.spaces[space].head
@@ -353,6 +355,14 @@ def populate(p, space, first, last, state, low, high, copies):
 
 
 @borrowing_helper
+def note_user(p, slot, thread):
+    """Besides others, ``thread`` (-2: several) has used pages of a region."""
+    user = p.slot[slot].user
+    if user != thread:
+        p.slot[slot].user = thread if user == -1 else -2
+
+
+@borrowing_helper
 def move(p, space, old, new, pages):
     """Move ``pages`` page entries (mremap); returns (pages moved, tables of the source).
 
@@ -377,7 +387,9 @@ def move(p, space, old, new, pages):
                 put(p, there, j, state)
                 put(p, slot, i, ABSENT)
                 moved += 1
-            p.last_use[there, j] = max(use, p.last_use[there, j])
+            if use >= 0:
+                p.last_use[there, j] = max(use, p.last_use[there, j])
+                note_user(p, there, p.slot[slot].user)
     return moved, n
 
 

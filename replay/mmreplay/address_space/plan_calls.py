@@ -180,7 +180,17 @@ def range_deps(p, s, w, out, thread, space, first, last, users):
         found = pages_.collect(p, space, first, last)
         for k in range(found):
             slot = p.slot[k].scratch
+            user = p.slot[slot].user
+            if user == -1 or user == thread:
+                continue
             lo, hi = pages_.bounds(p, slot, first, last)
+            if user >= 0:
+                newest = np.int64(-1)
+                for i in range(lo, hi):
+                    newest = max(newest, p.last_use[slot, i])
+                if newest >= 0:
+                    n = note_late(w, out, n, newest)
+                continue
             for i in range(lo, hi):
                 op = p.last_use[slot, i]
                 if op >= 0 and out.ops[op].thread != thread:

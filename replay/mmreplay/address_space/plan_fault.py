@@ -504,6 +504,7 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, before, thread, space
         traits |= _T_HUGE | (0 if write else _T_ZERO)
         if inside:
             p.last_use[region, index] = o
+            pages_.note_user(p, region, thread)
         out.ops[o].traits |= np.uint64(traits)
         return 0
     if w.table_initial[table] == 0 and p.slot[region].seen & thread_bit == np.uint64(0):
@@ -511,6 +512,7 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, before, thread, space
     p.slot[region].seen |= thread_bit
     if inside:
         p.last_use[region, index] = o
+        pages_.note_user(p, region, thread)
     # -- the page -----------------------------------------------------------------------
     state = p.state[region, index]
     if known:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mmreplay.address_space import page_state as pages_
 from mmreplay.address_space import segments as segments_
-from mmreplay.address_space.assemble import assemble
+from mmreplay.address_space.assemble import assemble, lay_out
 from mmreplay.address_space.plan import Plan
 from mmreplay.address_space.plan_clone import Clones
 from mmreplay.address_space.plan_core import advance
@@ -34,7 +34,7 @@ from mmreplay.address_space.plan_state import (
     make_out,
     make_work,
 )
-from mmreplay.address_space.points import insert_wakeups
+from mmreplay.address_space.points import Points, no_points
 from mmreplay.address_space.rows import CHUNK_ROWS, Rows, Stream
 from mmreplay.address_space.rules import Rules
 from mmreplay.address_space.scale import PrivateRange, clone_base, private_ranges
@@ -350,7 +350,8 @@ def _finish(
     if whole:
         end_ns = max(end_ns, span)
     numbers = state.m.numbers
-    plan, index, spaces, places = assemble(
+    window_ns = (begin_ns, end_ns)
+    layout = lay_out(
         state.out,
         state.w,
         int(numbers[Num.NEXT_UID]),
@@ -358,15 +359,17 @@ def _finish(
         stream.mappings.files,
         int(numbers[Num.NEXT_FILE]) - OWN_FILES,
         who,
-        times,
-        (begin_ns, end_ns),
-        whole,
     )
+    points = None
+    if wakeups is not None:
+        points = Points(wakeups, who, layout, state.out.ops, times, window_ns, whole)
+    gaps = points.gaps if points is not None else no_points()
+    plan, spaces = assemble(state.out, state.w, layout, who, times, window_ns, whole, gaps)
     counters = {kind.name.lower(): int(state.w.counters[kind]) for kind in Count if kind != Count.N}
     counters["dependencies"] = len(plan.dep_op)
     counters |= {"wakeups": 0, "wakeups_left_out": 0, "wakeups_cyclic": 0}
-    if wakeups is not None:
-        found = insert_wakeups(plan, wakeups, who, index, places, times, (begin_ns, end_ns), whole)
+    if points is not None:
+        found = points.inserted(plan)
         plan = found.plan
         counters["wakeups"] = found.waits
         counters["wakeups_left_out"] = found.left_out
@@ -382,7 +385,7 @@ def _finish(
             clone=int(t - who.first_clone[who.clone_of[t]] + 1) if who.clone_of[t] >= 0 else 0,
             index=int(who.clone_of[t] if who.clone_of[t] >= 0 else t),
         )
-        for t in index
+        for t in layout.who
     ]
     scaled = who.n > who.n_recorded
     notes = ("upper bound: memory map only",) if scaled and not counters.get("wakeups") else ()
@@ -393,7 +396,7 @@ def _finish(
         spaces=spaces.astype(np.int64),
         groups=who.group_names,
         window=(times.first, times.end),
-        window_ns=(begin_ns, end_ns),
+        window_ns=window_ns,
         notes=notes,
     )
 

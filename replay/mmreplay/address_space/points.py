@@ -8,40 +8,20 @@ woken is no think time any more; it is kept as ``sleep_ns`` for later laps.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.plan import SCALE_ONE, WAKE_POINT, Plan, PlanOp
+from mmreplay.address_space.assemble import Gaps, Layout
+from mmreplay.address_space.plan import WAKE_POINT, Plan
 from mmreplay.address_space.threads import Threads
 from mmreplay.address_space.times import BLOCKED, THINK, Times
-from mmreplay.address_space.wakeups import Waits, Wakeups, spread, useful
+from mmreplay.address_space.wakeups import Wakeups, spread, useful
 from mmreplay.jit import borrowing_helper, native
 
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-
-#: What the columns of a plan hold in a point; all others 0.
-_DEFAULTS: Final = {
-    "op": int(PlanOp.NONE),
-    "child_mm": -1,
-    "traits": int(WAKE_POINT),
-    "sleep_ns": -1,
-    "vma": -1,
-    "anon_slot": -1,
-    "table": -1,
-    "file": -1,
-    "vma_first_page": -1,
-    "vma_last_page": -1,
-    "scale": SCALE_ONE,
-    "row": -1,
-}
-_COLUMNS: Final = (
-    "op", "mm", "child_mm", "traits", "think_cpu_ns", "think_blocked_ns", "sleep_ns", "pages",
-    "vmas", "tables", "vma", "anon_slot", "table", "file", "first_page", "last_page",
-    "vma_first_page", "vma_last_page", "scale", "row",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,136 +34,125 @@ class Inserted:
     cyclic: int  # waits given up because they would wait for themselves
 
 
-def insert_wakeups(
-    plan: Plan,
-    found: Wakeups,
-    who: Threads,
-    index: I32,
-    rows: I64,
-    times: Times,
-    window_ns: tuple[int, int],
-    whole: bool,
-) -> Inserted:
-    """The plan with the wake-ups of its part of the trace.
+def no_points() -> Gaps:
+    """A plan without wake-ups."""
+    return Gaps(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+class Points:
+    """The wake-ups of a plan's part of the trace, and where their points lie.
 
     Parameters
     ----------
-    index:
-        (T,) thread of ``who`` of each thread of the plan.
-    rows:
-        (N,) row of the operations table of each operation, of clones that of the original.
+    ops:
+        Records of the pass, in order of effect.
     times, window_ns, whole:
         As of :func:`mmreplay.address_space.assemble.assemble`.
     """
-    place = np.full(who.n, -1, np.int64)
-    place[index] = np.arange(len(index))
-    here = (found.wake_ns >= window_ns[0]) & (found.wake_ns <= window_ns[1])
-    inside = found.chosen(here)
-    present = (place[inside.thread] >= 0) & (place[inside.waker] >= 0)
-    kept = inside.chosen(present)
-    if not whole:
-        last = rows[plan.thread_first[1:] - 1][place[kept.thread]]
-        kept = kept.chosen(useful(kept.thread, kept.waker, kept.after < last, who.n))
-    left_out = len(inside) - len(kept)
-    if not len(kept):
-        return Inserted(plan, 0, left_out, 0)
-    cuts = _Cuts(plan, kept, spread(kept, who), place, rows, times, whole)
-    made, cyclic = _acyclic(cuts.insert())
-    return Inserted(made, int(cuts.waits.waits.sum()) - cyclic, left_out, cyclic)
-
-
-class _Cuts:
-    """Where each point lies: its thread in the plan, and the operation that follows it."""
 
     def __init__(
         self,
-        plan: Plan,
         found: Wakeups,
-        waits: Waits,
-        place: I64,
-        rows: I64,
+        who: Threads,
+        layout: Layout,
+        ops: Any,
         times: Times,
+        window_ns: tuple[int, int],
         whole: bool,
     ) -> None:
-        self.plan, self.waits, self.times, self.rows, self.whole = plan, waits, times, rows, whole
+        place = np.full(who.n, -1, np.int64)
+        place[layout.who] = np.arange(len(layout.who))
+        here = (found.wake_ns >= window_ns[0]) & (found.wake_ns <= window_ns[1])
+        inside = found.chosen(here)
+        kept = inside.chosen((place[inside.thread] >= 0) & (place[inside.waker] >= 0))
+        first, end = layout.thread_first[:-1], layout.thread_first[1:]
+        if not whole:
+            last = ops["row"][layout.order[end - 1]][place[kept.thread]]
+            kept = kept.chosen(useful(kept.thread, kept.waker, kept.after < last, who.n))
+        self.left_out = len(inside) - len(kept)
+        self.waits = waits = spread(kept, who)
+        self.times, self.whole, self._first = times, whole, layout.thread_first
         of = waits.wakeup
 
         def side(waiter: I64, waker: I64) -> I64:
             return np.where(waits.waits, waiter[of], waker[of])
 
-        self.thread = place[waits.thread]
-        after = side(found.after, found.waker_after)
-        self.cpu = side(found.cpu_ns, found.waker_cpu_ns)
-        self.blocked = side(found.blocked_ns, found.waker_blocked_ns)
-        self.wait = np.where(waits.waits, (found.on_ns - found.off_ns)[of], 0)
-        # The first operation of the thread whose row is higher: rows ascend within a thread.
-        stride = max(int(rows.max(initial=0)), int(after.max(initial=0))) + 2
-        owner = np.repeat(np.arange(plan.n_threads), np.diff(plan.thread_first))
-        self.next = np.searchsorted(
-            owner * stride + rows, self.thread * stride + after, side="right"
-        )
-        #: Points in the order of the new plan, and the place of each point in it.
-        self.order = np.lexsort((found.wake_ns[of], self.next, self.thread))
+        thread = place[waits.thread]
+        following = np.empty(len(of), np.int64)
+        _follow(
+            ops, layout.order, layout.thread_first, thread, side(kept.after, kept.waker_after),
+            following,
+        )  # fmt: skip
+        self.cpu = side(kept.cpu_ns, kept.waker_cpu_ns)
+        self.blocked = side(kept.blocked_ns, kept.waker_blocked_ns)
+        self.wait = np.where(waits.waits, (kept.on_ns - kept.off_ns)[of], 0)
+        self._at = ops["row"][layout.order[first]] - times.first
+        #: Points in the order of the plan, and the place of each point in it.
+        self.order = np.lexsort((kept.wake_ns[of], following, thread))
         self.rank = np.empty_like(self.order)
         self.rank[self.order] = np.arange(len(self.order))
+        self.gaps = Gaps(following[self.order], thread[self.order])
 
-    def insert(self) -> Plan:
-        """The new plan."""
-        plan, order = self.plan, self.order
-        n, count = plan.n_ops, len(order)
-        following = self.next[order]
-        new = following + np.arange(count)
-        is_old = np.ones(n + count, np.bool_)
-        is_old[new] = False
-        old = np.flatnonzero(is_old)
-        before = np.searchsorted(self.thread[order], np.arange(plan.n_threads + 1), side="left")
-        columns: dict[str, Any] = {name: _merged(plan, name, following, new) for name in _COLUMNS}
-        beside = np.minimum(following, plan.thread_first[self.thread[order] + 1] - 1)
-        columns["mm"][new] = plan.mm[beside]
-        tails = self._divide(columns, old, new)
-        waiting = np.concatenate([old[_owners(plan)], new[self.rank[self.waits.waiting]]])
-        for_ = np.concatenate([old[plan.dep_op], new[self.rank[self.waits.for_]]])
-        loops = plan.thread_loop >= 0
-        return plan._replace(
-            **columns,
-            thread_first=plan.thread_first + before,
-            thread_loop=np.where(loops, old[np.where(loops, plan.thread_loop, 0)], -1),
-            thread_tail_cpu_ns=tails[0],
-            thread_tail_blocked_ns=tails[1],
-            mark_first=_first(old, np.diff(plan.mark_first), n + count),
-            dep_first=_first(waiting, np.ones(len(waiting), np.int64), n + count),
-            dep_op=for_[np.argsort(waiting, kind="stable")],
+    def inserted(self, plan: Plan) -> Inserted:
+        """The plan, which has the points' rows, with their times and who waits for whom."""
+        if not len(self.order):
+            return Inserted(plan, 0, self.left_out, 0)
+        new = self.gaps.before + np.arange(len(self.order))
+        tails = self._divide(plan, new)
+        waiting = np.concatenate([_owners(plan), new[self.rank[self.waits.waiting]]])
+        for_ = np.concatenate([plan.dep_op, new[self.rank[self.waits.for_]]])
+        made, cyclic = _acyclic(
+            plan._replace(
+                thread_tail_cpu_ns=tails[0],
+                thread_tail_blocked_ns=tails[1],
+                dep_first=_first(waiting, np.ones(len(waiting), np.int64), plan.n_ops),
+                dep_op=for_[np.argsort(waiting, kind="stable")],
+            )
         )
+        return Inserted(made, int(self.waits.waits.sum()) - cyclic, self.left_out, cyclic)
 
-    def _divide(self, columns: dict[str, Any], old: I64, new: I64) -> tuple[I64, I64]:
+    def _divide(self, plan: Plan, new: I64) -> tuple[I64, I64]:
         """Cut the time of each gap at its points; returns the tails that are left."""
-        plan, order = self.plan, self.order
+        order = self.order
         tail_cpu, tail_blocked = plan.thread_tail_cpu_ns.copy(), plan.thread_tail_blocked_ns.copy()
-        first = plan.thread_first[:-1]
-        at = self.rows[first] - self.times.first
+        first = self.gaps.moved(self._first[:-1])
         # What the part of the trace begins with was cut off the first gaps.
-        cut_cpu = self.times.values[at, THINK] - plan.think_cpu_ns[first]
-        cut_blocked = self.times.values[at, BLOCKED] - plan.think_blocked_ns[first]
+        cut_cpu = self.times.values[self._at, THINK] - plan.think_cpu_ns[first]
+        cut_blocked = self.times.values[self._at, BLOCKED] - plan.think_blocked_ns[first]
         _divide(
-            self.thread[order],
-            self.next[order],
+            self.gaps.thread,
+            self.gaps.before,
             self.cpu[order],
             self.blocked[order],
             self.wait[order],
             self.waits.waits[order],
-            plan.thread_first,
-            old,
+            self._first,
+            self.gaps.moved(self.gaps.before),
             new,
             cut_cpu,
             cut_blocked,
-            columns["think_cpu_ns"],
-            columns["think_blocked_ns"],
-            columns["sleep_ns"],
+            plan.think_cpu_ns,
+            plan.think_blocked_ns,
+            plan.sleep_ns,
             tail_cpu,
             tail_blocked,
             self.whole,
         )
         return tail_cpu, tail_blocked
+
+
+@native
+def _follow(ops: Any, order: I64, first: I64, thread: I64, after: I64, following: I64) -> None:
+    """The first operation of each point's thread whose row is higher than ``after``."""
+    for p in range(len(thread)):
+        low, high = first[thread[p]], first[thread[p] + 1]
+        while low < high:
+            middle = (low + high) >> 1
+            if ops[order[middle]].row <= after[p]:
+                low = middle + 1
+            else:
+                high = middle
+        following[p] = low
 
 
 @native
@@ -206,7 +175,10 @@ def _divide(
     tail_blocked: I64,
     whole: bool,
 ) -> None:
-    """Points in order; ``think``, ``slept`` and ``sleep`` are columns of the new plan."""
+    """Points in order; ``old``: rows of the operations that follow, ``new``: of the points.
+
+    ``think``, ``slept`` and ``sleep`` are columns of the plan.
+    """
     done_cpu = done_blocked = np.int64(0)
     for p in range(len(thread)):
         t, k = thread[p], following[p]
@@ -221,7 +193,7 @@ def _divide(
         if behind:
             left_cpu, left_blocked = tail_cpu[t], tail_blocked[t]
         else:
-            left_cpu, left_blocked = think[old[k]], slept[old[k]]
+            left_cpu, left_blocked = think[old[p]], slept[old[p]]
         span_cpu = max(at - done_cpu, 0)
         span_blocked = max(slept_before - done_blocked, 0)
         if not behind or whole:
@@ -238,28 +210,7 @@ def _divide(
         if behind:
             tail_cpu[t], tail_blocked[t] = left_cpu, left_blocked
         else:
-            think[old[k]], slept[old[k]] = left_cpu, left_blocked
-
-
-def _merged(plan: Plan, name: str, following: I64, new: I64) -> NDArray[Any]:
-    """A column with the points' defaults between the operations."""
-    column = getattr(plan, name)
-    out = np.empty(plan.n_ops + len(new), column.dtype)
-    _spread(column, following, out)
-    out[new] = _DEFAULTS.get(name, 0)
-    return out
-
-
-@native
-def _spread(column: NDArray[Any], following: I64, out: NDArray[Any]) -> None:
-    """Copy a column, leaving a place before each of the rows ``following``, which ascend."""
-    at = 0
-    for p in range(len(following)):
-        for i in range(at, following[p]):
-            out[i + p] = column[i]
-        at = following[p]
-    for i in range(at, len(column)):
-        out[i + len(following)] = column[i]
+            think[old[p]], slept[old[p]] = left_cpu, left_blocked
 
 
 def _owners(plan: Plan) -> I64:
