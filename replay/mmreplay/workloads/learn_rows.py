@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmreplay.errors import UserError
 from mmreplay.schema import OpKind
+from mmreplay.trace.services import DEFAULT_SERVICE_NS, OTHER_SERVICE_NS
 from mmreplay.workloads.learn_phases import phases
 from mmreplay.workloads.learn_waits import waits
 from mmreplay.workloads.objects import Pieces
@@ -120,6 +121,7 @@ def read_rows(trace: Trace, name: str) -> Rows:
         "prot",
     ]
     columns += ["flags", "fd", "errno", "fault_bits", "think_cpu_ns", "think_blocked_ns", "child"]
+    columns += ["duration_ns"]
     for batch in trace.batches("operations", columns, _CHUNK):
         if done >= MOST_ROWS:
             left[f"after the first {MOST_ROWS:,}"] += batch.height
@@ -152,6 +154,11 @@ def read_rows(trace: Trace, name: str) -> Rows:
     whole = {key: np.concatenate([p[key] for p in parts]) for key in parts[0] if key != "unknown"}
     whole["waited"], whole["waker"] = waits(trace, tids, roles, whole["thread"], whole["row"])
     whole["waited"] = np.minimum(whole["waited"], whole["blocked"])
+    # who is waited for does as much in less time where operations take less
+    pace = _pace(whole)
+    saved = np.round(whole["waited"] * (1 - pace)).astype(np.int64)
+    whole["waited"] -= saved
+    whole["blocked"] -= saved
     edges = _phases(whole, roles, memory)
     if not ((edges > low) & (edges < high)).any():  # start-up and tear-down of one phase
         edges = edges[[0, -1]]
@@ -206,6 +213,21 @@ def _phases(whole: dict[str, I64], roles: I64, memory: list[int]) -> I64:
     return phases(begin, roles[whole["thread"][used]] * 64 + kind, *span)
 
 
+def _pace(whole: dict[str, I64]) -> float:
+    """The time that threads are busy in a generated trace, by that in the recording, at most 1.
+
+    A recorded operation takes what recording, contention and the machine made of it, a
+    generated one :data:`~mmreplay.trace.services.DEFAULT_SERVICE_NS`.
+    """
+    known = whole["took"] >= 0
+    think = int(whole["think"][known].sum())
+    nominal = np.full(64, OTHER_SERVICE_NS, np.int64)
+    for kind, ns in DEFAULT_SERVICE_NS.items():
+        nominal[kind] = ns
+    busy = think + int(nominal[whole["kind"][known]].sum())
+    return min(1.0, busy / max(think + int(whole["took"][known].sum()), 1)) if known.any() else 1.0
+
+
 def _absent(whole: dict[str, I64], roles: I64, n: int, phases: int, start_ns: int) -> Any:
     """(roles, phases) time before its first operation that a thread neither ran nor slept, ns."""
     found = np.zeros((n, phases))
@@ -230,7 +252,7 @@ def _whole(batch: pl.DataFrame, name: str) -> I64:
     import polars as pl
 
     column = batch[name]
-    if name in ("think_cpu_ns", "think_blocked_ns"):
+    if name in ("think_cpu_ns", "think_blocked_ns", "duration_ns"):
         return column.fill_null(-1).cast(pl.Int64).to_numpy()
     missing = -1 if name == "fd" else 0
     filled = column.fill_null(missing)
@@ -244,6 +266,7 @@ def _times(number: dict[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
     return {
         "think": think[keep].clip(0),
         "blocked": blocked[keep].clip(0),
+        "took": number["duration_ns"][keep],
         "unknown": unknown,
     }
 
