@@ -62,10 +62,21 @@ def program(*passes: tuple[Do, int]) -> TraceProgram:
     )
 
 
+def again(pages: int) -> TraceProgram:
+    """The same ``pages`` written and dropped in turn: what is allocated was freed just now."""
+    one = program((Do.WRITE, 0))
+    one.rows[:, Word.A] = ARENA + np.arange(PAGES) % (pages + 1) * PAGE
+    drop = one.rows[pages :: pages + 1]
+    drop[:, Word.DO], drop[:, Word.NUMBER] = Do.CALL, NUMBERS["madvise"]
+    drop[:, Word.A], drop[:, Word.B], drop[:, Word.C] = ARENA, pages * PAGE, DONTNEED
+    return one
+
+
 CASES = {
     "row": program((Do.WRITE, 0), (Do.WRITE, 0)),  # the second time nothing faults
     "zero_page": program((Do.READ, 0)),
     "write": program((Do.WRITE, 0)),
+    "write_again": again(512),
     "populate": program((Do.CALL, POPULATE_WRITE)),
     "populate_zero_page": program((Do.CALL, POPULATE_READ)),
     "populate_present": program((Do.WRITE, 0), (Do.CALL, POPULATE_WRITE)),

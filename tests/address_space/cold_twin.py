@@ -14,6 +14,11 @@ NOT_MAPPED = T.HOLE | T.ACCESS_ERROR | T.FAILED | T.HUGETLB | T.SWAP
 FREES = (PlanOp.MUNMAP, PlanOp.MADVISE_ZAP, PlanOp.BRK_SHRINK, PlanOp.MREMAP_SHRINK, PlanOp.MMAP)
 
 
+def entry(mm: int, page: int) -> int:
+    """Where the last allocation in a page's 2 MiB is remembered."""
+    return (page // 512 + 40503 * mm) % 2**16
+
+
 def allocates(op: Op) -> bool:
     if T.FIRST_IN_FILE in op.traits:
         return True
@@ -25,12 +30,15 @@ def allocates(op: Op) -> bool:
 def cold_traits(ops: Sequence[Op], cached: int) -> list[Trait]:
     """COLD and COLD_FILE of each operation, in order of effect."""
     warm, held, found = cached, Counter[int](), []
+    clock, filled = 0, Counter[int]()
     for op in ops:
         got, freed = Trait(0), 0
         if op.op in (PlanOp.FAULT, PlanOp.MADVISE_POPULATE):
             if op.pages > 0 and not op.traits & NOT_MAPPED:
                 if allocates(op):
                     held[op.mm] += op.pages
+                    clock += op.pages
+                    filled[entry(op.mm, op.first_page)] = clock
                     if op.pages > warm and T.HUGE not in op.traits:
                         got |= T.COLD
                     warm = warm - op.pages if op.pages <= warm else 0
@@ -45,6 +53,9 @@ def cold_traits(ops: Sequence[Op], cached: int) -> list[Trait]:
             freed = min(op.pages, held[op.mm])
         if freed:
             held[op.mm] -= freed
-            warm = min(warm + freed, cached) if freed <= cached else 0
+            last = max(filled[entry(op.mm, page)] for page in (op.first_page, op.last_page))
+            if freed > cached or 0 < last < clock - cached:
+                got |= T.COLD
+            warm = 0 if T.COLD in got else min(warm + freed, cached)
         found.append(got)
     return found

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_twin import Op
 
-from mmreplay.address_space.cold_pages import mark_cold
+from mmreplay.address_space.cold_pages import RANGES, mark_cold
 from mmreplay.address_space.plan import Plan, PlanOp, Trait
 from mmreplay.address_space.plan_state import OPERATION
 from mmreplay.address_space.planner import build_plan
@@ -68,6 +68,29 @@ def test_memory_that_is_freed_in_small_pieces_stays_warm(
     assert share(planned(tmp_path, "32 MiB", "write", path=path), Trait.COLD, op) == 1
 
 
+def test_large_memory_is_cold_when_it_is_freed(tmp_path: Path) -> None:
+    assert share(planned(tmp_path, "4 MiB", "write"), Trait.COLD, PlanOp.MADVISE_ZAP) == 0
+    assert share(planned(tmp_path, "32 MiB", "write"), Trait.COLD, PlanOp.MADVISE_ZAP) == 1
+
+
+def freed_after(others: int) -> bool:
+    """Whether 4 pages are cold when they are freed after ``others`` were allocated elsewhere."""
+    fill = [(PlanOp.FAULT, Trait.WRITE | Trait.ANON, 4, 0)]
+    fill += [(PlanOp.FAULT, Trait.WRITE | Trait.ANON, 1, 512)] * others
+    rows = np.zeros(len(fill) + 1, OPERATION).view(np.recarray)
+    zap = (PlanOp.MADVISE_ZAP, Trait.PAGES_PRESENT | Trait.ANON, 4, 0)
+    for row, (op, traits, pages, page) in zip(rows, [*fill, zap], strict=True):
+        row.op, row.traits, row.pages = int(op), int(traits), pages
+        row.first_page = row.last_page = page
+    mark_cold(rows, len(rows), 8, np.zeros(1, np.int64), np.zeros(RANGES, np.int64))
+    return bool(int(rows[-1].traits) & Trait.COLD)
+
+
+def test_what_was_touched_long_ago_is_cold_when_it_is_freed() -> None:
+    assert not freed_after(8)
+    assert freed_after(9)
+
+
 def test_the_zero_page_is_never_cold(tmp_path: Path) -> None:
     plan = planned(tmp_path, "32 MiB", "read")
     assert share(plan, Trait.COLD | Trait.COLD_FILE) == 0
@@ -95,11 +118,12 @@ some_traits = st.sets(st.sampled_from(TRAITS), max_size=5).map(
     lambda traits: functools.reduce(operator.or_, traits, Trait(0))
 )
 planned_ops = st.builds(
-    lambda op, traits, pages, mm, last: Op(
-        0, 0, mm, op=op, traits=traits, pages=pages, bounds=(0, last)
+    lambda op, traits, pages, mm, last, first, more: Op(
+        0, 0, mm, op=op, traits=traits, pages=pages, bounds=(0, last),
+        first_page=first, last_page=first + more,
     ),
-    st.sampled_from(OPS), some_traits,
-    st.sampled_from([0, 1, 1, 3, 9]), st.integers(0, 1), st.sampled_from([-1, 3, 40]),
+    st.sampled_from(OPS), some_traits, st.sampled_from([0, 1, 1, 3, 9]), st.integers(0, 1),
+    st.sampled_from([-1, 3, 40]), st.sampled_from([0, 600]), st.sampled_from([0, 600]),
 )  # fmt: skip
 
 
@@ -110,6 +134,7 @@ def test_the_pass_equals_its_twin(ops: list[Op]) -> None:
     for row, op in zip(rows, ops, strict=True):
         row.op, row.traits, row.pages, row.mm = int(op.op), int(op.traits), op.pages, op.mm
         row.vma_first_page, row.vma_last_page = op.bounds
-    mark_cold(rows, len(rows), 8, np.zeros(2, np.int64))
+        row.first_page, row.last_page = op.first_page, op.last_page
+    mark_cold(rows, len(rows), 8, np.zeros(2, np.int64), np.zeros(RANGES, np.int64))
     found = [Trait(int(row.traits)) for row in rows]
     assert found == [o.traits | cold for o, cold in zip(ops, cold_traits(ops, 8), strict=True)]

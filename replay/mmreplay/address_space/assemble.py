@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.address_space.cold_pages import CACHED_PAGES, mark_cold
+from mmreplay.address_space.cold_pages import CACHED_PAGES, RANGES, mark_cold
 from mmreplay.address_space.plan import SCALE_ONE, WAKE_POINT, MarkSet, Plan, PlanOp
 from mmreplay.address_space.plan_state import Cursor, Out, Work
 from mmreplay.address_space.threads import Threads
@@ -291,7 +291,8 @@ def lay_out(
     number = np.full(base[-1], -1, np.int32)
     every = np.zeros(threads.n + 1, np.int64)
     order = np.empty(n, np.int64)
-    mark_cold(out.ops, n, CACHED_PAGES, np.zeros(len(w.spaces), np.int64))
+    held, filled = np.zeros(len(w.spaces), np.int64), np.zeros(RANGES, np.int64)
+    mark_cold(out.ops, n, CACHED_PAGES, held, filled)
     n_marks = int(w.cursor[Cursor.MARKS])
     _survey(out.ops, n, out.marks, n_marks, uids, files + 1, base, number, every)
     _by_thread(out.ops, n, every, np.empty(threads.n, np.int64), order)

@@ -4,7 +4,14 @@ A page that was freed a moment ago is still in a cache when the allocator hands 
 (its per-CPU lists and the buddy lists are stacks); clearing or copying one that is not there
 takes as long again.  On a 2-CPU AMD EPYC (Zen 4) guest under Linux 6.18 a write fault took
 1.14, 1.24, 1.54 and 1.58 us while 1, 4, 16 and 128 MiB were written and unmapped in turn, and
-a write fault on shared tmpfs pages 0.85, 0.87, 0.90 and 1.12 us.
+a write fault on shared tmpfs pages 0.85, 0.87, 0.90 and 1.12 us.  A page that was not touched for
+long before it was freed is in none either: with 16 MiB of younger pages always mapped a fault
+took 1.42 us for 1.09 us without (pieces of 1 MiB, ``benchmarks/unmap_costs.py``).
+
+Unmapping looks at the struct page of each page, which was in a cache when the page was allocated
+and is not for ever.  On the same machine munmap of 64 and 256 pages took 237 and 212 ns a page
+right after they were touched, and after 16 MiB of others between 268 and 352, 224 and 338, by
+what else was in the last-level cache (three runs of ``benchmarks/unmap_costs.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +27,9 @@ from mmreplay.jit import borrowing_helper, native
 #: the 4 MiB that did and the 16 MiB that did not (above).  Of the order of a core's share of
 #: the last-level cache of today's servers, 2 to 8 MiB.
 CACHED_PAGES: Final = 2048
+
+#: Ranges of 2 MiB whose last allocation is remembered: those 128 GiB apart share an entry.
+RANGES: Final = 1 << 16
 
 _COLD = np.uint64(int(Trait.COLD))
 _COLD_FILE = np.uint64(int(Trait.COLD_FILE))
@@ -54,18 +64,28 @@ def _allocates(op: Any, traits: Any) -> Any:
     return True
 
 
+@borrowing_helper
+def _range_of(mm: Any, page: Any) -> Any:
+    """Entry of ``filled`` for a page of an address space (its page table, and a few others)."""
+    return ((page >> 9) + 40503 * np.int64(mm)) & (RANGES - 1)
+
+
 @native
-def mark_cold(ops: Any, n: int, cached: int, held: Any) -> None:
+def mark_cold(ops: Any, n: int, cached: int, held: Any, filled: Any) -> None:
     """Set COLD and COLD_FILE in the traits of ``ops[:n]``, records in order of effect.
 
-    Of freed pages at most ``cached`` are in the caches, the newest; a call that frees more
-    leaves none there that the next allocation meets, because the allocator merges them.  Whose
-    pages they were does not matter: threads share the last-level cache.  A page of a file is
+    Of freed pages at most ``cached`` are in the caches, the newest.  A call that frees more
+    leaves none there that the next allocation meets, because the allocator merges them; nor
+    does one that frees what has left the caches itself.  Whose pages they were does not matter:
+    threads share the last-level cache.  A page of a file is
     cold where the mapping it is faulted in is larger than the caches.  ``held``, zeros on
     entry: pages that each address space has allocated (what it had before is freed unseen).
-    What is free at the beginning counts as warm.
+    What is free at the beginning counts as warm.  What an operation frees is cold where it is
+    more than ``cached`` pages, or so many have been allocated since the 2 MiB at either end of its
+    range last got one.  ``filled`` (RANGES,), zeros on entry: when that was.
     """
     warm = np.int64(cached)  # freed pages that are still in a cache
+    clock = np.int64(0)  # pages allocated so far
     for o in range(n):
         traits = ops[o].traits
         op = ops[o].op
@@ -77,6 +97,8 @@ def mark_cold(ops: Any, n: int, cached: int, held: Any) -> None:
                 continue
             if _allocates(op, traits):
                 held[mm] += pages
+                clock += pages
+                filled[_range_of(mm, ops[o].first_page)] = clock
                 if pages > warm:
                     warm = np.int64(0)
                     if traits & _HUGE == _NONE:
@@ -96,4 +118,10 @@ def mark_cold(ops: Any, n: int, cached: int, held: Any) -> None:
             freed = min(np.int64(ops[o].pages), held[mm])
         if freed > 0:
             held[mm] -= freed
-            warm = min(warm + freed, np.int64(cached)) if freed <= cached else np.int64(0)
+            last = filled[_range_of(mm, ops[o].first_page)]
+            last = max(last, filled[_range_of(mm, ops[o].last_page)])
+            if freed > cached or (last > 0 and clock - last > cached):
+                ops[o].traits |= _COLD
+                warm = np.int64(0)
+            else:
+                warm = min(warm + freed, np.int64(cached))

@@ -125,7 +125,8 @@ class Trait(IntFlag):
     UNKNOWN_VMA = 1 << 39  # the VMA was guessed (counted)
     GATE_VMA = 1 << 40  # /proc/PID/maps and smaps end with [vsyscall]
     GROWSDOWN = 1 << 41  # the VMA is a stack (VM_GROWSDOWN)
-    COLD = 1 << 42  # the pages that it allocates are in no cache (``cold_pages``)
+    # the pages that it allocates, or the struct pages of those that it frees, are in no cache
+    COLD = 1 << 42  # (``cold_pages``)
     COLD_FILE = 1 << 43  # nor are the pages of the file that it maps or copies
     LAZY_FREE = 1 << 44  # MADV_FREE: the pages stay until memory is short
 

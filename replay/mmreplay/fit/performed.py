@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mmreplay.trace.header import Header
 
 Thp = Literal["never", "madvise", "always"]
+#: CPU time that performing a row takes beside its operation, ns: `row` of
+#: benchmarks/fault_costs.py on the 2-CPU Zen 4 guest (a clock reading, mostly).
+_ROW_NS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ class PerformedCase:
             thread_offset_ns=none,
             thread_tail_cpu_ns=none,
             thread_tail_blocked_ns=none,
-            think_cpu_ns=times["think_cpu_ns"].to_numpy()[plan.row],
+            think_cpu_ns=times["think_cpu_ns"].to_numpy()[plan.row] + _ROW_NS,
             think_blocked_ns=times["think_blocked_ns"].to_numpy()[plan.row],
         )
         self.replay = Replay(self.plan, model)
@@ -151,7 +154,7 @@ class PerformedCase:
         """Every operation once."""
         result = self.replay.run(machine, Options(cores=cores, seed=seed))
         busy = int(result.op_busy_ns.sum())
-        think = int(self.plan.think_cpu_ns.sum())
+        think = int((self.plan.think_cpu_ns - _ROW_NS).sum())
         return Simulated(
             makespan_s=result.makespan_ns / 1e9,
             memory_share=busy / (busy + think) if busy + think else 0.0,
