@@ -285,6 +285,17 @@ def test_a_lap_that_takes_no_time_is_not_repeated() -> None:
         assert twin(*inputs, Options(cores=2, wrap=True, group=0)).op_count[PlanOp.NONE] == 2
 
 
+def test_a_replay_ends_though_the_measured_thread_does_not_get_on() -> None:
+    """The others wrap around until they have done the plan's three operations four times."""
+    slow, quick = [op(think_blocked_ns=10**12)], [op()] * 2
+    the_plan = plan([slow, quick], groups=[0, 1], loops=[-1, 1])
+    inputs = (the_plan, model({PlanOp.FAULT: [(Op.COST, SHORT), (Op.DONE,)]}), machine(4, COSTS))
+    for twin in (simulate, simulate_oracle):
+        result = twin(*inputs, Options(cores=2, wrap=True, group=0))
+        # the twelfth is counted when the thirteenth ends
+        assert (result.ops, result.makespan_ns) == (13, 13_000)
+
+
 @pytest.mark.parametrize("cores", [0, -1, 5, 10**9])
 def test_core_counts_outside_the_machine_are_refused(cores: int) -> None:
     with pytest.raises(UserError, match="cores"):

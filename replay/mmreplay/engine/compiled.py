@@ -178,6 +178,7 @@ class Memory:
             H_FLUSH_FIRST: setup.flush_first, H_FLUSH_NEXT: setup.flush_next,
             H_HANDLER: setup.handler, H_FLIGHT: setup.flight,
             H_THREADS: plan.n_threads, H_WRAP: int(options.wrap),
+            H_OTHERS_LEFT: setup.others_ops,
             H_CONDS: len(self.prepared.model.cond_every), H_PAGES: 16 * plan.n_ops,
             H_NODE_PLACES: self.prepared.pages.node_places,
             H_TOUCH_COUNT: len(self.prepared.pages.touch_keys),

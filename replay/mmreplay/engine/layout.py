@@ -28,8 +28,8 @@ NEVER: Final = (1 << 63) - 1
     H_TEND, H_THREADS, H_WRAP, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
-    H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS,
-) = range(90)  # fmt: skip
+    H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS, H_OTHERS_LEFT,
+) = range(91)  # fmt: skip
 HEADER: Final = 96
 
 # -- thread; the records begin right behind the header -----------------------------

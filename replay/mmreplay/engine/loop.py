@@ -38,6 +38,9 @@ def record(m, longs, b):
         bucket = min(bucket, 639)
     m[m[H_DELAY] + kind * 640 + bucket] += 1
     if not m[b + T_GROUP]:
+        m[H_OTHERS_LEFT] -= 1
+        if m[H_OTHERS_LEFT] == 0 and m[H_WIN_END] < 0:
+            m[H_WIN_END] = m[H_STOP] = m[H_NOW]
         return
     m[H_GRP_RECORDED] += 1
     end = m[b + T_FIN_END]

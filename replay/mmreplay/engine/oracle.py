@@ -58,6 +58,7 @@ class Simulation(Processors):
         self.sleep_ns = self.dep_wait_ns = 0
         self.group_recorded = 0
         self.window_begin_ns = self.window_end_ns = self.stop_ns = -1
+        self.others_left = self.setup.others_ops
         self.records: list[tuple[int, int]] = []  # of the group: (end, user time)
         self.points: list[tuple[int, int]] = []  # user time before wake points, likewise
         for thread in self.threads:
@@ -277,7 +278,11 @@ class Simulation(Processors):
         self.op_busy_ns[done.kind] += done.busy_ns
         self.op_wait_ns[done.kind] += done.wait_ns
         self.op_delay[done.kind, delay_bucket(done.delay_ns)] += 1
-        if self.setup.in_group[thread.index]:
+        if not self.setup.in_group[thread.index]:
+            self.others_left -= 1
+            if self.others_left == 0 and self.window_end_ns < 0:
+                self.window_end_ns = self.stop_ns = self.now
+        else:
             self.group_recorded += 1
             self.records.append((done.end_ns, int(self.plan.think_cpu_ns[done.row])))
             self.op_end_ns[done.row] = done.end_ns + 1

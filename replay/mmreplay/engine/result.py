@@ -30,8 +30,9 @@ class Options:
         zero (the group's capacity beside the others at their recorded pace).
     wrap:
         True: threads wrap at their loop point until the first thread of the scaled
-        group ends (steady state, for throughput).  False: every operation once
-        (for lock counts and makespan).
+        group ends (steady state, for throughput), or the others have done ``MOST_LAPS``
+        times the plan's operations meanwhile.  False: every operation once (for lock
+        counts and makespan).
     group:
         The scaled thread group; -1: all threads.
     """

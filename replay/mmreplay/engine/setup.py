@@ -46,6 +46,10 @@ PAGE_BITS: Final = 45
 NOBODY: Final = -1
 SHARED: Final = -2
 
+#: Where the measured threads starve, the others end a replay when they have done the plan's
+#: operations so many times.
+MOST_LAPS: Final = 4
+
 P: Final = {name: index for index, name in enumerate(PARAMS)}
 
 
@@ -373,6 +377,7 @@ class Setup:
     in_group: NDArray[np.bool_]  # (T,)
     no_idle: NDArray[np.bool_]  # (T,) threads whose blocked think time is left out
     group_ops: int
+    others_ops: int  # operations of other threads that end a replay; 0: none do
 
 
 def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options) -> Setup:
@@ -449,6 +454,7 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
         in_group=in_group,
         no_idle=no_idle,
         group_ops=int(counted[in_group].sum()),
+        others_ops=MOST_LAPS * plan.n_ops if options.wrap else 0,
     )
 
 
