@@ -143,7 +143,14 @@ def _lean(_context: Any, arrays: Any) -> Any:
     return _lean_kind(arrays)(arrays), codegen
 
 
-@numba.extending.register_jitable
-def lean(arrays: Any) -> Any:
+def _as_lean(arrays: Any) -> Any:
     """In compiled code: a contiguous array, or a named tuple of them, as :class:`Lean` ones."""
-    return arrays if _CHECKED else _lean(arrays)
+    return _lean(arrays)
+
+
+def _as_it_is(arrays: Any) -> Any:
+    return arrays
+
+
+#: One of two functions: numba would type both branches of one.
+lean: Final = numba.extending.register_jitable(_as_it_is if _CHECKED else _as_lean)
