@@ -369,6 +369,16 @@ class TestGains:
         assert gains.throughput(cells[0]) == pytest.approx(1e9 * 90 / after_warm_up, rel=0.03)
         assert gains.speedup(*cells) == pytest.approx(243 / 90, rel=0.03)
 
+    @pytest.mark.parametrize(("think_ns", "starves"), [(500, False), (10**12, True)])
+    def test_a_thread_that_is_never_through_starves(self, think_ns: int, starves: bool) -> None:
+        slow = [small.op(PlanOp.FAULT, vma=0, think_blocked_ns=think_ns)]
+        quick = [small.op(PlanOp.FAULT, vma=1)] * 2
+        plan = small.plan([slow, quick], groups=[0, 1], loops=[-1, 1])
+        options = Options(cores=2, wrap=True, group=0)
+        result = simulate(plan, MODEL, small.machine(8, COSTS), options)
+        part = replace(whole(plan), group=0, work=work_of(plan, 0))
+        assert gains.starves(Cell({0: part}, "recorded", {(0, 1): result})) == starves
+
     def test_idle_time_is_no_work(self) -> None:
         """A thread that is done sooner and sleeps has gained what it was faster, no more."""
         cells = []

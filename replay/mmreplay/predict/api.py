@@ -141,6 +141,7 @@ def predict(
     first_parts = old.parts[counts[0]]
     notes = [*found_base.notes, *planner.notes, *notes]
     notes += _caveats(base, cores, counts, recorded_threads, old, new, planner.scope)
+    notes += _starving(old, new, rows, cells)
     return Prediction(
         trace=rooms.trace_name(source),
         from_kernel=from_model.name,
@@ -303,6 +304,27 @@ def _saturation(rows: Sequence[Row]) -> list[Saturation]:
             ]
             found.append(gains.saturation(one, capacity))
     return found
+
+
+def _starving(
+    old: Side, new: Side, rows: Sequence[Row], cells: Mapping[Hashable, Cell]
+) -> list[str]:
+    """Where replays had to be ended because none of the measured threads was ever through."""
+    notes = []
+    for name, side in (("old", old), ("new", new)):
+        mine = [row for row in rows if row.kernel == side.model.name]
+        starved = {
+            row.cores
+            for row in mine
+            if gains.starves(cells[name, row.threads, row.cores, row.load])
+        }
+        if starved:
+            notes.append(
+                f"With {side.model.name} on {', '.join(map(str, sorted(starved)))} cores the "
+                "measured threads starve: others keep the lock among themselves. Real ones were "
+                'measured to starve less where threads outnumber cores: read such a gain as "much".'
+            )
+    return notes
 
 
 def _shares(

@@ -214,6 +214,14 @@ def thread_spans(plan: Plan, result: Result) -> NDArray[np.int64]:
     return spans
 
 
+def starves(cell: Cell) -> bool:
+    """Was any of its replays ended before a measured thread was through?"""
+    return any(
+        result.thread_progress_ns[cell.parts[window].work.threads, -1].max(initial=-1) < 0
+        for (window, _), result in cell.results.items()
+    )
+
+
 def blame(results: Iterable[Result], locks: Sequence[str]) -> tuple[Blame, ...]:
     """Non-zero charges, largest first; they sum to the total wait of all operations."""
     parts = [result.blame_ns for result in results]
