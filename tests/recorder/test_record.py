@@ -320,12 +320,12 @@ def test_strace_stands_in_and_says_what_is_lost(
     assert " clone" in text
     assert "read(" not in text
     with pytest.raises(UserError, match="strace cannot do that"):
-        record(Wanted(program=("true",), keep="64M"), tmp_path / "b.txt")
+        record(Wanted(program=("/bin/true",), keep="64M"), tmp_path / "b.txt")
     with pytest.raises(UserError, match="perf cannot record here: perf is not installed"):
-        record(Wanted(program=("true",), tool="perf"), tmp_path / "c.txt")
+        record(Wanted(program=("/bin/true",), tool="perf"), tmp_path / "c.txt")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="strace is not installed"):
-        record(Wanted(program=("true",)), tmp_path / "d.txt")
+        record(Wanted(program=("/bin/true",)), tmp_path / "d.txt")
 
 
 def test_strace_attached_ends_on_time(tmp_path: Path, running: int) -> None:
