@@ -65,6 +65,16 @@ def test_a_consumer_waits_for_its_producer() -> None:
     assert result.sleep_ns == 0
 
 
+@pytest.mark.parametrize(("cores", "begins"), [(1, 3500), (2, 1000 + WOKEN)])
+def test_only_an_idle_cpu_takes_time_to_wake_up(cores: int, begins: int) -> None:
+    # The consumer waits at once.  With one CPU the producer goes on for 2 us when it has woken it
+    # at 1 us, and then the consumer gets the CPU after a switch (0.5 us).
+    consumer = [point(deps=[3]), fault()]
+    producer = [fault(), point(), fault(think_cpu_ns=1000)]
+    result = run([consumer, producer], cores=cores)
+    assert ends(result)[0] == begins + 1000
+
+
 def test_a_consumer_that_comes_late_does_not_sleep() -> None:
     producer = [fault(), point(think_cpu_ns=2000)]
     consumer = [point(think_cpu_ns=7000, deps=[1], sleep_ns=2500), fault(think_cpu_ns=4000)]

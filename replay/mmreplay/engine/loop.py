@@ -108,7 +108,7 @@ def end_is_seen(m, longs, words, b, done_ops, dep_head, clock):
     u = np.int64(dep_head[row])
     dep_head[row] = -1
     while u >= 0:
-        at(m, u, OFF, clock + m[H_WOKEN])
+        at(m, u, OFF, clock + (m[H_WOKEN] if m[H_IDLE_CORES] > 0 else 0))
         u = m[HEADER + u * TF + T_DEP_NEXT]
 
 

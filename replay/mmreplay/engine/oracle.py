@@ -255,7 +255,7 @@ class Simulation(Processors):
         if self.analysis.has_dependents[row] and row not in self.done_ops:
             self.done_ops.add(row)
             for waiter in self.dep_waiters.pop(row, []):
-                self.at(waiter, State.OFF, self.now + self.setup.woken)
+                self.at(waiter, State.OFF, self.now + self.wake_costs()[1])
 
     def _end(self, thread: Thread) -> None:
         plan, t = self.plan, thread.index

@@ -62,6 +62,18 @@ class Processors(World):
         self.idle_ns += self.now - self.idle_since[cpu]
         self._dispatch(thread, cpu, self.now)
 
+    def wake_costs(self) -> tuple[int, int]:
+        """What a wake-up takes its waker, and until the woken one may run.
+
+        An idle CPU is interrupted, leaves its idle state and switches.  Where there is none, the
+        woken one is queued on a busy one, without an interrupt (try_to_wake_up, ttwu_queue,
+        kernel/sched/core.c@6.18): taken for the cost of a context switch, without delay.
+        """
+        setup = self.setup
+        if None in self.running:
+            return setup.waker, setup.woken
+        return min(setup.waker, setup.switch), 0
+
     def _dispatch(self, thread: Thread, cpu: int, at_ns: int) -> None:
         self.running[cpu] = thread
         thread.cpu = thread.last_cpu = cpu

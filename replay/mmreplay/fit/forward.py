@@ -103,8 +103,12 @@ class WorkloadCase:
         return f"{self.workload} by {self.path}, {plural(self.threads, 'thread')}"
 
     def rate(self, machine: Machine, seed: int) -> float:
-        """Counted operations per second of the replay."""
-        options = Options(cores=machine.n_cpus, wrap=True, group=self.group, seed=seed)
+        """Counted operations per second of the replay.
+
+        On as many CPUs as the threads were pinned to: what a pinned thread starts stays on its CPU.
+        """
+        cores = min(self.threads, machine.n_cpus)
+        options = Options(cores=cores, wrap=True, group=self.group, seed=seed)
         result = self.replay.run(machine, options)
         counted = float((result.thread_begun * self.weights).sum())
         return counted * 1e9 / max(result.makespan_ns - self.begin_ns, 1)

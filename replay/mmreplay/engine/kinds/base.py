@@ -183,9 +183,10 @@ class Lock:
     def wake_up(self, thread: Thread, state: State, at_ns: int) -> int:
         """Wake one sleeper.  One that is still falling asleep goes on at once, for free."""
         if thread.cpu < 0:
-            at_ns += self.sim.setup.waker
+            waker_ns, woken_ns = self.sim.wake_costs()
+            at_ns += waker_ns
             thread.after = state
-            self.sim.at(thread, State.OFF, at_ns + self.sim.setup.woken)
+            self.sim.at(thread, State.OFF, at_ns + woken_ns)
         else:
             self.sim.at(thread, state, max(at_ns, thread.awake_ns))
         return at_ns

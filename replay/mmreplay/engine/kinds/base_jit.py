@@ -334,12 +334,16 @@ def release_cpu(m, t):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def wake_up(m, t, state, at_ns):  # type: ignore[no-untyped-def]
-    """Rwsem._wake_up."""
+    """Lock.wake_up, Processors.wake_costs."""
     b = HEADER + t * TF
     if m[b + T_CPU] < 0:
-        at_ns += m[H_WAKER]
         m[b + T_AFTER] = state
-        at(m, t, OFF, at_ns + m[H_WOKEN])
+        if m[H_IDLE_CORES] > 0:
+            at_ns += m[H_WAKER]
+            at(m, t, OFF, at_ns + m[H_WOKEN])
+        else:
+            at_ns += min(m[H_WAKER], m[H_SWITCH])
+            at(m, t, OFF, at_ns)
     else:
         at(m, t, state, max(at_ns, m[b + T_AWAKE]))
     return at_ns

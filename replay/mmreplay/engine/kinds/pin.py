@@ -56,12 +56,7 @@ class Pin(Lock):
             drainer, self.drainer = self.drainer, None
             self.leave(drainer)
             self.set_writer(drainer)
-            if drainer.cpu < 0:
-                done += self.sim.setup.waker
-                drainer.after = State.DRAINED
-                self.sim.at(drainer, State.OFF, done + self.sim.setup.woken)
-            else:
-                self.sim.at(drainer, State.DRAINED, max(done, drainer.awake_ns))
+            done = self.wake_up(drainer, State.DRAINED, done)
         return done
 
     def mark(self, thread: Thread, seq: Seq | None, at_ns: int) -> int | None:
