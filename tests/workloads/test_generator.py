@@ -63,7 +63,13 @@ def test_a_trace_keeps_the_schema_and_the_planner_guesses_nothing(name: str) -> 
     found = made(name, 4, ops=3000)
     found.trace.validate()
     bundle = build_plan(found.trace, load_rules("linux-6.18"))
-    silent = ("learnt_mappings", "dependencies", "mapping_record_matched", "fault_around_pages")
+    silent = (
+        "learnt_mappings",
+        "dependencies",
+        "mapping_record_matched",
+        "fault_around_pages",
+        "wakeups",
+    )
     guessed = {k: v for k, v in bundle.counters.items() if v and k not in silent}
     assert guessed == {}
     assert bundle.plan.n_threads >= 5
@@ -233,6 +239,11 @@ def test_a_spawned_thread_lives_once_and_its_parent_waits() -> None:
     children = [row["child"] for row in parents if row["kind"] == "CLONE"]
     assert lives["tid"].to_list() == children
     assert len(set(children)) == len(children)
+    woken = found.trace.wakeups.collect()
+    ends = found.trace.operations.collect()["tid"].gather(woken["waker_after"]).to_list()
+    assert woken["waker"].to_list() == ends == children[: woken.height]
+    assert set(woken["tid"]) == {parents[0]["tid"]}
+    assert found.trace.header.capabilities.wakeups
 
 
 def test_a_forked_process_copies_on_write() -> None:
@@ -261,6 +272,12 @@ def test_a_barrier_holds_all_threads() -> None:
     calls = found.trace.operations.filter(pl.col("kind") == int(OpKind.MADVISE)).collect()
     for first in range(0, calls.height - 5, 5):  # each round is complete before the next
         assert calls["tid"][first : first + 5].n_unique() == 5
+    woken = found.trace.wakeups.collect().with_columns(pl.col("wake_ns").rank("dense").alias("n"))
+    for _, one in woken.group_by("n"):  # the last to come wakes the other four
+        assert one.height == 4
+        assert one["waker"].n_unique() == 1
+        assert one["waker"][0] not in one["tid"].to_list()
+        assert (one["off_ns"] <= one["wake_ns"]).all()
 
 
 def test_no_more_threads_run_at_once_than_there_are_cpus() -> None:

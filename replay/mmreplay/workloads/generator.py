@@ -249,7 +249,7 @@ def new_world(program: Program, seed: int, rows: int) -> World:
         arrived=np.zeros(len(program.barriers) + 1, np.int64),
         lives=np.zeros((n_programs + 1024, len(Life)), np.int64),
         mappings=np.zeros((16 + mapped_files * rows, 8), np.int64),
-        wakes=np.zeros((16 + _has_waits(program) * rows, len(Wake)), np.int64),
+        wakes=np.zeros((16 + n_programs + _has_waits(program) * rows, len(Wake)), np.int64),
         cells=np.zeros(len(Cell), np.int64),
         rows=np.zeros((len(Column), rows + 16), np.int64),
     )
@@ -474,9 +474,10 @@ def _by_role(program: Program, world: World, column: Turn) -> dict[str, int]:
 
 
 def _has_waits(program: Program) -> bool:
-    """Whether some thread sleeps until another one wakes it."""
-    thinks = program.code[:, Field.OP] == Op.THINK
-    return bool((thinks & (program.code[:, Field.TARGET] > 0)).any())
+    """Whether some thread sleeps until another one wakes it, ends, or comes to a barrier."""
+    op = program.code[:, Field.OP]
+    sleeps = (op == Op.THINK) & (program.code[:, Field.TARGET] > 0)
+    return bool((sleeps | (op == Op.JOIN) | (op == Op.BARRIER)).any())
 
 
 def _wakeups(world: World, n: int) -> Any:

@@ -342,7 +342,7 @@ def _ends(w: Any, t: Any) -> None:
     parent = threads[t, ThreadField.PARENT]
     if parent >= 0 and w.turns[parent, Turn.WAITS] == Waits.JOIN:
         if w.code[w.states[parent, State.PC], Field.TARGET] == t:
-            wakes(w, parent, now)
+            wakes(w, parent, t, now)
 
 
 @borrowing_helper
@@ -360,7 +360,7 @@ def _meet(w: Any, t: Any, row: Any) -> None:
     for other in range(len(w.threads)):
         turn = w.turns[other]
         if turn[Turn.WAITS] == Waits.BARRIER and turn[Turn.UNIT] == barrier:
-            wakes(w, other, now)
+            wakes(w, other, t, now)
 
 
 # -- the loop ----------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def generate(w: Any, most_rows: int, most_ns: int) -> int:
             cells[Cell.ROWS] >= room
             or cells[Cell.LIVES] >= len(w.lives) - 2
             or cells[Cell.MAPPINGS] >= len(w.mappings) - 2
-            or cells[Cell.WAKES] >= len(w.wakes)
+            or cells[Cell.WAKES] >= len(w.wakes) - len(w.threads)
         ):
             return Status.FULL
         t = w.heap[0]

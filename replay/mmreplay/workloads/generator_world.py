@@ -303,9 +303,31 @@ def stops(w: Any, waits: Any) -> None:
 
 
 @borrowing_helper
-def wakes(w: Any, who: Any, now: Any) -> None:
-    """A waiting program goes on; it slept until now."""
-    w.turns[who, Turn.BLOCKED] += now - w.turns[who, Turn.SINCE]
+def _note(w: Any, who: Any, by: Any, now: Any) -> None:
+    """A row of the table of wake-ups: ``by`` ends the sleep of ``who``."""
+    turn, waker, row = w.turns[who], w.turns[by], w.wakes[w.cells[Cell.WAKES]]
+    w.cells[Cell.WAKES] += 1
+    ahead = waker[Turn.CLOCK] - now
+    row[Wake.TID], row[Wake.OFF], row[Wake.WAKE] = turn[Turn.TID], turn[Turn.OFF], now
+    row[Wake.AFTER] = turn[Turn.LAST]
+    row[Wake.THINK], row[Wake.BLOCKED] = turn[Turn.OFF_THINK], turn[Turn.OFF_BLOCKED]
+    row[Wake.WAKER], row[Wake.WAKER_AFTER] = waker[Turn.TID], waker[Turn.LAST]
+    row[Wake.WAKER_THINK] = max(waker[Turn.THINK] - ahead, 0)
+    row[Wake.WAKER_BLOCKED] = waker[Turn.BLOCKED]
+
+
+@borrowing_helper
+def wakes(w: Any, who: Any, waker: Any, now: Any) -> None:
+    """A program that waits for the end of another, or at a barrier, goes on; it slept until now.
+
+    Who waits for a process is not told apart from one that sleeps: only threads are followed.
+    """
+    turn = w.turns[who]
+    if turn[Turn.SPACE] == w.turns[waker, Turn.SPACE]:
+        turn[Turn.OFF], turn[Turn.OFF_THINK] = turn[Turn.SINCE], turn[Turn.THINK]
+        turn[Turn.OFF_BLOCKED] = turn[Turn.BLOCKED]
+        _note(w, who, waker, now)
+    turn[Turn.BLOCKED] += now - turn[Turn.SINCE]
     runs(w, who, now)
 
 
@@ -332,17 +354,8 @@ def woken(w: Any) -> None:
             other = one
     if best < 0:
         best = other
-    if best < 0:
-        return
-    waker, row = w.turns[best], w.wakes[cells[Cell.WAKES]]
-    cells[Cell.WAKES] += 1
-    ahead = waker[Turn.CLOCK] - now
-    row[Wake.TID], row[Wake.OFF], row[Wake.WAKE] = turn[Turn.TID], turn[Turn.OFF], now
-    row[Wake.AFTER] = turn[Turn.LAST]
-    row[Wake.THINK], row[Wake.BLOCKED] = turn[Turn.OFF_THINK], turn[Turn.OFF_BLOCKED]
-    row[Wake.WAKER], row[Wake.WAKER_AFTER] = waker[Turn.TID], waker[Turn.LAST]
-    row[Wake.WAKER_THINK] = max(waker[Turn.THINK] - ahead, 0)
-    row[Wake.WAKER_BLOCKED] = waker[Turn.BLOCKED]
+    if best >= 0:
+        _note(w, who, best, now)
 
 
 # -- rows --------------------------------------------------------------------------------------

@@ -344,7 +344,9 @@ def _joined(whole: dict[str, I64], tids: I64, roles: I64, role: int, lives: Live
     )
     if not len(after) or after.mean() < _MOSTLY:
         return False
-    whole["blocked"][order[clones[after] + 1]] = 0
+    follows = order[clones[after] + 1]
+    whole["blocked"][follows] = whole["waited"][follows] = 0
+    whole["waker"][follows] = -1
     return True
 
 
