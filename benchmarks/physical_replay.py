@@ -298,8 +298,8 @@ def write(
         "`gup` and `lru_drain` of the profile are from low quartiles of another hour (1462 and",
         "2303 ns, and reading the zero page). Its write fault (1560 ns in",
         "4 MiB) was measured beside an interpreter; in C and in these loops one takes 1100 to",
-        "1300 ns there, 1400 to 1600 with much memory. It is most of what is simulated too long",
-        "(java). Over two hours of a day the median makespans of the same recordings went with the",
+        "1300 ns there, 1400 to 1600 with much memory. Over two hours of a",
+        "day the median makespans of the same recordings went with the",
         "host by a tenth (g++, redis, java by the per-VMA path) to a third (node by `mmap_lock`,",
         "zstd), and the ratios with them.",
         *(
