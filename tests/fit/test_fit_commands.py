@@ -250,3 +250,30 @@ def test_what_ships_is_judged_by_profiles_that_did_not_see_it(run: Json) -> None
     assert all(g["median_abs_error"] < 0.3 for g in near)
     assert found["gains"]
     assert any(g["regime"] == "past" for g in found["groups"] if g["load_group"] == "n_gt_c")
+
+
+def test_a_few_published_rows_are_fitted_like_runs(
+    truth: Machine, run: Json, tmp_path: Path
+) -> None:
+    """will-it-scale's CSV of a machine that nobody here has, on a kernel before per-VMA locks."""
+    model = load_model("linux-6.1")
+    lines = ["tasks,processes,processes_idle,threads,threads_idle,linear", "0,0,100,0,100,0"]
+    for tasks in (1, 2):
+        case = prepare_case(load_workload("page_fault1"), "vma", tasks, model, thp="madvise")
+        lines.append(f"{tasks},1000,0,{case.rate(truth, 10):.0f},0,1000")
+    csv, mapping = tmp_path / "page_fault1.csv", tmp_path / "told.toml"
+    csv.write_text("\n".join(lines) + "\n")
+    mapping.write_text(
+        '[machine]\nkernel = "6.1"\ncpu_model = "Theirs"\ncpus_online = 2\nsource = "a table"\n'
+    )
+    published, profile = tmp_path / "published.parquet", tmp_path / "theirs.toml"
+    main(["import", str(csv), "--mapping", str(mapping), "-o", str(published)])
+    found = run(
+        "calibrate", published, "--only", "page_fault1", "-o", profile, "--prior", "epyc-guest-2cpu"
+    )
+    assert [p["threads"] for p in found["points"]] == [1, 2]
+    assert found["before"]["median_abs_error"] > 0.3
+    assert found["after"]["median_abs_error"] < 0.1
+    by_name = {n["name"]: n for n in found["numbers"]}
+    assert not by_name["costs.fork_common"]["identified"]
+    assert read_profile(profile).cpu_model == "Theirs"

@@ -195,7 +195,7 @@ def _runs(
         report = {"schema": 1, "runs": str(out), "machine": runs.machine, "points": points}
         click.echo(json.dumps(report))
         return
-    click.echo(f"{out}: {len(runs.rows):,} runs of {len(points):,} points")
+    click.echo(f"{out}: {plural(len(runs.rows), 'run')} of {plural(len(points), 'point')}")
 
 
 def _start_lightly() -> None:

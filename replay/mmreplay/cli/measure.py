@@ -145,7 +145,7 @@ def command(
     else:
         click.echo("\n".join([*as_text(runs, notes), *(one.line() for one in simulated)]))
     if path is not None:
-        click.echo(f"{path}: {len(runs.rows)} runs", err=True)
+        click.echo(f"{path}: {plural(len(runs.rows), 'run')}", err=True)
     if not runs.complete:
         click.echo("mmreplay: interrupted; what was measured is kept", err=True)
         sys.exit(130)
@@ -235,7 +235,9 @@ def _say(plan: Plan) -> None:
     for label, why in plan.refused.items():
         click.echo(f"left out: {label}: {why}", err=True)
     click.echo(
-        f"{len(plan.points)} points, {plan.runs} runs, about {_duration(plan.estimate_s)}", err=True
+        f"{plural(len(plan.points), 'point')}, {plural(plan.runs, 'run')}, about "
+        f"{_duration(plan.estimate_s)}",
+        err=True,
     )
 
 

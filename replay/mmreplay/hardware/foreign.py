@@ -198,7 +198,7 @@ def _finished(
     """A row with all columns of RUNS: its repetition numbered, what is not known null."""
     full: dict[str, Any] = {
         **dict.fromkeys(_COLUMNS),
-        "path": "kernel",
+        "path": "vma",  # pages are touched, whatever the kernel locks for that
         "placement": _GIVEN,
         "path_check": _NOT_CHECKED,
         **{name: value for name, value in row.items() if value is not None},
