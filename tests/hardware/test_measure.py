@@ -100,7 +100,7 @@ def test_interrupted_runs_are_kept(tmp_path: Path) -> None:
         text=True,
     )
     assert process.stderr is not None
-    assert "1000 runs" in process.stderr.readline()
+    assert "1,000 runs" in process.stderr.readline()
     time.sleep(12)  # compiled by then, and far from done
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
