@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -201,16 +202,9 @@ def _stored_columns(file: Path) -> tuple[dict[str, str], int]:
     """Column name to dtype of a Parquet file, and its number of rows."""
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(str(file)) as parquet:
-            schema = parquet.schema_arrow
-            rows = parquet.metadata.num_rows
-    except _unreadable() as error:
-        raise UserError(
-            f"not a readable Parquet file ({_first_line(error)})",
-            where=str(file),
-            fix="import the recording again",
-        ) from None
+    with _reading(file), pq.ParquetFile(str(file)) as parquet:
+        schema = parquet.schema_arrow
+        rows = parquet.metadata.num_rows
     return {field.name: _DTYPES.get(str(field.type), str(field.type)) for field in schema}, rows
 
 
@@ -417,37 +411,34 @@ def read_batches(file: Path, columns: list[str], rows: int) -> Iterator[pl.DataF
     import polars as pl
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(str(file)) as parquet:
-            have = set(parquet.schema_arrow.names)
-            here = [name for name in columns if name in have]
-            dtypes = polars_schema(file.stem) if len(here) < len(columns) else {}
-            missing = [
-                pl.lit(None, dtypes[name]).alias(name) for name in columns if name not in have
-            ]
-            for batch in parquet.iter_batches(batch_size=rows, columns=here):
-                part = pl.from_arrow(batch)
-                assert isinstance(part, pl.DataFrame)
-                yield part.with_columns(missing).select(columns)
-    except _unreadable() as error:
-        raise UserError(
-            f"not a readable Parquet file ({_first_line(error)})",
-            where=str(file),
-            fix="import the recording again",
-        ) from None
+    with _reading(file), pq.ParquetFile(str(file)) as parquet:
+        have = set(parquet.schema_arrow.names)
+        here = [name for name in columns if name in have]
+        dtypes = polars_schema(file.stem) if len(here) < len(columns) else {}
+        missing = [pl.lit(None, dtypes[name]).alias(name) for name in columns if name not in have]
+        for batch in parquet.iter_batches(batch_size=rows, columns=here):
+            part = pl.from_arrow(batch)
+            assert isinstance(part, pl.DataFrame)
+            yield part.with_columns(missing).select(columns)
 
 
 def _arrow_batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with _reading(file), pq.ParquetFile(str(file)) as parquet:
+        schema = parquet.schema_arrow
+        here = [name for name in columns if name in schema.names]
+        if parquet.metadata.num_rows == 0:
+            yield pa.RecordBatch.from_pylist([], pa.schema([schema.field(n) for n in here]))
+        yield from parquet.iter_batches(batch_size=rows, columns=here, use_threads=False)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Tell a file that is damaged from a bug."""
     try:
-        with pq.ParquetFile(str(file)) as parquet:
-            schema = parquet.schema_arrow
-            here = [name for name in columns if name in schema.names]
-            if parquet.metadata.num_rows == 0:
-                yield pa.RecordBatch.from_pylist([], pa.schema([schema.field(n) for n in here]))
-            yield from parquet.iter_batches(batch_size=rows, columns=here, use_threads=False)
+        yield
     except _unreadable() as error:
         raise UserError(
             f"not a readable Parquet file ({_first_line(error)})",
