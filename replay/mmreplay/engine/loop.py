@@ -25,7 +25,7 @@ BUCKET_OFFSET = (1023 + 3) * 16
 
 @inlined_helper
 def record(m, longs, b):
-    """Simulation._record."""
+    """Books.record."""
     row = m[b + T_FIN_ROW]
     m[b + T_FIN_ROW] = -1
     kind = m[b + T_FIN_KIND]
