@@ -318,16 +318,22 @@ STRACE2 = """\
 """
 
 
-def test_the_newer_calls_in_strace(tmp_path: Path) -> None:
+def traced(text: str, tmp_path: Path) -> Trace:
+    """The trace of a log of strace in which thread 100 starts 101 and 102 before all else."""
     file = tmp_path / "log"
     clones = "".join(
         f"100 1699999999.{k}00000 clone(child_stack=0x7f, flags=CLONE_VM|CLONE_THREAD) = {tid} "
         "<0.000100>\n"
         for k, tid in ((1, 101), (2, 102))
     )
-    file.write_text(clones + STRACE2)
+    file.write_text(clones + text)
     trace = import_trace(file, tmp_path / "t.mmt")
     trace.validate()
+    return trace
+
+
+def test_the_newer_calls_in_strace(tmp_path: Path) -> None:
+    trace = traced(STRACE2, tmp_path)
     assert trace.wakeups.select("tid", "waker").collect().rows() == [(101, 100), (102, 101)]
 
 
@@ -373,15 +379,7 @@ FUTEX_BITSET_MATCH_ANY <unfinished ...>
 
 
 def test_strace(tmp_path: Path) -> None:
-    file = tmp_path / "log"
-    clones = "".join(
-        f"100 1699999999.{k}00000 clone(child_stack=0x7f, flags=CLONE_VM|CLONE_THREAD) = {tid} "
-        "<0.000100>\n"
-        for k, tid in ((1, 101), (2, 102))
-    )
-    file.write_text(clones + STRACE)
-    trace = import_trace(file, tmp_path / "t.mmt")
-    trace.validate()
+    trace = traced(STRACE, tmp_path)
     assert trace.wakeups.select("tid", "waker").collect().rows() == [(101, 100), (100, 102)]
     waits = trace.wakeups.collect()
     assert (waits["on_ns"] - waits["off_ns"]).to_list() == [3_100_000, 1_100_000]
