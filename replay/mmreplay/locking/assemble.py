@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -18,7 +17,7 @@ from mmreplay.address_space.plan import PlanOp
 from mmreplay.errors import closest
 from mmreplay.locking.declarations import OPERATIONS, Declared, check_declared
 from mmreplay.locking.decode import Decoder
-from mmreplay.locking.flow import check_flow, tidy
+from mmreplay.locking.flow import Label, Row, check_flow, tidy
 from mmreplay.locking.isa import PARAMS, Op
 from mmreplay.locking.model import LockingModel
 from mmreplay.locking.objects import lacking
@@ -28,28 +27,6 @@ from mmreplay.locking.source import Statement
 
 #: All programs of a model together, after inlining.
 MAX_CODE: Final = 20_000
-
-
-class Label:
-    """A place in the code, known once its code has been written."""
-
-    __slots__ = ("pc",)
-
-    def __init__(self) -> None:
-        self.pc = -1
-
-
-@dataclass(slots=True)
-class Row:
-    """One instruction on its way into the code array."""
-
-    op: Op
-    a: int = -1
-    b: int = -1
-    c: int = -1
-    target: Label | None = None
-    file: str = ""
-    line: int = 0
 
 
 class Emitter:

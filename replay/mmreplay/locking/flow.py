@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 from mmreplay.locking.decode import Condition
 from mmreplay.locking.isa import Op
 from mmreplay.locking.problems import Problem
-
-if TYPE_CHECKING:
-    from mmreplay.locking.assemble import Row
 
 Code = list[list[int]]  # rows as in isa: OP, A, B, C, TARGET, LINE
 Places = list[tuple[str, int]]
@@ -20,6 +18,28 @@ _TAKES_TIME: Final = frozenset(
     {Op.COST, Op.SLEEP, Op.FLUSH, Op.TOUCH, Op.LOCK, Op.TRY, Op.UNLOCK, Op.DOWNGRADE, Op.MARK}
 )
 _MAY_CHANGE: Final = frozenset({Op.TRY, Op.SNAP, Op.CHECK, Op.CONTENDED})
+
+
+class Label:
+    """A place in the code, known once its code has been written."""
+
+    __slots__ = ("pc",)
+
+    def __init__(self) -> None:
+        self.pc = -1
+
+
+@dataclass(slots=True)
+class Row:
+    """One instruction on its way into the code array."""
+
+    op: Op
+    a: int = -1
+    b: int = -1
+    c: int = -1
+    target: Label | None = None
+    file: str = ""
+    line: int = 0
 
 
 def tidy(rows: Sequence[Row]) -> tuple[Code, Places]:
