@@ -22,13 +22,9 @@ import numpy as np
 from mmreplay.address_space.planner import build_plan
 from mmreplay.address_space.rules import load_rules
 from mmreplay.schema import OpKind
-from mmreplay.trace.store import (
-    Header,
-    Trace,
-    TraceWriter,
-    frame,
-    polars_schema,
-)
+from mmreplay.trace.columns import polars_schema
+from mmreplay.trace.store import Header, Trace, frame
+from mmreplay.trace.writer import TraceWriter
 
 PAGES = 98
 

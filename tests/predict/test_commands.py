@@ -19,7 +19,8 @@ from mmreplay.predict.prediction import ROW_KEYS
 from mmreplay.report.text import prediction_text, replay_text
 from mmreplay.report.writers import TABLE_COLUMNS, prediction_object, replay_object, to_json
 from mmreplay.schema import DurationKind, OpKind
-from mmreplay.trace.store import Trace, TraceWriter
+from mmreplay.trace.store import Trace
+from mmreplay.trace.writer import TraceWriter
 
 REPLAY_KEYS = {
     "schema",

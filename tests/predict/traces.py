@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 
 from mmreplay.schema import DurationKind, FaultBits, FaultClass, OpKind
+from mmreplay.trace.columns import polars_schema
 from mmreplay.trace.header import Capabilities, Event, Header, Machine
-from mmreplay.trace.store import Trace, frame, polars_schema
+from mmreplay.trace.store import Trace, frame
 
 PRIVATE_ANONYMOUS = 0x22
 READ_WRITE = 3

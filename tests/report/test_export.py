@@ -21,7 +21,8 @@ from mmreplay.report.export import export
 from mmreplay.report.perfetto import number, varint
 from mmreplay.schema import FaultBits, FaultClass, OpKind, SpanEnd
 from mmreplay.trace.header import Clock, Header, Machine
-from mmreplay.trace.store import TRACE_TABLES, Trace, TraceWriter, frame
+from mmreplay.trace.store import TRACE_TABLES, Trace, frame
+from mmreplay.trace.writer import TraceWriter
 
 MAPPED = 0x7F00_0000_0000
 FAULT = {"fault_bits": FaultBits.WRITE | FaultBits.USER, "fault_class": FaultClass.MINOR}

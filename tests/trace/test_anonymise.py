@@ -16,7 +16,8 @@ from mmreplay.errors import UserError
 from mmreplay.schema import TRACE_TABLES, OpKind
 from mmreplay.trace import anonymise as an
 from mmreplay.trace.header import Clock, Event, Header, Machine, Source
-from mmreplay.trace.store import Trace, TraceWriter, frame
+from mmreplay.trace.store import Trace, frame
+from mmreplay.trace.writer import TraceWriter
 
 LIBRARY = 0x7F3A_1234_5000
 PROGRAM = 0x55D0_AAAA_0000

@@ -13,10 +13,9 @@ import pytest
 
 from mmreplay.schema import VMAS
 from mmreplay.trace.chunks import MOST_DISTINCT, Column, Wanted, encode
+from mmreplay.trace.columns import arrow_schema, frame, polars_schema, to_arrow
 from mmreplay.trace.gathered import Gathered
 from mmreplay.trace.parts import Parts
-from mmreplay.trace.store import frame, polars_schema
-from mmreplay.trace.writer import arrow_schema, to_arrow
 
 
 def _columns(table: pa.Table) -> dict[str, Column]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mmreplay.trace.arrays import column_batches, whole_columns
-from mmreplay.trace.store import Header, Trace, TraceWriter, frame
+from mmreplay.trace.store import Header, Trace, frame
+from mmreplay.trace.writer import TraceWriter
 
 _NUMBERS = ("begin_ns", "address", "result", "fault_bits", "tid")
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmreplay.trace.chunks import Column
+from mmreplay.trace.columns import arrow_schema, to_arrow
 from mmreplay.trace.parts import Parts
 from mmreplay.trace.store import frame
-from mmreplay.trace.writer import arrow_schema, to_arrow
 
 _COLUMNS = arrow_schema("operations").names
 

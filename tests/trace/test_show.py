@@ -15,8 +15,9 @@ import pytest
 from mmreplay.cli.main import main
 from mmreplay.schema import DurationKind, FaultBits, FaultClass, OpKind
 from mmreplay.trace.recording import record_command
-from mmreplay.trace.store import Capabilities, Event, Header, Probe, Trace, TraceWriter, frame
+from mmreplay.trace.store import Capabilities, Event, Header, Probe, Trace, frame
 from mmreplay.trace.summary import summarise
+from mmreplay.trace.writer import TraceWriter
 
 MEASURED = int(DurationKind.MEASURED)
 FULL = Capabilities(

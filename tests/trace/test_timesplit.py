@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality, SpanEnd
 from mmreplay.trace import services, timesplit
 from mmreplay.trace import writer as writer_module
-from mmreplay.trace.store import Header, TraceWriter, frame
+from mmreplay.trace.store import Header, frame
 from mmreplay.trace.timesplit import DEFAULT_SERVICE_NS, finalise, split
+from mmreplay.trace.writer import TraceWriter
 
 FAULT = int(OpKind.FAULT_USER)
 MMAP = int(OpKind.MMAP)

@@ -16,16 +16,9 @@ from hypothesis import strategies as st
 from mmreplay.errors import UserError
 from mmreplay.schema import TRACE_SCHEMA, TRACE_TABLES
 from mmreplay.trace import writer as writer_module
-from mmreplay.trace.store import (
-    Event,
-    Header,
-    Machine,
-    Trace,
-    TraceWriter,
-    frame,
-    plain_release,
-    polars_schema,
-)
+from mmreplay.trace.columns import polars_schema
+from mmreplay.trace.store import Event, Header, Machine, Trace, frame, plain_release
+from mmreplay.trace.writer import TraceWriter
 
 _LIMITS = {
     "Int64": (-(2**63), 2**63 - 1),

@@ -30,7 +30,8 @@ from mmreplay.trace.header import (
     Source,
     plain_release,
 )
-from mmreplay.trace.store import Trace, TraceWriter
+from mmreplay.trace.store import Trace
+from mmreplay.trace.writer import TraceWriter
 
 #: Above this share of lost events the trace says so.
 _WARN_LOST: Final = 0.001

@@ -14,7 +14,8 @@ import polars as pl
 
 from mmreplay import schema
 from mmreplay.errors import UserError
-from mmreplay.trace.store import Trace, table_named
+from mmreplay.trace.columns import table_named
+from mmreplay.trace.store import Trace
 
 Style = Literal["chrome", "perfetto", "csv"]
 #: Behind every time.

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from mmreplay.errors import UserError
 from mmreplay.schema import TRACE_TABLES, OpKind
 from mmreplay.trace.header import Clock, Header, Source
-from mmreplay.trace.store import Trace, TraceWriter
+from mmreplay.trace.store import Trace
+from mmreplay.trace.writer import TraceWriter
 
 #: What becomes of each column that could tell something; all others are numbers of another kind.
 RULES: Final[dict[str, dict[str, str]]] = {

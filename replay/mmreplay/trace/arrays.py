@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.jit import borrowing_helper
-from mmreplay.trace.writer import arrow_schema
+from mmreplay.trace.columns import arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
@@ -287,3 +288,15 @@ def _as_user_error(error: ValidationError, where: str) -> UserError:
         where=where,
         fix="import the recording again",
     )
+
+
+def file_facts(file: Path, known: tuple[int, int, int] | None = None) -> TableFile:
+    """Size and CRC-32 of a file, as the header keeps them; ``known`` spares the reading."""
+    if known is not None:
+        return TableFile(size_bytes=known[1], crc32=known[2])
+    crc = size = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+            size += len(block)
+    return TableFile(size_bytes=size, crc32=crc)

@@ -19,7 +19,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from mmreplay.schema import DurationKind, Quality, SpanEnd
+from mmreplay.trace.columns import polars_schema, to_arrow
 from mmreplay.trace.exposure import add_exposure, new_open_set
+from mmreplay.trace.header import Header
 from mmreplay.trace.services import (
     DEFAULT_SERVICE_NS,
     MIN_QUIET,
@@ -40,13 +42,8 @@ from mmreplay.trace.splitrules import (
     look_inside,
     roles_by_kind,
 )
-from mmreplay.trace.store import (
-    Header,
-    TraceWriter,
-    polars_schema,
-    read_batches,
-)
-from mmreplay.trace.writer import parquet_writer, to_arrow
+from mmreplay.trace.store import read_batches
+from mmreplay.trace.writer import TraceWriter, parquet_writer
 
 #: Up to this many operations pass 3 need not look inside again (some 45 MB).
 KEPT_ROWS: Final = 1 << 20

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import polars as pl
 
 from mmreplay.errors import UserError
 from mmreplay.schema import TRACE_TABLES, DurationKind, FaultClass, OpKind, Quality, SpanEnd
-
-if TYPE_CHECKING:
-    from mmreplay.trace.store import Trace
 
 _ENUMS: Final[dict[tuple[str, str], type[IntEnum]]] = {
     ("operations", "kind"): OpKind,
@@ -66,9 +63,18 @@ _ALL_MARKS: Final = sum(int(mark) for mark in Quality)
 _Rule = tuple[str, pl.Expr, str]
 
 
-def validate(trace: Trace) -> None:
+class Tables(Protocol):
+    """What is checked: a trace's tables, read in batches (see ``Trace``)."""
+
+    def has(self, name: str) -> bool: ...
+
+    def batches(
+        self, name: str, columns: Sequence[str] | None = None
+    ) -> Iterator[pl.DataFrame]: ...
+
+
+def validate(trace: Tables) -> None:
     """Raise a :class:`UserError` for the first rule broken, table by table."""
-    trace.verify()
     tids = _thread_ids(trace)
     for table in TRACE_TABLES:
         if not trace.has(table.name):
@@ -96,7 +102,7 @@ def validate(trace: Trace) -> None:
             first_row += batch.height
 
 
-def _thread_ids(trace: Trace) -> pl.Series:
+def _thread_ids(trace: Tables) -> pl.Series:
     parts = [batch["tid"].unique() for batch in trace.batches("threads", ["tid"])]
     return pl.concat(parts).unique() if parts else pl.Series("tid", [], dtype=pl.Int32)
 

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import os
 import shutil
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from mmreplay.errors import UserError, closest, require_parent
-from mmreplay.schema import TRACE_TABLES, Table
+from mmreplay.errors import UserError, require_parent
+from mmreplay.schema import TRACE_TABLES
 from mmreplay.trace import leftovers
 from mmreplay.trace.chunks import Column
+from mmreplay.trace.columns import arrow_schema, check_columns, complete, table_named, to_arrow
 from mmreplay.trace.gathered import Gathered
+from mmreplay.trace.header import Header, file_facts
 
 if TYPE_CHECKING:  # an import of a recording loads none of them
     import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from mmreplay.trace.header import Header, TableFile
     from mmreplay.trace.store import Trace
 
 #: Rows of a table that a writer holds in memory before it begins to write them, where
@@ -34,8 +34,6 @@ HOLD_ROWS: Final = 1 << 20
 #: Writes are gathered to row groups of at least this many rows.
 _GATHER_ROWS: Final = 1 << 16
 _ROW_GROUP_ROWS: Final = 1 << 18
-_TABLES: Final = {table.name: table for table in TRACE_TABLES}
-_ARROW: Final = {"String": "large_string", "Boolean": "bool_"}  # others: in lower case
 #: How operations are encoded, by measurement on 6 million of them: half the time of zstd
 #: and dictionaries wherever those shrink, and as many bytes.
 _ASCENDING: Final = ("begin_ns",)
@@ -53,31 +51,6 @@ _ENCODINGS: Final = {
     **dict.fromkeys(_ASCENDING, "DELTA_BINARY_PACKED"),
     **dict.fromkeys(_NOISY, "BYTE_STREAM_SPLIT"),
 }
-
-
-def table_named(name: str) -> Table:
-    """The schema's table of that name; a :class:`UserError` offers the closest one."""
-    try:
-        return _TABLES[name]
-    except KeyError:
-        raise UserError(
-            f'a trace has no table "{name}"{closest(name, _TABLES)}',
-            fix=f"the tables are {', '.join(_TABLES)}",
-        ) from None
-
-
-def arrow_schema(name: str) -> pa.Schema:
-    """The columns of a table as they lie in its Parquet file."""
-    import pyarrow as pa
-
-    return pa.schema(
-        pa.field(
-            column.name,
-            getattr(pa, _ARROW.get(column.dtype, column.dtype.lower()))(),
-            nullable=column.nullable,
-        )
-        for column in table_named(name).columns
-    )
 
 
 def parquet_options(name: str) -> dict[str, Any]:
@@ -101,13 +74,6 @@ def parquet_writer(file: Path, name: str, schema: pa.Schema | None = None) -> pq
     import pyarrow.parquet as pq
 
     return pq.ParquetWriter(str(file), schema or arrow_schema(name), **parquet_options(name))
-
-
-def to_arrow(name: str, rows: pl.DataFrame) -> pa.Table:
-    """``rows`` as the table ``name`` lies in its file."""
-    import polars as pl
-
-    return rows.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(arrow_schema(name))
 
 
 class TraceWriter:
@@ -227,8 +193,6 @@ class TraceWriter:
         if isinstance(rows, pa.Table):
             arrow = rows
         else:
-            from mmreplay.trace.store import check_columns, complete
-
             check_columns(table, dict(rows.schema))
             rows = complete(table, rows, rows.columns)
             if rows.height == 0 and table in self._gathered:
@@ -259,8 +223,6 @@ class TraceWriter:
 
     def replace_held(self, table: str, rows: pl.DataFrame) -> None:
         """Put ``rows`` in the place of what ``held`` gave."""
-        from mmreplay.trace.store import check_columns
-
         if self.held(table) is None:
             raise RuntimeError(f"the rows of {table} are not in memory")
         check_columns(table, dict(rows.schema))
@@ -355,17 +317,3 @@ class TraceWriter:
         if header.tables.keys() <= self._facts.keys():
             return Trace(header, {name: self._facts[name][0] for name in header.tables}, self.path)
         return Trace.open(self.path, verify=False)
-
-
-def file_facts(file: Path, known: tuple[int, int, int] | None = None) -> TableFile:
-    """Size and CRC-32 of a file, as the header keeps them; ``known`` spares the reading."""
-    from mmreplay.trace.header import TableFile
-
-    if known is not None:
-        return TableFile(size_bytes=known[1], crc32=known[2])
-    crc = size = 0
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-            size += len(block)
-    return TableFile(size_bytes=size, crc32=crc)

@@ -331,7 +331,7 @@ def operations(world: World, n: int) -> pa.Table:
     """The first ``n`` rows of the buffer as they lie in a trace."""
     import pyarrow as pa
 
-    from mmreplay.trace.writer import arrow_schema
+    from mmreplay.trace.columns import arrow_schema
 
     schema = arrow_schema("operations")
     kind = world.rows[Column.KIND, :n]
