@@ -7,7 +7,7 @@ from typing import Any
 from test_plan_rules import ANON, PAGE, RW, WRITE, A, Tape, at, deps, traits
 
 from mmreplay.address_space.plan import PlanOp, Trait
-from mmreplay.schema import OpKind
+from mmreplay.schema import DurationKind, OpKind
 
 
 def record(tape: Tape, ns: int, start: int, pages: int, **more: Any) -> None:
@@ -26,6 +26,18 @@ def record(tape: Tape, ns: int, start: int, pages: int, **more: Any) -> None:
             "source": "mmap2",
             **more,
         }
+    )
+
+
+def protect(tape: Tape, start: int, pages: int, prot: int, duration_ns: int = 100) -> int:
+    return tape.op(
+        OpKind.MPROTECT,
+        address=start,
+        length=pages * PAGE,
+        prot=prot,
+        result=0,
+        duration_ns=duration_ns,
+        duration_kind=DurationKind.MEASURED,
     )
 
 
@@ -65,6 +77,42 @@ def test_the_record_of_a_break_belongs_to_its_call() -> None:
     bundle = tape.plan()
     assert bundle.counters["learnt_mappings"] == 0
     assert bundle.plan.vma[at(bundle, fault)] == bundle.plan.vma[at(bundle, grown)]
+
+
+def test_the_records_of_a_protection_belong_to_its_call() -> None:
+    tape = Tape(threads=2)
+    tape.mmap(A, 4)
+    before = tape.fault(A, WRITE)
+    protect(tape, A, 2, 1)
+    record(tape, 3050, A, 2, prot=1)
+    # back again it merges with all of the rest, of which another thread unmaps a part meanwhile
+    protect(tape, A, 2, RW, duration_ns=1800)
+    tape.munmap(A + 3 * PAGE, 1, tid=2)
+    record(tape, 5200, A, 4)
+    after = tape.fault(A + PAGE, WRITE)
+    tape.mmap(A + 3 * PAGE, 1, tid=2)
+    bundle = tape.plan()
+    assert bundle.counters["learnt_mappings"] == bundle.counters["map_conflicts"] == 0
+    # the VMA keeps the anon_vma that the first write gave it
+    assert bundle.plan.anon_slot[at(bundle, after)] == bundle.plan.anon_slot[at(bundle, before)]
+
+
+def test_a_waiting_call_has_the_last_record_of_its_range() -> None:
+    tape = Tape(threads=3)
+    # thread 1 waits for the lock while thread 2 gets, names and gives back the very range
+    late = tape.mmap(A, 4, tid=1, flags=0x02, fd=5, duration_ns=4500)
+    taken = tape.mmap(A, 4, tid=2)
+    record(tape, 2050, A, 4)
+    tape.munmap(A, 4, tid=2)
+    record(tape, 5400, A, 4, inode=7, device=1, name="/lib/own")
+    tape.mmap(A + 4 * PAGE, 2, tid=3)
+    record(tape, 4050, A + 4 * PAGE, 2)
+    bundle = tape.plan()
+    assert bundle.counters["learnt_mappings"] == bundle.counters["map_conflicts"] == 0
+    assert bundle.counters["mapping_record_matched"] == 3
+    assert bundle.counters["file_guessed"] == 0
+    assert traits(bundle, late) & Trait.FILE
+    assert not traits(bundle, taken) & Trait.FILE
 
 
 def test_a_learnt_mapping_grows_the_part_that_is_known() -> None:

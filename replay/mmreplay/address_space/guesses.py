@@ -10,9 +10,9 @@ from mmreplay.address_space.planner import PlanBundle
 WORDS: Final[dict[str, str]] = {
     "unknown_faults": "faults where no VMA is known: an unknown VMA of 2 MiB was assumed",
     "map_conflicts": "VMAs that stood where a new mapping was placed freely; of these:",
-    "conflicts_listed": "  listed at the start, gone before its calls were recorded",
+    "conflicts_listed": "  listed or told by a record, unmapped by no recorded call",
     "conflicts_inherited": "  inherited over fork, unmapped by the parent meanwhile",
-    "conflicts_called": "  made by a recorded call, unmapped by one that was not (lost events)",
+    "conflicts_called": "  made by a recorded call, unmapped by none (lost, or not recorded)",
     "stale_pages": "pages thought mapped under a new mapping",
     "calls_disagreed": "calls whose recorded result the rules do not expect",
     "fault_without_address": "faults without an address, or in the kernel's half",

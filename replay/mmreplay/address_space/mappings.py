@@ -153,9 +153,18 @@ def _find(
     high: I64,
     begin: I64,
     stop: I64,
+    whole: NDArray[np.bool_],
+    file: NDArray[np.int8],
+    of_file: NDArray[np.bool_],
+    used: NDArray[np.bool_],
     found: I64,
 ) -> None:
-    """For each call the first record of its time, ``begin..stop``, around ``low..high``."""
+    """Mark ``used`` the records of each call's time that it may have written; find the last one.
+
+    By call: ``low..high`` its range, ``begin..stop`` its time, ``whole``: its record holds
+    the range (else: meets it), ``file``: what is found has one 1, has none 0, either -1.
+    ``of_file``: by record, as ``row``.
+    """
     for i in range(len(space)):
         found[i] = -1
         if space[i] >= len(first) - 1:
@@ -171,34 +180,55 @@ def _find(
                 top = middle
         last = min(last, at + _TRIED)
         while at < last and ns[at] <= stop[i]:
-            if start[at] <= low[i] and high[i] <= end[at]:
-                found[i] = row[at]
-                break
+            holds = start[at] <= low[i] and high[i] <= end[at]
+            meets = start[at] < high[i] and low[i] < end[at]
+            if holds or (meets and not whole[i]):
+                used[row[at]] = True
+                if file[i] < 0 or (file[i] > 0) == of_file[at]:
+                    found[i] = row[at]
             at += 1
 
 
 class Records:
-    """Finds the MMAP2 record that a call wrote.
+    """Finds the MMAP2 records that calls wrote.
 
-    It is of the call's space, lies within its time, and tells the VMA that the call's range
-    is in after a merge (perf_event_mmap in mm/vma.c:__mmap_region, do_brk_flags@6.18).
+    They are of the call's space and lie within its time.  One of a call that maps tells the VMA
+    that the call's range is in after a merge (perf_event_mmap in mm/vma.c:__mmap_region,
+    do_brk_flags@6.18); those of a call that protects tell each VMA of its range
+    (mm/mprotect.c:mprotect_fixup@6.18).  While a call waits, its range may be mapped and unmapped
+    by others: their records fit as well, and its own is the last but for merges with it.
     """
 
     def __init__(self, mappings: Mappings) -> None:
+        self._used = mappings.used
         rows = np.flatnonzero(mappings.record & (mappings.start >= 0))
         space = mappings.space[rows]
         self._row = rows[np.argsort(space, kind="stable")]  # by (space, ns)
         self._ns = mappings.ns[self._row]
         self._start = mappings.start[self._row]
         self._end = self._start + mappings.length[self._row]
+        self._of_file = mappings.file[self._row] >= 0
         spaces = int(space.max(initial=-1)) + 2
         self._first = np.searchsorted(mappings.space[self._row], np.arange(spaces + 1))
 
-    def find(self, space: I32, start: I64, end: I64, begin_ns: I64, end_ns: I64) -> I64:
-        """Row of the vmas table for each call, -1 where it wrote none."""
+    def find(
+        self,
+        space: I32,
+        start: I64,
+        end: I64,
+        begin_ns: I64,
+        end_ns: I64,
+        whole: NDArray[np.bool_],
+        file: NDArray[np.int8],
+    ) -> I64:
+        """Row of the vmas table for each call, -1 where it wrote none; these are used then.
+
+        ``whole``: the record holds all of the call's range (else: some); ``file``: it has
+        one 1, has none 0, either -1.
+        """
         found = np.empty(len(space), np.int64)
         _find(
             self._first, self._ns, self._start, self._end, self._row, space, start, end, begin_ns,
-            end_ns, found,
+            end_ns, whole, file, self._of_file, self._used, found,
         )  # fmt: skip
         return found

@@ -40,6 +40,7 @@ _MAKERS: Final = (
 #: Rows read at a time: the row groups that traces are written in.
 CHUNK_ROWS: Final = 1 << 16
 _MAP_ANONYMOUS: Final = 0x20
+_FILE_INSIDE: Final = 0x40001  # MAP_SHARED, MAP_HUGETLB: a file of the kernel's own if anonymous
 _NEVER: Final = np.iinfo(np.int64).max
 _IS_MAKER: Final = np.isin(np.arange(256), _MAKERS)
 _FAULT_KERNEL: Final = int(OpKind.FAULT_KERNEL)
@@ -308,29 +309,30 @@ class Stream:
     def _files(
         self, rows: Rows, calls: I64, descriptor: NDArray[Any], begin: I64, end: I64
     ) -> None:
-        """Take out the MMAP2 records of mmap and brk calls; give mmap rows their file.
+        """Take out the MMAP2 records that calls wrote; give mmap rows their file.
 
         It is that of the record, else one for each descriptor of the process.
         """
         m = self.mappings
         kind = rows["kind"][calls]
-        which = np.flatnonzero(
-            ((kind == OpKind.MMAP) | (kind == OpKind.BRK)) & (rows["errno"][calls] == 0)
-        )
+        protects = (kind == OpKind.MPROTECT) | (kind == OpKind.PKEY_MPROTECT)
+        makes = ((kind == OpKind.MMAP) | (kind == OpKind.BRK)) & (rows["errno"][calls] == 0)
+        which = np.flatnonzero(protects | makes)
         at = calls[which]
-        start = rows["address"][at]
+        start, flags = rows["address"][at], rows["advice"][at]
+        maps = kind[which] == OpKind.MMAP
+        of_file = np.where(flags & _MAP_ANONYMOUS == 0, 1, np.where(flags & _FILE_INSIDE, -1, 0))
         found = self._records.find(
             rows["space"][at],
             start,
             start + np.maximum(rows["length"][at], 1),
             begin[which],
             end[which],
+            makes[which],
+            np.where(maps, of_file, -1).astype(np.int8),
         )
-        maps = kind[which] == OpKind.MMAP
-        m.used[found[(found >= 0) & ~maps]] = True
         which, at, found = which[maps], at[maps], found[maps]
         matched = found >= 0
-        m.used[found[matched]] = True
         self.counters["mapping_record_matched"] += int(matched.sum())
         rows["file"][at[matched]] = m.file[found[matched]]
         rows["hint"][at[matched]] = m.hint[found[matched]]
