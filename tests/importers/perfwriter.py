@@ -192,7 +192,9 @@ class Writer:
         period: int = 1,
         misc: int = 2,
         frames: int | list[int] = 0,
+        counts: dict[int, int] | None = None,
     ) -> None:
+        """``counts``: what PERF_SAMPLE_READ has, by event, if the event reads its group."""
         event = self.events[which]
         kinds, out = event.sample_type, b""
         chain = [0x11111111] * frames if isinstance(frames, int) else frames
@@ -205,6 +207,7 @@ class Writer:
             (ID, self.pack("Q", event.ids[0])),
             (CPU, self.pack("II", cpu, 0)),
             (PERIOD, self.pack("Q", period)),
+            (READ, self.counts(event, counts or {})),
             (CALLCHAIN, self.pack(f"Q{len(chain)}Q", len(chain), *chain)),
         ):
             if kinds & bit:
@@ -215,6 +218,16 @@ class Writer:
             size = len(raw) + (-(len(raw) + 4) % 8)
             out += self.pack("I", size) + raw + b"\0" * (size - len(raw))
         self.record(9, out, misc)
+
+    def counts(self, event: Event, counts: dict[int, int]) -> bytes:
+        """The body of READ with PERF_FORMAT_GROUP and ID: the times are 0, nothing was lost."""
+        form = event.read_format
+        if not form & 8:
+            return self.pack("Q", 1) + b"\0" * 8 * (form & 31).bit_count()
+        out = self.pack("Q", len(counts)) + b"\0" * 8 * (form & 3).bit_count()
+        for which, value in counts.items():
+            out += self.pack("QQ", value, self.events[which].ids[0]) + b"\0" * (8 * (form >> 4 & 1))
+        return out
 
     def fault(
         self, which: int, time: int, tid: int, address: int, error: int = 6, **more: Any

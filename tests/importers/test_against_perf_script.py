@@ -5,6 +5,7 @@ Skipped, with the reason, where perf, its tracepoints or the permission are miss
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import platform
@@ -413,6 +414,32 @@ def test_every_container(tmp_path: Path, name: str) -> None:
         assert done.returncode == 0, done.stderr
         again = Trace.open(tmp_path / "s.mmt")
         assert again.operations.collect().equals(trace.operations.collect())
+
+
+@pytest.mark.parametrize("how", ["plain", *CONTAINERS])
+@pytest.mark.parametrize("leader", ["page-faults", "exceptions:page_fault_user"])
+def test_a_group_is_counted_as_perf_script_does(tmp_path: Path, leader: str, how: str) -> None:
+    """A line for each event of the group that has changed since its leader's last sample."""
+    file = record(
+        tmp_path,
+        ["-d", *CONTAINERS.get(how, [])],
+        [f"{{{leader},minor-faults,major-faults}}:S"],
+        ["--", sys.executable, "-c", WORKLOAD, "20"],
+    )
+    done = subprocess.run(
+        ["perf", "script", "-i", str(file), "-F", "event"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    theirs = collections.Counter(line.strip().removesuffix(":") for line in done.stdout.split("\n"))
+    trace = import_trace(file, tmp_path / "t.mmt")
+    ours = {event.name: event.samples for event in trace.header.events}
+    assert ours[leader] > 300
+    assert ours["minor-faults"] > 300
+    for name in (leader, "minor-faults", "major-faults"):
+        assert ours[name] == theirs[name], name
 
 
 @pytest.mark.parametrize("options", [[], ["-z"], ["--threads"]])

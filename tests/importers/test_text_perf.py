@@ -203,6 +203,26 @@ def test_sampled_text(tmp_path: Path) -> None:
     assert any("sampled" in line for line in trace.header.warnings)
 
 
+@pytest.mark.parametrize("header", [False, True])
+def test_what_a_sample_stands_for(tmp_path: Path, header: bool) -> None:
+    """Its period, where it is printed; else nothing is known, or what the head says."""
+    line = "prog  10/10  5.00000{k}000: {period}minor-faults: 7000 400000 main (/bin/prog)\n"
+    head = (
+        "# event : name = minor-faults, , id = { 1 }, type = 1, size = 128, config = 0x5, "
+        "{ sample_period, sample_freq } = 4000, sample_type = IP|TID|TIME, freq = 1, task = 1\n"
+    )
+    weights = {"  25 ": 25, "   1 ": 1, "": 1}
+    for period, weight in weights.items():
+        text = "".join(line.format(k=k, period=period) for k in range(9))
+        trace = import_trace(write(tmp_path, head * header + text), tmp_path / "t.mmt", force=True)
+        trace.validate()
+        assert set(trace.operations.collect()["weight"]) == {weight}
+        warnings = trace.header.warnings
+        assert any("nothing pairs" in line for line in warnings) == (weight > 1 or header)
+        assert any("no periods" in line for line in warnings) == (period == "")
+        assert any("is not known" in line for line in warnings) == (period == "" and not header)
+
+
 @pytest.mark.parametrize("cpu", ["[001] ", ""])
 @pytest.mark.parametrize(
     "name", ["1.5: foo:", "d 9.123456:", "[k] 77/78 [001]", "U 3/4 K", "12345", "p (10) q", "-"]

@@ -28,7 +28,9 @@ from mmreplay.importers.perf_layout import Plan
 from mmreplay.importers.streams import Ready, Stream, merge
 
 if TYPE_CHECKING:
+    from mmreplay.importers.perf_groups import GroupReads
     from mmreplay.importers.stacks import Frames, Stacks
+    from mmreplay.importers.twice import Twice
 
 #: Events decoded at a time.
 BATCH_ROWS = 1 << 15
@@ -60,6 +62,8 @@ class Recording:
         #: Call chains, where they were recorded, and their frames that nobody took yet.
         self.stacks: Stacks | None = None
         self.frames: deque[Frames] = deque()
+        #: Leaves out what several events tell, where there are such.
+        self.twice: Twice | None = None
         if any(plan.has_chains for plan in self.plans):
             from mmreplay.importers.stacks import Stacks
 
@@ -173,6 +177,8 @@ def batches(
         from mmreplay.importers.raw_calls import RawCalls
 
         raw = RawCalls(rec.header.arch or platform.machine(), rec.events)
+    groups = _groups(rec)
+    rec.twice = _twice(rec)
     for ready in merge(rec.streams):
         if rec.decode_state[pd.D_T0] == pw.MAX_TIME:
             _find_start(rec, ready)
@@ -197,6 +203,10 @@ def batches(
                     batch,
                 )
                 names.read(stream)
+                if groups and (group := groups[index]) is not None:
+                    group.count(ready, first, last, index, stream)
+            if rec.twice is not None:
+                rec.twice.leave_out(batch, last - first)
             if raw is not None:
                 raw.name(batch, last - first)
             if rec.stacks is not None:
@@ -206,6 +216,36 @@ def batches(
         if progress is not None:
             done = sum(stream.done_bytes for stream in rec.streams)
             progress(done, sum(stream.total_bytes for stream in rec.streams))
+
+
+def _groups(rec: Recording) -> list[GroupReads | None]:
+    """For each stream what counts the events of its groups; nothing where no file has groups."""
+    if not any(attr.reads_group for source in rec.sources for attr in source.header.attrs):
+        return []
+    from mmreplay.importers.perf_groups import GroupReads, table_of
+
+    found: list[GroupReads | None] = []
+    for source in rec.sources:
+        table = table_of(source.header.attrs)
+        found += [None if table is None else GroupReads(table)] * len(source.streams)
+    return found
+
+
+def _twice(rec: Recording) -> Twice | None:
+    """What leaves out what two events of a file tell; None where no two tell the same."""
+    kinds = [
+        (number, event.type, event.config) if event.role != ev.OTHER else None
+        for number, source in enumerate(rec.sources)
+        for event in source.plan.events
+    ]
+    told = [kind for kind in kinds if kind is not None]
+    if len(set(told)) == len(told):
+        return None
+    from mmreplay.importers.twice import Twice
+
+    found = Twice()
+    found.know(kinds)
+    return found
 
 
 def _find_start(rec: Recording, ready: Ready) -> None:

@@ -153,6 +153,7 @@ def _counters(rec: source.Recording, state: ps.State, tables: Assembler) -> dict
         "unmatched_lock_events": count[ps.C_UNMATCHED_LOCK],
         "failed_trylocks": count[ps.C_TRYLOCK_FAILED],
         "compat32_operations": tables.compat,
+        "events_told_twice": rec.twice.count if rec.twice is not None else 0,
         "operations_without_stack": rec.stacks.dropped if rec.stacks is not None else 0,
         **pair_wakeups.counters(count),
     }
@@ -171,6 +172,8 @@ def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[
         found += [text for text in told if text not in found]
     if header.counters.get("cut_bytes"):
         found.append(f"{header.counters['cut_bytes']} bytes of a record that was cut are left out")
+    if rec.twice is not None:
+        found += rec.twice.told([event.name for event in rec.events])
     total = int(rec.samples.sum())
     if header.lost_events > _WARN_LOST * (total + header.lost_events):
         share = 100 * header.lost_events / (total + header.lost_events)

@@ -48,6 +48,7 @@ SAMPLE_IP, SAMPLE_TID, SAMPLE_TIME, SAMPLE_ADDR = 1, 2, 4, 8
 SAMPLE_READ, SAMPLE_CALLCHAIN, SAMPLE_ID, SAMPLE_CPU = 16, 32, 64, 128
 SAMPLE_PERIOD, SAMPLE_STREAM_ID, SAMPLE_RAW = 256, 512, 1024
 SAMPLE_IDENTIFIER: Final = 1 << 16
+FORMAT_ID, FORMAT_GROUP = 4, 8
 
 
 @dataclass(slots=True)
@@ -68,6 +69,16 @@ class Attr:
     def freq(self) -> bool:
         """Sampled by frequency (``-F``) instead of by count."""
         return bool(self.bits >> 10 & 1)
+
+    @property
+    def reads_group(self) -> bool:
+        """Its samples have the counts of its whole group (``-e '{a,b}:S'``)."""
+        return bool(self.sample_type & SAMPLE_READ and self.read_format & FORMAT_GROUP)
+
+    @property
+    def only_counted(self) -> bool:
+        """A member of such a group that is not the leader: it makes no samples of its own."""
+        return self.reads_group and not self.freq and self.sample_period == 0
 
     @property
     def inherit(self) -> bool:

@@ -157,8 +157,11 @@ def sample_offsets(attr: ph.Attr) -> list[int]:
 
 def chain_offset(attr: ph.Attr) -> int:
     """Where READ and CALLCHAIN begin in the event's samples; 0 without a call chain."""
-    if not attr.sample_type & ph.SAMPLE_CALLCHAIN:
-        return 0
+    return read_offset(attr) if attr.sample_type & ph.SAMPLE_CALLCHAIN else 0
+
+
+def read_offset(attr: ph.Attr) -> int:
+    """Where READ, and what follows it, begins in the event's samples."""
     before = (
         ph.SAMPLE_IDENTIFIER | ph.SAMPLE_IP | ph.SAMPLE_TID | ph.SAMPLE_TIME | ph.SAMPLE_ADDR
         | ph.SAMPLE_ID | ph.SAMPLE_STREAM_ID | ph.SAMPLE_CPU | ph.SAMPLE_PERIOD
@@ -230,6 +233,7 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
                 fix="record without -F/--no-timestamp options; perf record -T adds the time",
             )
     id_offset = _common_id_offset(attrs, where)
+    counted: list[str] = []
     infos = [_describe(attr, tracing) for attr in attrs]
     switch_records = any(attr.context_switch for attr in attrs)
     fixed = np.zeros((count, 8), np.int64)
@@ -242,6 +246,9 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
         needs_addr = info.role in (ev.FAULT_SOFTWARE, ev.FAULT_MINOR, ev.FAULT_MAJOR)
         if info.role == ev.SCHED_SWITCH and switch_records:
             info.role = ev.OTHER  # the switch records say the same, and both ends of it
+        elif attr.only_counted and info.role != ev.OTHER:
+            counted.append(info.name)
+            info.role = ev.OTHER
         elif steps is None or (needs_raw and not attr.sample_type & ph.SAMPLE_RAW):
             warnings.append(f"{info.name}: its fields were not recorded; the event is only counted")
             info.role = ev.OTHER
@@ -266,6 +273,11 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
             len(steps or ()),
             need,
             chain_offset(attr) if info.role in ev.BEGINNERS else 0,
+        )
+    if counted:
+        warnings.append(
+            f"{', '.join(counted)}: recorded in a group (:S), so only how many came between two "
+            "samples of its leader is known; record each with its own -e"
         )
     keys, values = new_table(sum(len(attr.ids) for attr in attrs))
     for index, attr in enumerate(attrs):

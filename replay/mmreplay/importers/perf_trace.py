@@ -84,11 +84,7 @@ def import_perf_data(
             event.role in (ev.OTHER, ev.WAKING) or event.call >= C_FUTEX
             for event in recording.events
         ):
-            raise UserError(
-                "the recording holds no page faults, memory-map system calls or lock events",
-                where=recording.where,
-                fix=_DEFAULT_FIX,
-            )
+            raise _nothing_in(recording)
         batches = source.batches(recording, progress, _BATCHES)
         once = any(one.size_bytes == 0 for one in recording.sources)  # streams
         if not once and options.whole:
@@ -115,6 +111,22 @@ def import_perf_data(
         if ahead is not None:
             ahead.close()
         recording.close()
+
+
+def _nothing_in(recording: source.Recording) -> UserError:
+    """The error of a recording none of whose events makes an operation."""
+    why = [text for plan in recording.plans for text in plan.warnings]
+    if why:
+        return UserError(
+            f"nothing can be made of its events: {'; '.join(why)}",
+            where=recording.where,
+            fix="record again: mmreplay record has all that is needed",
+        )
+    return UserError(
+        "the recording holds no page faults, memory-map system calls or lock events",
+        where=recording.where,
+        fix=_DEFAULT_FIX,
+    )
 
 
 def _transfer(

@@ -37,6 +37,7 @@ _ROLES: Final = {
     "sys_enter": ev.RAW_ENTER,
     "sys_exit": ev.RAW_EXIT,
 }
+_SOFTWARE: Final = frozenset((ev.FAULT_SOFTWARE, ev.FAULT_MINOR, ev.FAULT_MAJOR))
 _SYSTEMS: Final = {
     "page_fault_user": "exceptions",
     "page_fault_kernel": "exceptions",
@@ -132,6 +133,11 @@ class Names:
             if value >= 0:
                 table_put(keys, values, key, int(value))
         self.file_keys, self.file_values = keys, values
+
+    def software_faults(self) -> list[int | None]:
+        """The role of each event by number, where it is a software event of faults."""
+        roles = self.roles[: len(self.events)].tolist()
+        return [role if role in _SOFTWARE else None for role in roles]
 
     def samples(self) -> dict[str, int]:
         """Lines of each event, in order of first appearance; records are no events."""

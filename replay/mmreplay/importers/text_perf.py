@@ -41,6 +41,12 @@ _EVENTS: Final = (
     rb"(?:page-faults|faults|m(?:in|aj)or-faults|exceptions:page_fault_\w+|syscalls:\w+)"
 )
 _PERIOD: Final = re.compile(rb"\d+\.\d+: +(\d+) +" + _EVENTS + rb"(?::\w+)?:")
+#: What ``perf script --header`` says of an event.
+_ATTR: Final = re.compile(
+    rb"^# event : name = [^\n]*?\btype = (\d+)[^\n]*?\{ sample_period, sample_freq \} = (\d+)"
+    rb"(?:[^\n]*?\b(freq) = 1)?",
+    re.MULTILINE,
+)
 _HEX: Final = re.compile(rb"(?<![^ ])[0-9a-f]{1,16}(?![^ \n])")
 #: Rows of the look at the beginning: some ten thousand lines.
 _LOOK_ROWS: Final = 1 << 14
@@ -159,19 +165,36 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
         data_mmaps=b": rw-p " in head,
         compat_visible=ev.RAW_ENTER in kinds,
         resolution_ns=_resolution(head),
-        sampled=any(period != b"1" for period in _PERIOD.findall(head)),
+        told_twice=names.software_faults,
+        sampled=_is_sampled(head),
         finer="; trace-cmd report -t prints all" if ftrace else "; perf script --ns prints all",
         facts=source.header_facts(head),
     )
     clock = _CLOCK.search(head)
     if clock:
         dialect.clock = (clock[1] or clock[2]).decode().lower()
+    if (has_ends or holds.software_faults) and not _PERIOD.search(head) and not ftrace:
+        unknown = "" if dialect.sampled else ", so whether events were sampled is not known"
+        dialect.warnings.append(
+            f"the text has no periods{unknown}: each line counts as one event, even where it "
+            "stands for several; perf script -F +period prints them"
+        )
     if has_ends and not addresses:
         dialect.warnings.append(
             "ends of faults have no address in the text: each is taken for the end of its thread's "
             "last fault; perf script -F +addr prints it"
         )
     return dialect
+
+
+def _is_sampled(head: bytes) -> bool:
+    """Whether events were sampled: their periods tell, or what ``perf script --header`` prints."""
+    if any(period != b"1" for period in _PERIOD.findall(head)):
+        return True
+    return any(
+        frequency or (kind != b"2" and int(period) > 1)  # a tracepoint's every hit is told
+        for kind, period, frequency in _ATTR.findall(head)
+    )
 
 
 def _more(found: _Holds, foreseen: _Holds) -> bool:

@@ -28,8 +28,9 @@ from mmreplay.jit import borrowing_helper, native
     C_MARK,
     C_IP,
     C_POSITION,
+    C_WEIGHT,
     C_ARG,
-) = range(11)
+) = range(12)
 ARGS: Final = 8
 WIDTH: Final = C_ARG + ARGS
 #: Rows that one line may make.
@@ -99,6 +100,7 @@ def begin(rows: Any, n: Any, time: Any, pid: Any, tid: Any, cpu: Any, at: Any) -
     rows[o + C_CALL] = -1
     rows[o + C_MARK] = SYNTHETIC if time == 0 else 0
     rows[o + C_POSITION] = at
+    rows[o + C_WEIGHT] = 1
     return o
 
 
@@ -322,7 +324,7 @@ def fill(batch: Any, rows: Any, order: Any, first: Any, last: Any, t0: Any, floo
         out_role[n] = source[o + C_ROLE]
         out_call[n] = source[o + C_CALL]
         out_mark[n] = mark
-        out_weight[n] = 1
+        out_weight[n] = source[o + C_WEIGHT]
         out_ip[n] = source[o + C_IP]
         out_position[n] = source[o + C_POSITION]
         for k in range(ARGS):

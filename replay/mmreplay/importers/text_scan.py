@@ -16,6 +16,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers.binary import bare, table_find
 from mmreplay.importers.text_bytes import (
+    decimal,
     hash_word,
     hexadecimal,
     is_digit,
@@ -55,6 +56,7 @@ SCHED_EXIT: Final = 41
 FIRST_RECORD: Final = 50
 _KERNEL_HALF: Final = 1 << 63
 _CLONE_THREAD: Final = 0x10000
+_MOST_WEIGHT: Final = 2**32 - 1
 
 
 @borrowing_helper
@@ -176,7 +178,10 @@ def scan(
         k = name
         while k < after and is_digit(b[k]):
             k += 1
+        weight = np.int64(1)
         if k == after:
+            period, _ = decimal(b, name, after)
+            weight = np.int64(max(np.uint64(1), min(period, np.uint64(_MOST_WEIGHT))))
             name = skip_spaces(b, after, stop)
             after = word_end(b, name, stop)
         form = PLAIN
@@ -244,6 +249,7 @@ def scan(
         n += _rename(b, x, task, place, out, n, line, head)
         pid = task[place + tr.K_PID]
         o = tr.begin(out, n, head[H_TIME], pid, tid, head[H_CPU], line)
+        out[o + tr.C_WEIGHT] = weight
         call = np.int64(calls[event])
         good = True
         if role == ev.OTHER:

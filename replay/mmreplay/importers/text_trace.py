@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from mmreplay.importers.drive import finish_all, pair_all
 from mmreplay.importers.options import Options
 from mmreplay.importers.selection import Selection
 from mmreplay.importers.syscalls import C_FUTEX, CALLS
+from mmreplay.importers.twice import Twice
 from mmreplay.trace.header import (
     Capabilities,
     Clock,
@@ -77,6 +79,8 @@ class Dialect:
     #: Whether it is known that only one process was recorded.
     one_process: bool = False
     tell_process: str = "print it: perf script -F +pid, or the tracefs option record-tgid"
+    #: For each event so far what it tells, where events may tell the same twice.
+    told_twice: Callable[[], list[int | None]] | None = None
     probe: tuple[int, str] | None = None
     facts: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -104,6 +108,7 @@ def import_text(
         dialect.wakings,
     )
     selection = Selection(options, None, str(file.path))
+    twice = Twice(least=1)
     with TraceWriter(out, options.force) as writer:
         tables = Assembler(
             writer,
@@ -115,7 +120,7 @@ def import_text(
         tables.probe = dialect.probe or options.event_cost
         try:
             state = tables.start(config)
-            pair_all(state, tables, source.batches(file, dialect.scan, progress), selection)
+            pair_all(state, tables, _once(file, dialect, twice, progress), selection)
             _check(file, dialect, not selection and not state.count[ps.C_OPS])
             report = finish_all(state, tables)
         except BaseException:
@@ -127,10 +132,26 @@ def import_text(
         file.x[tr.X_T0] += selection.begin_ns
         header = _header(file, dialect, state, tables)
         header.counters = header.counters | report
+        if twice.count:
+            header.counters["events_told_twice"] = twice.count
+            header.warnings.append(
+                f"{twice.count:,} faults were told by two events; they count once"
+            )
         header.capabilities.snapshot = options.snapshot is not None
         if selection:
             header.warnings.append(selection.told())
         return writer.close(header)
+
+
+def _once(
+    file: source.TextFile, dialect: Dialect, twice: Twice, progress: Any
+) -> Generator[tuple[Any, int], None, None]:
+    """The text's batches without what was told twice."""
+    for batch, rows in source.batches(file, dialect.scan, progress):
+        if dialect.told_twice is not None:
+            twice.know(dialect.told_twice())
+            twice.leave_out(batch, rows)
+        yield batch, rows
 
 
 def _check(file: source.TextFile, dialect: Dialect, empty: bool) -> None:
