@@ -35,6 +35,8 @@ _LOOKS: Final = 4
 _MOST_THREADS: Final = 4
 #: Tables, beside the operations', whose figures depend on the cost of a probe.
 _OF_PROBE: Final = ("threads", "wakeups")
+#: Tables that a snapshot adds rows to, when all of the recording's are in.
+_ADDED_TO: Final = frozenset(("vmas",))
 #: Parts of the other tables that may wait to be written.
 _MOST_TABLES: Final = 8
 #: What one recorded event costs the recorded thread where the trace cannot say it:
@@ -129,7 +131,8 @@ class Assembler:
         self._turns = 0
         self._waiting: list[_Waiting] = []
         self._opened = 0  # groups that pairing was given room for
-        self._encoding: dict[int, Future[tuple[int, int, SplitRows]]] = {}
+        self._filling: dict[int, Future[tuple[int, int, SplitRows]]] = {}
+        self._encoding: deque[Future[None]] = deque()
         self._blocks: deque[Block] = deque()
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmreplay-import")
@@ -171,19 +174,22 @@ class Assembler:
         self._submit(state, last=True)
         self._take_others(state, last=True)
         groups = -(-int(state.count[ps.C_OPS]) // GROUP_ROWS)
-        for number in list(self._encoding):
+        for number in list(self._filling):
             self._settle(number)
+        for name in self._early:
+            if name not in _ADDED_TO:
+                self._tables.append(self._beside.submit(self._complete, name))
         self.split.settle()
-        list(self._pool.map(self._encode_late, range(groups)))
-        for table in self._tables:
-            table.result()
+        late = [self._pool.submit(self._encode_late, group) for group in range(groups)]
+        for done in (*self._encoding, *late, *self._tables):
+            done.result()
+        self._beside.submit(self.split.close)
         self.operations, size_bytes, crc32 = self._parts.close()
         self.writer.note("operations", self.operations, size_bytes, crc32)
         if self._chains is not None:
             self.writer.note("callchains", *self._chains.close())
         self._pool.shutdown(wait=True)
         self._beside.shutdown(wait=True)
-        self.split.close()
         return self.split.report.counters()
 
     def abandon(self) -> None:
@@ -208,8 +214,10 @@ class Assembler:
             at = group % RING_GROUPS * GROUP_ROWS
             self._waiting.append(_Waiting(group, state.rows_of(at, GROUP_ROWS)))
             self._opened += 1
-        for number in [n for n, done in self._encoding.items() if done.done()]:
+        for number in [n for n, done in self._filling.items() if done.done()]:
             self._settle(number)
+        while self._encoding and self._encoding[0].done():
+            self._encoding.popleft().result()
         count[ps.C_ROOM] += min(GROUP_ROWS // _LOOKS, PROBE_OPERATIONS)
 
     def _vacate(self, number: int) -> None:
@@ -221,8 +229,8 @@ class Assembler:
         self._settle(number)
 
     def _settle(self, number: int) -> None:
-        """Wait until the group is encoded, and go on with the time split."""
-        done = self._encoding.pop(number, None)
+        """Wait until the group's rows are columns, and go on with the time split."""
+        done = self._filling.pop(number, None)
         if done is not None:
             rows, compat, split = done.result()
             self.compat += compat
@@ -254,8 +262,9 @@ class Assembler:
                 self._waiting.remove(group)
                 count = min(GROUP_ROWS, rows - group.number * GROUP_ROWS)
                 if count > 0:
-                    self._encoding[group.number] = self._pool.submit(
-                        self._encode, self._turns, group, count, alias
+                    filled = self._filling[group.number] = Future()
+                    self._encoding.append(
+                        self._pool.submit(self._encode, self._turns, group, count, alias, filled)
                     )
                     self._turns += 1
 
@@ -264,30 +273,44 @@ class Assembler:
             self.probe = estimate_probe(state.table("histogram").reshape(2, ps.BINS))
 
     def _encode(
-        self, turn: int, group: _Waiting, count: int, alias: NDArray[np.int64]
-    ) -> tuple[int, int, SplitRows]:
+        self,
+        turn: int,
+        group: _Waiting,
+        count: int,
+        alias: NDArray[np.int64],
+        filled: Future[tuple[int, int, SplitRows]],
+    ) -> None:
+        """Turn a group into columns, which ``filled`` tells, and write them.
+
+        The time split goes on with the group, and its place in the ring is free, meanwhile.
+        """
         from mmreplay.importers.columns import chains_of, early, new_block
 
-        assert self.probe is not None
-        assert group.low is not None
-        block = self._blocks.popleft() if self._blocks else new_block(GROUP_ROWS)
-        split = self.split.take()
-        table, compat = early(
-            group.rows[:count],
-            alias,
-            group.low,
-            self.probe[0],
-            self.switches,
-            self.contention,
-            self.bounded,
-            block,
-            split,
-        )
+        try:
+            assert self.probe is not None
+            assert group.low is not None
+            block = self._blocks.popleft() if self._blocks else new_block(GROUP_ROWS)
+            split = self.split.take()
+            table, compat = early(
+                group.rows[:count],
+                alias,
+                group.low,
+                self.probe[0],
+                self.switches,
+                self.contention,
+                self.bounded,
+                block,
+                split,
+            )
+            chains = chains_of(group.rows[:count]) if self._chains is not None else {}
+        except BaseException as error:
+            filled.set_exception(error)
+            raise
+        filled.set_result((count, compat, split))
         self._parts.write(turn, group.number, table)
         if self._chains is not None:
-            self._chains.write(turn, group.number, chains_of(group.rows[:count]))
+            self._chains.write(turn, group.number, chains)
         self._blocks.append(block)
-        return count, compat, split
 
     def _encode_late(self, number: int) -> None:
         from mmreplay.importers.columns import late
@@ -344,6 +367,10 @@ class Assembler:
         while not last and len(self._tables) > _MOST_TABLES:
             self._tables.popleft().result()
 
+    def _complete(self, name: str) -> None:
+        """Nothing more comes to a table."""
+        self.writer.finish(name)
+
     def add_frames(self, frames: Frames) -> None:
         """Frames of call chains that were not seen before."""
         self._tables.append(self._beside.submit(self._write_frames, frames))
@@ -376,7 +403,8 @@ class Assembler:
 def _load() -> None:
     """Load, on a thread beside, what the end of the import needs."""
     import mmreplay.importers.perf_facts
-    import mmreplay.importers.tables  # noqa: F401
+    import mmreplay.importers.tables
+    import mmreplay.trace.store  # noqa: F401
 
 
 def _open_groups(state: ps.State) -> set[int] | None:

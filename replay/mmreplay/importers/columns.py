@@ -359,8 +359,7 @@ def early(
     bounded:
         Whether durations are only bounded by the next event.
     block, split:
-        Filled; the table's columns lie in ``block``, and what the split needs of them in
-        ``split`` alone.
+        Filled; the table's columns lie in ``block`` or are copies of those in ``split``.
     """
     count = len(rows)
     room = len(split.begin_ns)
@@ -394,10 +393,13 @@ def early(
                 nulls = count - int(block.counts[mask])
                 bits = block.bits[mask * pitches[-1] : (mask + 1) * pitches[-1]]
             columns[name] = Column(values[:count], bits, nulls)
-    columns["begin_ns"] = Column(split.begin_ns[:count])
-    columns["unattributed_ns"] = Column(split.before_ns[:count])
-    columns["tid"] = Column(split.tid[:count])
-    columns["address_space"] = Column(split.address_space[:count])
+    for name, values in (
+        ("begin_ns", split.begin_ns),
+        ("unattributed_ns", split.before_ns),
+        ("tid", split.tid),
+        ("address_space", split.address_space),
+    ):
+        columns[name] = Column(values[:count].copy())  # the split goes on with its own
     return {name: columns[name] for name in _EARLY_LATE[bounded][0]}, compat
 
 

@@ -89,6 +89,7 @@ class Parts:
         self._rows: dict[int, int] = {}
         #: By row group and column: where its part begins in the file, and the chunk in the part.
         self._placed: dict[int, dict[str, tuple[int, _Chunk]]] = {}
+        self._groups: dict[int, bytes] = {}  # what the footer says of those that are complete
         self._heads: dict[tuple[Any, ...], bytes] = {}
         self._append(_MAGIC)
 
@@ -153,6 +154,9 @@ class Parts:
             placed[chunk.name] = (self._size, chunk)
         self._rows[group] = rows
         self._append(content)
+        if len(placed) == len(self._columns):
+            del self._placed[group]
+            self._groups[group] = _row_group([placed[name] for name in self._columns], rows)
 
     def _append(self, content: bytes) -> None:
         self._file.write(content)
@@ -164,11 +168,8 @@ class Parts:
 
         All threads have finished writing.  Each group must have got all its columns.
         """
-        footer = _Footer(list(self._columns.values()), sum(self._rows.values()), len(self._rows))
-        for group in sorted(self._rows):
-            placed = self._placed[group]
-            footer.group([placed[name] for name in self._columns], self._rows[group])
-        text = footer.finish()
+        groups = [self._groups[group] for group in sorted(self._rows)]
+        text = _footer(list(self._columns.values()), sum(self._rows.values()), groups)
         self._append(text + len(text).to_bytes(4, "little") + _MAGIC)
         self._file.close()
         return sum(self._rows.values()), self._size, self._crc
@@ -260,64 +261,62 @@ def _head(name: str, kind: str, codec: str, encodings: Sequence[str]) -> bytes:
     return bytes(t.out)
 
 
-class _Footer:
+def _footer(columns: Sequence[schema.Column], rows: int, groups: Sequence[bytes]) -> bytes:
     """FileMetaData."""
-
-    def __init__(self, columns: Sequence[schema.Column], rows: int, groups: int) -> None:
-        self.columns = len(columns)
-        self.thrift = t = _Compact()
-        t.integer(1, 2, _I32)
-        t.items(2, _STRUCT, 1 + len(columns))
+    t = _Compact()
+    t.integer(1, 2, _I32)
+    t.items(2, _STRUCT, 1 + len(columns))
+    t.begin()
+    t.binary(4, b"schema")
+    t.integer(5, len(columns), _I32)
+    t.end()
+    for column in columns:
+        _element(t, column)
+    t.integer(3, rows)
+    t.items(4, _STRUCT, len(groups))
+    for group in groups:
+        t.out += group
+    t.binary(6, b"mmreplay")
+    t.items(7, _STRUCT, len(columns))  # statistics are ordered by the column's type
+    for _ in columns:
         t.begin()
-        t.binary(4, b"schema")
-        t.integer(5, len(columns), _I32)
+        t.begin(1)
         t.end()
-        for column in columns:
-            _element(t, column)
-        t.integer(3, rows)
-        t.items(4, _STRUCT, groups)
+        t.end()
+    t.out.append(0)
+    return bytes(t.out)
 
-    def group(self, placed: Sequence[tuple[int, _Chunk]], rows: int) -> None:
-        """A row group: by column, how far it was moved, and the chunk."""
-        t = self.thrift
+
+def _row_group(placed: Sequence[tuple[int, _Chunk]], rows: int) -> bytes:
+    """RowGroup, an element of a list: by column, how far it was moved, and the chunk."""
+    t = _Compact()
+    t.begin()
+    t.items(1, _STRUCT, len(placed))
+    for moved, chunk in placed:
         t.begin()
-        t.items(1, _STRUCT, len(placed))
-        for moved, chunk in placed:
-            t.begin()
-            t.integer(2, 0)
-            t.begin(3)
-            t.go_on(chunk.head, 4)
-            t.integer(5, chunk.values)
-            t.integer(6, chunk.plain_size)
-            t.integer(7, chunk.size)
-            t.integer(9, moved + chunk.data)
-            if chunk.begin != chunk.data:
-                t.integer(11, moved + chunk.begin)
-            if chunk.statistics is not None:
-                least, greatest = (n.to_bytes(8, "little", signed=True) for n in chunk.statistics)
-                t.begin(12)
-                t.binary(5, greatest)
-                t.binary(6, least)
-                t.end()
+        t.integer(2, 0)
+        t.begin(3)
+        t.go_on(chunk.head, 4)
+        t.integer(5, chunk.values)
+        t.integer(6, chunk.plain_size)
+        t.integer(7, chunk.size)
+        t.integer(9, moved + chunk.data)
+        if chunk.begin != chunk.data:
+            t.integer(11, moved + chunk.begin)
+        if chunk.statistics is not None:
+            least, greatest = (n.to_bytes(8, "little", signed=True) for n in chunk.statistics)
+            t.begin(12)
+            t.binary(5, greatest)
+            t.binary(6, least)
             t.end()
-            t.end()
-        t.integer(2, sum(chunk.plain_size for _, chunk in placed))
-        t.integer(3, rows)
-        t.integer(5, min(moved + chunk.begin for moved, chunk in placed))
-        t.integer(6, sum(chunk.size for _, chunk in placed))
         t.end()
-
-    def finish(self) -> bytes:
-        t = self.thrift
-        t.binary(6, b"mmreplay")
-        t.items(7, _STRUCT, self.columns)  # statistics are ordered by the column's type
-        for _ in range(self.columns):
-            t.begin()
-            t.begin(1)
-            t.end()
-            t.end()
-        t.out.append(0)
-        return bytes(t.out)
+        t.end()
+    t.integer(2, sum(chunk.plain_size for _, chunk in placed))
+    t.integer(3, rows)
+    t.integer(5, min(moved + chunk.begin for moved, chunk in placed))
+    t.integer(6, sum(chunk.size for _, chunk in placed))
+    t.end()
+    return bytes(t.out)
 
 
 def _element(t: _Compact, column: schema.Column) -> None:
