@@ -15,7 +15,7 @@ from mmreplay.engine.kinds.range import policy
 from mmreplay.engine.layout import *
 from mmreplay.engine.loop import replay
 from mmreplay.engine.prepared import Prepared
-from mmreplay.engine.result import DELAY_BUCKETS, Options, Result
+from mmreplay.engine.result import Options, Result
 from mmreplay.engine.setup import (
     DRAWS,
     P,
@@ -43,7 +43,7 @@ def run_compiled(prepared: Prepared, machine: Machine, options: Options) -> Resu
     has_deps = len(plan.dep_op) > 0
     loop_began, cpu_began = time.perf_counter(), time.thread_time()
     replay(
-        memory.m, prepared.longs, prepared.longs.view(np.int32), memory.code(),
+        memory.m, prepared.longs, prepared.longs.view(np.int32),
         setup.cost_draw.ravel().astype(np.int32), plan.mark_first, prepared.mark_vma,
         plan.mark_set, plan.sleep_ns, plan.dep_first, plan.dep_op,
         np.zeros(plan.n_ops if has_deps else 1, np.uint8),
@@ -64,7 +64,7 @@ def run_compiled(prepared: Prepared, machine: Machine, options: Options) -> Resu
                 Stalled(
                     t,
                     row=int(th[T_ROW]),
-                    pc=source[th[T_PC] // XF] if th[T_PC] >= 0 else -1,
+                    pc=source[(th[T_PC] - memory.base[H_CODE]) // XF] if th[T_PC] >= 0 else -1,
                     mark=int(th[T_EACH]) if th[T_EACH] < th[T_EACH_END] else -1,
                 )
                 for t, th in zip(unfinished.tolist(), threads[unfinished], strict=True)
@@ -80,6 +80,13 @@ def run_compiled(prepared: Prepared, machine: Machine, options: Options) -> Resu
 _NONE_COLUMNS: Final = (I_WRITER, I_Q_HEAD, I_Q_TAIL, I_OSQ_HEAD, I_OSQ_TAIL, I_DRAINER)
 
 
+def aligned_zeros(count: int) -> I64:
+    """Zeros of which every eight share a cache line."""
+    room = np.zeros(count + 8, np.int64)
+    first = -room.ctypes.data // 8 % 8
+    return room[first : first + count]
+
+
 class Memory:
     """The flat array of one replay (see ``layout.py``)."""
 
@@ -90,15 +97,15 @@ class Memory:
         conditions = len(model.cond_every)
         self.isize = -(-(I_BY_KIND + 2 * kinds + 1) // 8) * 8
         self.lsize = -(-(L_READERS + cpu_mask_words(setup.cores)) // 8) * 8
-        levels = [-(-threads // 8) * 8]
-        while levels[-1] > 8:
-            levels.append(-(-levels[-1] // 64) * 8)
+        leaf = 1  # the nodes above the leaves of the queue
+        while 7 * leaf + 1 < threads:
+            leaf = 8 * leaf + 1
         sizes = {
             HEADER: threads * TF,  # the threads: right behind the header
             H_CORE: setup.cores * CF, H_LOCK: locks * DF,
             H_STAT: locks * SF, H_BLAME: locks * (kinds + 1) * kinds,
-            H_SNAP: threads * (kinds + 1), H_TWAIT: threads * locks, H_OPCOUNT: kinds,
-            H_OPBUSY: kinds, H_OPWAIT: kinds, H_DELAY: kinds * DELAY_BUCKETS, H_TEND: threads,
+            H_SNAP: threads * (kinds + 1), H_TWAIT: threads * locks, H_OPS: kinds * KF,
+            H_TEND: threads, H_CODE: len(prepared.rows) * XF,
             H_RUNS: len(prepared.code.locked), H_ITEMS: len(prepared.code.items) * NF,
             H_VALUES: prepared.n_values, H_EVERY: setup.cores * conditions,
             H_CONDITIONS: conditions * 3, H_BITBASE: len(BIT_SCOPE) * 3,
@@ -112,24 +119,25 @@ class Memory:
             H_TOUCHED: len(prepared.pages.touch_keys) * cpu_mask_words(setup.cores),
             H_ENDS: plan.n_ops,
             H_INST: prepared.n_instances * self.isize, H_LINE: prepared.n_lines * self.lsize,
-            **{H_LEVEL_0 + i: size for i, size in enumerate(levels)},
+            H_QUEUE: 7 + leaf + -(-threads // 8) * 8,
         }  # fmt: skip
         self.base: dict[int, int] = {}
         total = HEADER
         for region, size in sizes.items():
             self.base[region] = total
             total += -(-size // 8) * 8
-        self.m = np.zeros(total, np.int64)
+        self.m = aligned_zeros(total)
         self.size = sizes
         for region, base in self.base.items():
             if region != HEADER:
                 self.m[region] = base
-        self.m[H_LEVELS] = len(levels)
-        self.m[H_LEVEL_0 + len(levels)] = H_ROOT
+        self.base[H_QUEUE] += 7  # eight children begin a cache line
+        self.m[H_QUEUE], self.m[H_LEAF] = self.base[H_QUEUE], leaf
         self._fill_scalars(setup, options)
         self._fill_model(setup)
         self._fill_locks()
-        self._fill_threads(setup, options, levels)
+        self._fill_threads(setup, options)
+        self._fill_code(setup)
 
     def _more_sizes(self, threads: int, kinds: int) -> list[int]:
         """Where the rest of each lock's instances begins in H_MORE; the last: how much in all."""
@@ -147,7 +155,7 @@ class Memory:
         size = int(np.prod(shape))
         return self.m[self.base[region] : self.base[region] + size].reshape(shape)
 
-    def code(self) -> I64:
+    def _fill_code(self, setup: Setup) -> None:
         """The specialised code with the addresses of this memory."""
         rows = self.prepared.rows.copy()
         for column, region, size in (
@@ -156,6 +164,7 @@ class Memory:
             (X_OWNER, H_LINE, self.lsize),
             (X_SEQ_LINE, H_LINE, self.lsize),
             (X_SEQ, H_VALUES, 1),
+            (X_TARGET, H_CODE, 1),
         ):
             known = rows[:, column] >= 0
             rows[known, column] = self.base[region] + rows[known, column] * size
@@ -163,7 +172,15 @@ class Memory:
         rows[pins, X_C] += self.base[H_VALUES]
         stats = np.isin(rows[:, X_OP], (X_RUN, X_JUMP, X_DONE), invert=True)
         rows[stats & (rows[:, X_STAT] >= 0), X_STAT] += self.base[H_STAT]
-        return rows.ravel()
+        runs, shares = rows[:, X_OP] == X_RUN, rows[:, X_OP] == X_SHARE
+        rows[runs, X_A] += self.base[H_RUNS]
+        rows[runs | shares, X_B] = self.base[H_ITEMS] + rows[runs | shares, X_B] * NF
+        rows[runs, X_COLUMN] = rows[runs, X_B] + rows[runs, X_COLUMN] * NF
+        rows[runs, X_C] *= setup.atomic
+        rows[rows[:, X_OP] == X_EVERY, X_A] += self.base[H_EVERY]
+        private = rows[:, X_STEP] == PRIVATE_STEP
+        rows[private, X_STEP] = rows[private, X_OP]
+        self.part(H_CODE, *rows.shape)[:] = rows
 
     def _fill_scalars(self, setup: Setup, options: Options) -> None:
         plan = self.prepared.plan
@@ -265,7 +282,7 @@ class Memory:
                     if kind == Kind.RWSEM:
                         self.m[mine[:, I_MORE] + B_REVOKER] = -1
 
-    def _fill_threads(self, setup: Setup, options: Options, levels: list[int]) -> None:
+    def _fill_threads(self, setup: Setup, options: Options) -> None:
         prepared, plan = self.prepared, self.prepared.plan
         th = self.part(HEADER, plan.n_threads, TF)
         first, last = plan.thread_first[:-1], plan.thread_first[1:]
@@ -288,15 +305,13 @@ class Memory:
         self.part(H_LOOPS, plan.n_threads)[:] = prepared.loops
         blocked = np.where(empty, plan.thread_tail_blocked_ns, plan.think_blocked_ns[rows])
         blocked = np.where(setup.no_idle, 0, blocked)
-        keys = np.full(levels[0], NEVER, np.int64)
         starts = plan.thread_offset_ns + blocked
-        keys[: plan.n_threads] = (starts << self.m[H_SHIFT]) | np.arange(plan.n_threads)
-        for level, size in enumerate(levels):
-            padded = np.full(size, NEVER, np.int64)
-            padded[: len(keys)] = keys
-            self.part(H_LEVEL_0 + level, size)[:] = padded
-            keys = padded.reshape(-1, 8).min(axis=1)
-        self.m[H_ROOT] = keys[0]
+        queue = self.part(H_QUEUE, self.size[H_QUEUE] - 7)
+        leaf = int(self.m[H_LEAF])
+        queue[:] = NEVER
+        queue[leaf : leaf + len(th)] = (starts << self.m[H_SHIFT]) | np.arange(len(th))
+        for node in reversed(range(leaf)):
+            queue[node] = queue[8 * node + 1 : 8 * node + 9].min(initial=NEVER)
 
     def totals(self, setup: Setup) -> Totals:
         prepared, m = self.prepared, self.m
@@ -319,6 +334,7 @@ class Memory:
         rows = np.append(kinds, n_all)
         blame[:, rows[:, None], kinds[None, :]] = dense
         ends = self.part(H_TEND, n_threads).copy()
+        ops = self.part(H_OPS, n_kinds, KF)
         stop = int(m[H_STOP]) if m[H_STOP] >= 0 else int(ends.max())
         cpus = self.part(H_CORE, setup.cores, CF)
         idle = int(m[H_IDLE_NS])
@@ -327,10 +343,10 @@ class Memory:
         return Totals(
             stats=stats,
             reasons=self.part(H_REASONS, len(prepared.model.reasons)).copy(),
-            op_count=spread(self.part(H_OPCOUNT, n_kinds)),
-            op_busy_ns=spread(self.part(H_OPBUSY, n_kinds)),
-            op_wait_ns=spread(self.part(H_OPWAIT, n_kinds)),
-            op_delay=spread(self.part(H_DELAY, n_kinds, DELAY_BUCKETS)),
+            op_count=spread(ops[:, K_COUNT]),
+            op_busy_ns=spread(ops[:, K_BUSY]),
+            op_wait_ns=spread(ops[:, K_WAIT]),
+            op_delay=spread(ops[:, K_DELAY:]),
             blame_ns=blame,
             thread_begun=self.part(HEADER, n_threads, TF)[:, T_NTH].copy(),
             thread_end_ns=ends,

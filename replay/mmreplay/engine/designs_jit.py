@@ -22,13 +22,13 @@ K_RANGE = int(Kind.RANGE)
 
 
 @borrowing_helper
-def design_lock(m, words, code, mark_vma, t, b, pc, clock):
+def design_lock(m, words, mark_vma, t, b, pc, clock):
     """LOCK or TRY of a lock that only designs have: a range lock, an rwsem with BRAVO readers.
 
     -1: the thread waits, or the writer reads the table of readers.
     """
-    a, mode, operand = code[pc + X_A], code[pc + X_B], code[pc + X_C]
-    tries = code[pc + X_OP] == X_DESIGN_TRY
+    a, mode, operand = m[pc + X_A], m[pc + X_B], m[pc + X_C]
+    tries = m[pc + X_OP] == X_DESIGN_TRY
     d = m[H_LOCK] + a * DF
     obj = lock_object(m, words, mark_vma, b, a, operand)
     r = np.int64(-1)
@@ -47,23 +47,23 @@ def design_lock(m, words, code, mark_vma, t, b, pc, clock):
             done = bravo_locked(m, r, t, mode, done)
     if failed:
         m[m[H_STAT] + a * SF + S_TRY_FAILED] += 1
-        m[H_RET] = code[pc + X_TARGET]
+        m[H_RET] = m[pc + X_TARGET]
         return ~done
     if done < 0:
         return done
-    return locked(m, words, code, mark_vma, t, b, pc, done)
+    return locked(m, words, mark_vma, t, b, pc, done)
 
 
 @borrowing_helper
-def design_unlock(m, words, code, mark_vma, t, b, pc, clock):
+def design_unlock(m, words, mark_vma, t, b, pc, clock):
     """UNLOCK of such a lock.  -1: the wake-up comes as a step of its own."""
-    a, mode, operand = code[pc + X_A], code[pc + X_B], code[pc + X_C]
+    a, mode, operand = m[pc + X_A], m[pc + X_B], m[pc + X_C]
     d = m[H_LOCK] + a * DF
     done = clock
     if mode == WRITE_MODE:
         done = bump(m, words, mark_vma, b, d, operand, done, True)
         done = store_owner(m, words, mark_vma, b, d, operand, done)
-    since = m[m[H_HELD] + t * 2 * m[H_LOCKS] + code[pc + X_HELD]]
+    since = m[m[H_HELD] + t * 2 * m[H_LOCKS] + m[pc + X_HELD]]
     field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
     m[m[H_STAT] + a * SF + field] += clock - since
     obj = lock_object(m, words, mark_vma, b, a, operand)

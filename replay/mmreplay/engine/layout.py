@@ -16,28 +16,26 @@ NEVER: Final = (1 << 63) - 1
 
 # -- header ---------------------------------------------------------------------
 (
-    H_ROOT, H_LEVELS, H_LEVEL_0, H_LEVEL_1, H_LEVEL_2, H_LEVEL_3, H_LEVEL_4, H_LEVEL_5, H_LEVEL_6,
-    H_NOW, H_STOP, H_RQ_HEAD, H_RQ_TAIL,
+    H_QUEUE, H_LEAF, H_NOW, H_STOP, H_RQ_HEAD, H_RQ_TAIL,
     H_SHIFT, H_SLICE, H_ATOMIC, H_RET, H_CORE, H_DIST_0, H_DIST_1, H_DIST_2, H_DIST_3, H_CORES,
     H_INST, H_ISIZE, H_LINE, H_LSIZE,
     H_LOCK, H_LOCKS, H_STAT, H_BLAME, H_SNAP, H_TWAIT, H_KINDS, H_IDLE_CORES, H_IDLE_NS,
     H_SLEEP_NS, H_DEP_WAIT_NS, H_WIN_BEGIN, H_WIN_END, H_WIN_OPS, H_WIN_USER, H_GRP_OPS,
     H_GRP_USER, H_GRP_RECORDED, H_GRP_TOTAL, H_WAKER, H_WOKEN, H_FALL, H_SWITCH, H_POLL,
-    H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER, H_FLIGHT, H_OPCOUNT, H_OPBUSY,
-    H_OPWAIT, H_DELAY,
+    H_FLUSH_BASE, H_FLUSH_FIRST, H_FLUSH_NEXT, H_HANDLER, H_FLIGHT, H_CODE, H_OPS,
     H_TEND, H_THREADS, H_WRAP, H_RUNS, H_VALUES, H_EVERY, H_CONDS, H_REASONS, H_HELD,
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
     H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS, H_OTHERS_LEFT,
-) = range(91)  # fmt: skip
-HEADER: Final = 96
+) = range(82)  # fmt: skip
+HEADER: Final = 88
 
 # -- thread; the records begin right behind the header -----------------------------
 (
     T_STATE, T_PC, T_ROW, T_BUSY, T_SPIN, T_CPU, T_SLICE_END, T_DRAW,
-    T_FIN_ROW, T_KIND, T_BEGIN, T_WAIT, T_WAS_ORDERED, T_THINK, T_GROUP, T_MM,
-    T_FIN_KIND, T_FIN_END, T_FIN_BUSY, T_FIN_WAIT, T_FIN_DELAY, T_STREAM, T_END_ROW, T_TAIL,
-    T_NTH, T_TRIED, T_EACH, T_EACH_END, T_AFTER, T_LAST_CPU, T_FIRST_LAP, T_DEP_FROM,
+    T_WAIT, T_WAS_ORDERED, T_TRIED, T_EACH, T_EACH_END, T_KIND, T_BEGIN, T_MM,
+    T_FIN_ROW, T_FIN_KIND, T_FIN_END, T_FIN_BUSY, T_FIN_WAIT, T_FIN_DELAY, T_GROUP, T_THINK,
+    T_STREAM, T_NTH, T_END_ROW, T_TAIL, T_AFTER, T_LAST_CPU, T_FIRST_LAP, T_DEP_FROM,
     T_DEP_NEXT, T_RQ_NEXT, T_WAIT_INST, T_MODE, T_WAIT_FROM, T_GRANTED, T_AWAKE, T_PENDING,
     T_SAW, T_SPIN_UNTIL, T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_QUEUED, T_OWNED, T_LAP,
     T_OWNED_0,
@@ -68,7 +66,7 @@ L_OWNER, L_LAST_READER, L_FREE, L_READERS = range(4)
     C_RUNNING, C_MM, C_OWED, C_IDLE_SINCE, C_CORE, C_LLC, C_SOCKET, C_ACKS_FROM, C_ACKS_UNTIL,
     C_DUE,
 ) = range(10)  # fmt: skip
-CF: Final = 10
+CF: Final = 16
 
 # -- lock of the model -----------------------------------------------------------------------
 (
@@ -77,6 +75,11 @@ CF: Final = 10
     D_BRAVO, D_INHIBIT, D_ROUND, D_WAIT, D_COST, D_ANCESTORS, D_FAIR, D_LEFTWARDS,
 ) = range(26)  # fmt: skip
 DF: Final = 28
+
+# -- counters per kind of operation: how many, times, and how many of each delay ------------------
+K_COUNT, K_BUSY, K_WAIT = range(3)
+K_DELAY: Final = 8
+KF: Final = K_DELAY + 640
 
 # -- columns of the counters per lock (as summary.LOCK_FIELDS) -----------------------------------
 (
@@ -110,7 +113,7 @@ PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
 
 # -- specialised code, rows of XF int64: see specialise.py -----------------------------------------
 (
-    X_OP, X_A, X_B, X_C, X_TARGET, X_ORDERED, X_COLUMN, X_INST, X_LINE, X_OWNER, X_HELD, X_STAT,
+    X_OP, X_A, X_B, X_C, X_TARGET, X_STEP, X_COLUMN, X_INST, X_LINE, X_OWNER, X_HELD, X_STAT,
     X_SEQ, X_SEQ_LINE, X_SEQ_COLUMN, X_SEQ_BY,
 ) = range(16)  # fmt: skip
 XF: Final = 16
@@ -124,8 +127,8 @@ X_MODEL: Final = 16
 #: LOCK, TRY, UNLOCK of what only designs have, and FLUSH of what was touched.
 X_DESIGN: Final = 40
 X_DESIGN_TRY, X_DESIGN_UNLOCK, X_FLUSH_TOUCHED = range(41, 44)
-#: X_ORDERED: does the step touch what another thread can see?
-PRIVATE_STEP, ORDERED_STEP, DYNAMIC_STEP = range(3)  # dynamic: depends on the VMA of EACH
+#: X_STEP: does the step touch what another thread can see?  The loop finds X_OP there if not.
+PRIVATE_STEP, ORDERED_STEP, DYNAMIC_STEP = range(64, 67)  # dynamic: depends on the VMA of EACH
 
 # -- items of X_RUN, rows of N_F int64 ------------------------------------------------------
 N_COST, N_KEY, N_DRAWS, N_COUNT, N_HOLD = range(5)

@@ -28,15 +28,15 @@ def record(m, longs, b):
     """Books.record."""
     row = m[b + T_FIN_ROW]
     m[b + T_FIN_ROW] = -1
-    kind = m[b + T_FIN_KIND]
-    m[m[H_OPCOUNT] + kind] += 1
-    m[m[H_OPBUSY] + kind] += m[b + T_FIN_BUSY]
-    m[m[H_OPWAIT] + kind] += m[b + T_FIN_WAIT]
+    counters = m[H_OPS] + m[b + T_FIN_KIND] * KF
+    m[counters + K_COUNT] += 1
+    m[counters + K_BUSY] += m[b + T_FIN_BUSY]
+    m[counters + K_WAIT] += m[b + T_FIN_WAIT]
     bucket = m[b + T_FIN_DELAY]
     if bucket >= 16:
         bucket = (np.float64(bucket).view(np.int64) >> 48) - BUCKET_OFFSET
         bucket = min(bucket, 639)
-    m[m[H_DELAY] + kind * 640 + bucket] += 1
+    m[counters + K_DELAY + bucket] += 1
     if not m[b + T_GROUP]:
         m[H_OTHERS_LEFT] -= 1
         if m[H_OTHERS_LEFT] == 0 and m[H_WIN_END] < 0:
@@ -164,6 +164,7 @@ def begin(m, longs, b, clock):
     word = longs[(m[b + T_ROW] << 3) + O_PROGRAM]
     m[b + T_KIND] = word >> 40
     m[b + T_BEGIN] = clock
+    m[b + T_BUSY] = 0
     m[b + T_WAIT] = 0
     m[b + T_WAS_ORDERED] = 0
     m[b + T_TRIED] = 0
@@ -172,7 +173,23 @@ def begin(m, longs, b, clock):
     m[b + T_DRAW] = np.int64(mix(np.uint64(m[b + T_STREAM]) + np.uint64(m[b + T_NTH]) * UG))
     m[b + T_NTH] += 1
     prefetch(longs, (m[b + T_ROW] << 3) + 16)  # many threads: too many streams for the CPU
-    return (word << 32) >> 32
+    return m[H_CODE] + ((word << 32) >> 32)
+
+
+@inlined_helper
+def held_since(m, t, pc):
+    """Where the thread keeps since when it holds the lock of an instruction."""
+    return m[H_HELD] + t * 2 * m[H_LOCKS] + m[pc + X_HELD]
+
+
+@inlined_helper
+def if_bit(m, words, bits, b, pc):
+    """X_IF_BIT; returns where the program goes on."""
+    obj = np.int64(words[(m[b + T_ROW] << 4) + m[pc + X_COLUMN]])
+    bit = np.int64(0)
+    if obj >= 0 and bits[m[pc + X_A] + obj]:
+        bit = np.int64(1)
+    return m[pc + X_TARGET] if bit == m[pc + X_B] else pc + XF
 
 
 @borrowing_helper
@@ -199,327 +216,316 @@ def end_thread(m, t, b, clock):
             m[H_STOP] = clock
 
 
+@inlined_helper
+def use_lock(m, words, t, b, pc, clock):
+    """An instruction on a lock that several threads use.  -1: the thread waits."""
+    op, mode, cpu = m[pc + X_OP], m[pc + X_B], m[b + T_CPU]
+    w = m[b + T_ROW] << 4
+    lsize = m[H_LSIZE]
+    obj = np.int64(0)
+    if m[pc + X_COLUMN] != W_GLOBAL:
+        obj = np.int64(words[w + m[pc + X_COLUMN]])
+    r = np.int64(-1)
+    line = np.int64(-1)
+    if m[pc + X_INST] >= 0:
+        r = m[pc + X_INST] + obj * m[H_ISIZE]
+        line = m[pc + X_LINE] + obj * lsize
+    done = clock
+    if op == X_PIN_TRY:
+        ok = True
+        if m[pc + X_SEQ] >= 0:
+            so = np.int64(words[w + m[pc + X_SEQ_COLUMN]])
+            if m[pc + X_SEQ_LINE] >= 0:
+                done = line_read(m, m[pc + X_SEQ_LINE] + so * lsize, cpu, done)
+            ok = m[m[pc + X_SEQ] + so] != m[m[pc + X_C] + obj]
+        if ok and r >= 0 and (m[r + I_DRAINER] >= 0 or m[r + I_WRITER] >= 0):
+            ok = False
+            done = line_read(m, line, cpu, done)
+        if not ok:
+            m[m[pc + X_STAT] + S_TRY_FAILED] += 1
+            m[b + T_PC] = m[pc + X_TARGET]
+            return done
+        done = write_line(m, line, cpu, done, m[H_ATOMIC])
+        if r >= 0:
+            add_reader(m, r, m[b + T_KIND])
+    elif op == X_RWSEM_TRY:
+        if not is_open(m, r, mode):
+            m[m[pc + X_STAT] + S_TRY_FAILED] += 1
+            m[b + T_PC] = m[pc + X_TARGET]
+            return line_read(m, line, cpu, done)
+        done = write_line(m, line, cpu, done, m[H_ATOMIC])
+        rwsem_take(m, r, t, mode, done)
+    elif op == X_RWSEM_LOCK:
+        done = write_line(m, line, cpu, done, m[H_ATOMIC])
+        if is_open(m, r, mode):
+            rwsem_take(m, r, t, mode, done)
+        else:
+            done = rwsem_lock_slow(m, r, line, t, mode, done)
+            if done < 0:
+                return done
+    elif op == X_SPIN_LOCK:
+        done = write_line(m, line, cpu, done, m[H_ATOMIC])
+        m[b + T_SPIN] += 1
+        if m[r + I_WRITER] >= 0:
+            spin_wait(m, r, t)
+            return np.int64(-1)
+        set_writer(m, r, t)
+    else:  # X_RWSEM_UNLOCK, X_PIN_UNLOCK, X_SPIN_UNLOCK
+        if mode == WRITE_MODE:
+            if m[pc + X_SEQ] >= 0:
+                so = np.int64(words[w + m[pc + X_SEQ_COLUMN]])
+                m[m[pc + X_SEQ] + so] += m[pc + X_SEQ_BY]
+                if m[pc + X_SEQ_LINE] >= 0:
+                    done = write_line(m, m[pc + X_SEQ_LINE] + so * lsize, cpu, done, 0)
+            if m[pc + X_OWNER] >= 0:
+                done = write_line(m, m[pc + X_OWNER] + obj * lsize, cpu, done, 0)
+        field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
+        m[m[pc + X_STAT] + field] += clock - m[held_since(m, t, pc)]
+        if op == X_RWSEM_UNLOCK:
+            done = rwsem_unlock(m, r, line, t, mode, done)
+            if done < 0:
+                m[b + T_BUSY] += m[H_RET] - clock
+                return done
+        elif op == X_PIN_UNLOCK:
+            done = pin_unlock(m, r, line, t, done)
+        else:
+            done = spin_unlock(m, r, line, t, done)
+            m[b + T_SPIN] -= 1
+        m[b + T_PC] = pc + XF
+        return done
+    # -- Simulation.locked
+    m[m[pc + X_STAT] + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
+    if op != X_PIN_TRY:
+        if m[pc + X_OWNER] >= 0:
+            done = write_line(m, m[pc + X_OWNER] + obj * lsize, cpu, done, 0)
+        if mode == WRITE_MODE and m[pc + X_SEQ] >= 0 and m[pc + X_SEQ_BY] == 1:
+            so = np.int64(words[w + m[pc + X_SEQ_COLUMN]])
+            m[m[pc + X_SEQ] + so] += 1
+            if m[pc + X_SEQ_LINE] >= 0:
+                done = write_line(m, m[pc + X_SEQ_LINE] + so * lsize, cpu, done, 0)
+    m[held_since(m, t, pc)] = done
+    m[b + T_PC] = pc + XF
+    return done
+
+
+@borrowing_helper
+def between(m, longs, words, t, b, recorded_sleep, dep_first, dep_op, done_ops, dep_head, clock):
+    """An ordered point between two operations.  -1: the thread waits, sleeps or has ended."""
+    pc = m[b + T_PC]
+    if pc == PC_THINK:
+        return clock
+    if pc == PC_BEGIN:
+        flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
+        waits = flags & F_DEPS and m[b + T_FIRST_LAP]
+        if not waits and not flags & F_NO_PROGRAM:
+            return clock
+        if waits and not dependencies_done(m, b, t, dep_first, dep_op, done_ops, dep_head):
+            return np.int64(-1)
+        if flags & F_POINT:
+            m[b + T_PC] = pass_point(
+                m, longs, words, t, b, clock, recorded_sleep, done_ops, dep_head
+            )
+            return clock
+        m[b + T_PC] = begin(m, longs, b, clock)
+        m[b + T_WAS_ORDERED] = 1 if waits else 0
+        if flags & F_NO_PROGRAM:
+            finish(m, b, clock, 0)
+            if flags & F_SEEN:
+                end_is_seen(m, longs, words, b, done_ops, dep_head, clock)
+            m[b + T_PC] = next_gap(m, longs, words, t, b)
+        return clock
+    if pc == PC_BLOCK:
+        m[b + T_PC] = PC_THINK
+        m[b + T_AFTER] = RUN
+        at(m, t, OFF, clock + m[b + T_DEP_FROM])
+        m[b + T_DEP_FROM] = -1
+        release_cpu(m, t)
+    else:  # PC_END
+        end_thread(m, t, b, clock)
+    return np.int64(-1)
+
+
+@inlined_helper
+def ordered(
+    m, longs, words, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op, done_ops,
+    dep_head, bits, t, b,
+):  # fmt: skip
+    """Simulation._point and the ordered step.  Returns when the thread goes on, or -1."""
+    clock = m[H_NOW]
+    if m[H_STOP] >= 0:
+        set_key(m, t, NEVER)
+        return np.int64(-1)
+    if m[b + T_FIN_ROW] >= 0:
+        record(m, longs, b)
+    c = m[H_CORE] + m[b + T_CPU] * CF
+    m[c + C_MM] = m[b + T_MM]
+    if clock >= m[b + T_SLICE_END] and m[b + T_SPIN] == 0:
+        if m[H_RQ_HEAD] >= 0:
+            m[b + T_AFTER] = RUN
+            at(m, t, OFF, NEVER)
+            rq_push(m, t)
+            release_cpu(m, t)
+            return np.int64(-1)
+        m[b + T_SLICE_END] = clock + m[H_SLICE]
+    if m[c + C_OWED] and clock >= m[c + C_DUE]:
+        clock += m[c + C_OWED]
+        m[b + T_BUSY] += m[c + C_OWED]
+        m[c + C_OWED] = 0
+        return clock
+    pc = m[b + T_PC]
+    if pc < 0:
+        return between(
+            m, longs, words, t, b, recorded_sleep, dep_first, dep_op, done_ops, dep_head, clock
+        )
+    m[b + T_WAS_ORDERED] = 1
+    op = m[pc + X_OP]
+    if op >= X_RWSEM_LOCK and op < X_MODEL:
+        done = use_lock(m, words, t, b, pc, clock)
+    elif op == X_DONE:
+        finish(m, b, clock, m[b + T_BUSY])
+        if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_SEEN:
+            end_is_seen(m, longs, words, b, done_ops, dep_head, clock)
+        m[b + T_PC] = next_gap(m, longs, words, t, b)
+        return clock
+    elif op == X_IF_BIT:
+        m[b + T_PC] = if_bit(m, words, bits, b, pc)
+        return clock
+    else:
+        done = step(m, words, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, pc, clock)
+        if done >= 0:
+            m[b + T_PC] = m[H_RET]
+    if done >= 0:
+        m[b + T_BUSY] += done - clock
+    return done
+
+
+@inlined_helper
+def run_ahead(
+    m, longs, words, draws, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, clock
+):
+    """Private steps, up to the next ordered point; returns when that is."""
+    pc = m[b + T_PC]
+    since = clock  # the operation's busy time is known up to here
+    while True:
+        if pc < 0:
+            if pc == PC_THINK:
+                if clock >= m[b + T_SLICE_END]:
+                    break
+                span = min(m[b + T_THINK], m[b + T_SLICE_END] - clock)
+                m[b + T_THINK] -= span
+                clock += span
+                if m[b + T_THINK]:
+                    break
+                pc = np.int64(PC_END if m[b + T_TAIL] else PC_BEGIN)
+            if pc != PC_BEGIN or clock >= m[b + T_SLICE_END]:
+                break
+            flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
+            if flags & F_NO_PROGRAM or (flags & F_DEPS and m[b + T_FIRST_LAP]):
+                break
+            pc = begin(m, longs, b, clock)
+            since = clock
+        while True:
+            op = m[pc + X_STEP]
+            if op == X_RUN:
+                m[m[pc + X_A]] += 1
+                clock += m[pc + X_C]
+                n, last = m[pc + X_B], m[pc + X_COLUMN]
+                draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
+                scale = np.int64(words[w + W_SCALE])
+                while n < last:
+                    value = m[n + N_COST] * scale
+                    if m[n + N_COUNT]:
+                        units = np.int64(words[w + W_PAGES])
+                        if m[n + N_COUNT] == 2:
+                            units = np.int64(words[w + W_VMAS])
+                        elif m[n + N_COUNT] == 3:
+                            units = np.int64(words[w + W_TABLES])
+                        value *= units
+                    x = np.int64(((draw ^ np.uint64(m[n + N_KEY])) * U1) >> U56)
+                    value >>= 10
+                    value = (value * draws[m[n + N_DRAWS] + x] >> DRAW_BITS) >> COST_BITS
+                    clock += value
+                    m[m[n + N_HOLD]] += value
+                    n += NF
+                pc += XF
+            elif op == X_IF_BIT:
+                pc = if_bit(m, words, bits, b, pc)
+            elif op == X_EVERY:
+                place = m[pc + X_A] + m[b + T_CPU] * m[H_CONDS]
+                m[place] -= 1
+                if m[place] == 0:
+                    m[place] = m[pc + X_B]
+                    pc = m[pc + X_TARGET]
+                else:
+                    pc += XF
+            elif op == X_DONE:
+                if m[b + T_WAS_ORDERED] == 0:
+                    break
+                if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_SEEN:
+                    break
+                finish(m, b, clock, m[b + T_BUSY] + clock - since)
+                pc = next_gap(m, longs, words, t, b)
+                break
+            elif op == X_JUMP:
+                pc = m[pc + X_TARGET]
+            elif op == X_LOCK_PRIVATE:
+                clock += m[H_ATOMIC]
+                m[held_since(m, t, pc)] = clock
+                m[m[pc + X_STAT] + (S_WRITE if m[pc + X_B] else S_READ)] += 1
+                m[b + T_SPIN] += m[pc + X_C]
+                pc += XF
+            elif op == X_UNLOCK_PRIVATE:
+                field = S_WRITE_HOLD if m[pc + X_B] else S_READ_HOLD
+                m[m[pc + X_STAT] + field] += clock - m[held_since(m, t, pc)]
+                clock += m[H_ATOMIC]
+                m[b + T_SPIN] -= m[pc + X_C]
+                pc += XF
+            elif op == X_SHARE:
+                draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
+                clock += share(m, words, draws, m[pc + X_B], draw, w)
+                pc += XF
+            elif op == ORDERED_STEP or (
+                op == DYNAMIC_STEP and touches_shared(m, words, mark_vma, b, pc)
+            ):
+                break
+            else:
+                clock = step(
+                    m, words, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, pc, clock
+                )
+                pc = m[H_RET]
+        if pc >= 0:
+            m[b + T_BUSY] += clock - since
+            break
+    m[b + T_PC] = pc
+    m[b + T_STATE] = POINT
+    return clock
+
+
 @borrowing_helper
 def _run(
-    m, longs, words, code, draws, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
+    m, longs, words, draws, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
     done_ops, dep_head, bits,
 ):  # fmt: skip
-    shift, mask = m[H_SHIFT], (1 << m[H_SHIFT]) - 1
-    core, atomic, isize, lsize = m[H_CORE], m[H_ATOMIC], m[H_ISIZE], m[H_LSIZE]
-    runs, items, every = m[H_RUNS], m[H_ITEMS], m[H_EVERY]
-    while True:
-        key = m[H_ROOT]
-        if key == NEVER:
-            break
-        t = key & mask
-        now = key >> shift
-        m[H_NOW] = now
+    queue, shift = m[H_QUEUE], m[H_SHIFT]
+    mask = (1 << shift) - 1
+    while m[queue] != NEVER:
+        t = m[queue] & mask
+        m[H_NOW] = m[queue] >> shift
         b = HEADER + t * TF
-        clock = now
-        at_point = m[b + T_STATE] == POINT
-        if not at_point and m[b + T_STATE] != RUN:
-            clock = wait_event(m, words, code, mark_vma, t, b)
-            if clock < 0:
-                continue
-        held = m[H_HELD] + t * 2 * m[H_LOCKS]
-        cpu = m[b + T_CPU]
-        pc, busy, spin = m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN]
-        draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
-        scale, slice_end = np.int64(words[w + W_SCALE]), m[b + T_SLICE_END]
-        since = clock  # the operation's busy time is known up to here
-        while True:
-            if not at_point:
-                # -- private steps, up to the next ordered point
-                while True:
-                    if pc < 0:
-                        if pc == PC_THINK:
-                            if clock >= slice_end:
-                                break
-                            span = min(m[b + T_THINK], slice_end - clock)
-                            m[b + T_THINK] -= span
-                            clock += span
-                            if m[b + T_THINK]:
-                                break
-                            pc = np.int64(PC_END if m[b + T_TAIL] else PC_BEGIN)
-                        if pc != PC_BEGIN or clock >= slice_end:
-                            break
-                        flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
-                        if flags & F_NO_PROGRAM or (flags & F_DEPS and m[b + T_FIRST_LAP]):
-                            break
-                        pc = begin(m, longs, b, clock)
-                        draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
-                        scale = np.int64(words[w + W_SCALE])
-                        busy = np.int64(0)
-                        since = clock
-                    if code[pc + X_ORDERED] != PRIVATE_STEP:
-                        if code[pc + X_ORDERED] == ORDERED_STEP:
-                            break
-                        if touches_shared(m, words, code, mark_vma, b, pc):
-                            break
-                    op = code[pc + X_OP]
-                    if op == X_RUN:
-                        m[runs + code[pc + X_A]] += 1
-                        n = items + code[pc + X_B] * NF
-                        last = n + code[pc + X_COLUMN] * NF
-                        while n < last:
-                            units = np.int64(1)
-                            if m[n + N_COUNT]:
-                                units = np.int64(words[w + W_PAGES])
-                                if m[n + N_COUNT] == 2:
-                                    units = np.int64(words[w + W_VMAS])
-                                elif m[n + N_COUNT] == 3:
-                                    units = np.int64(words[w + W_TABLES])
-                            x = np.int64(((draw ^ np.uint64(m[n + N_KEY])) * U1) >> U56)
-                            value = m[n + N_COST] * units * scale >> 10
-                            value = (value * draws[m[n + N_DRAWS] + x] >> DRAW_BITS) >> COST_BITS
-                            clock += value
-                            m[m[n + N_HOLD]] += value
-                            n += NF
-                        clock += code[pc + X_C] * atomic
-                        pc += XF
-                    elif op == X_IF_BIT:
-                        obj = np.int64(words[w + code[pc + X_COLUMN]])
-                        bit = np.int64(0)
-                        if obj >= 0 and bits[code[pc + X_A] + obj]:
-                            bit = np.int64(1)
-                        pc = code[pc + X_TARGET] if bit == code[pc + X_B] else pc + XF
-                    elif op == X_EVERY:
-                        place = every + cpu * m[H_CONDS] + code[pc + X_A]
-                        m[place] -= 1
-                        if m[place] == 0:
-                            m[place] = code[pc + X_B]
-                            pc = code[pc + X_TARGET]
-                        else:
-                            pc += XF
-                    elif op == X_DONE:
-                        if m[b + T_WAS_ORDERED] == 0:
-                            break
-                        if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_SEEN:
-                            break
-                        finish(m, b, clock, busy + clock - since)
-                        since = clock
-                        pc = next_gap(m, longs, words, t, b)
-                    elif op == X_JUMP:
-                        pc = code[pc + X_TARGET]
-                    elif op == X_LOCK_PRIVATE:
-                        clock += atomic
-                        m[held + code[pc + X_HELD]] = clock
-                        m[code[pc + X_STAT] + (S_WRITE if code[pc + X_B] else S_READ)] += 1
-                        spin += code[pc + X_C]
-                        pc += XF
-                    elif op == X_UNLOCK_PRIVATE:
-                        field = S_WRITE_HOLD if code[pc + X_B] else S_READ_HOLD
-                        m[code[pc + X_STAT] + field] += clock - m[held + code[pc + X_HELD]]
-                        clock += atomic
-                        spin -= code[pc + X_C]
-                        pc += XF
-                    elif op == X_SHARE:
-                        n = items + code[pc + X_B] * NF
-                        clock += share(m, words, draws, n, draw, w)
-                        pc += XF
-                    else:
-                        m[b + T_SPIN] = spin
-                        clock = step(
-                            m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t,
-                            b, pc, clock,
-                        )  # fmt: skip
-                        spin = m[b + T_SPIN]
-                        pc = m[H_RET]
-                if pc >= 0:
-                    busy += clock - since
-                set_key(m, t, (clock << shift) | t)
-                if m[H_ROOT] != ((clock << shift) | t):
-                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
-                    m[b + T_STATE] = POINT
-                    break
-                now = clock
-                m[H_NOW] = now
-            at_point = False
-            since = clock
-            # -- Simulation._point
-            if m[H_STOP] >= 0:
-                set_key(m, t, NEVER)
-                break
-            if m[b + T_FIN_ROW] >= 0:
-                record(m, longs, b)
-            c = core + cpu * CF
-            m[c + C_MM] = m[b + T_MM]
-            if now >= slice_end and spin == 0:
-                if m[H_RQ_HEAD] >= 0:
-                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
-                    m[b + T_AFTER] = RUN
-                    at(m, t, OFF, NEVER)
-                    rq_push(m, t)
-                    release_cpu(m, t)
-                    break
-                slice_end = now + m[H_SLICE]
-                m[b + T_SLICE_END] = slice_end
-            if m[c + C_OWED] and now >= m[c + C_DUE]:
-                clock += m[c + C_OWED]
-                m[c + C_OWED] = 0
-                if pc < 0:
-                    since = clock
-                continue
-            # -- between two operations
-            if pc < 0:
-                if pc == PC_THINK:
-                    continue
-                m[b + T_PC], m[b + T_SPIN] = pc, spin
-                if pc == PC_BEGIN:
-                    flags = longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32
-                    waits = flags & F_DEPS and m[b + T_FIRST_LAP]
-                    if not waits and not flags & F_NO_PROGRAM:
-                        continue
-                    if waits and not dependencies_done(
-                        m, b, t, dep_first, dep_op, done_ops, dep_head
-                    ):
-                        break
-                    if flags & F_POINT:
-                        pc = pass_point(
-                            m, longs, words, t, b, clock, recorded_sleep, done_ops, dep_head
-                        )
-                        continue
-                    pc = begin(m, longs, b, clock)
-                    draw, w = np.uint64(m[b + T_DRAW]), m[b + T_ROW] << 4
-                    scale = np.int64(words[w + W_SCALE])
-                    busy = np.int64(0)
-                    m[b + T_WAS_ORDERED] = 1 if waits else 0
-                    if flags & F_NO_PROGRAM:
-                        finish(m, b, clock, busy)
-                        if flags & F_SEEN:
-                            end_is_seen(m, longs, words, b, done_ops, dep_head, clock)
-                        pc = next_gap(m, longs, words, t, b)
-                    continue
-                if pc == PC_BLOCK:
-                    m[b + T_PC] = PC_THINK
-                    m[b + T_AFTER] = RUN
-                    at(m, t, OFF, clock + m[b + T_DEP_FROM])
-                    m[b + T_DEP_FROM] = -1
-                    release_cpu(m, t)
-                else:  # PC_END
-                    end_thread(m, t, b, clock)
-                break
-            # -- the ordered step
-            m[b + T_WAS_ORDERED] = 1
-            op = code[pc + X_OP]
-            if op == X_DONE:
-                finish(m, b, clock, busy)
-                if (longs[(m[b + T_ROW] << 3) + O_PROGRAM] >> 32) & F_SEEN:
-                    end_is_seen(m, longs, words, b, done_ops, dep_head, clock)
-                pc = next_gap(m, longs, words, t, b)
-                continue
-            if op == X_IF_BIT:
-                obj = np.int64(words[w + code[pc + X_COLUMN]])
-                bit = np.int64(0)
-                if obj >= 0 and bits[code[pc + X_A] + obj]:
-                    bit = np.int64(1)
-                pc = code[pc + X_TARGET] if bit == code[pc + X_B] else pc + XF
-                continue
-            if op < X_RWSEM_LOCK or op >= X_MODEL:
-                m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
-                clock = step(
-                    m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, pc,
-                    clock,
-                )  # fmt: skip
-                if clock < 0:
-                    break
-                spin = m[b + T_SPIN]
-                pc = m[H_RET]
-                continue
-            # -- locks that several threads use
-            obj = np.int64(0)
-            if code[pc + X_COLUMN] != W_GLOBAL:
-                obj = np.int64(words[w + code[pc + X_COLUMN]])
-            r = np.int64(-1)
-            line = np.int64(-1)
-            if code[pc + X_INST] >= 0:
-                r = code[pc + X_INST] + obj * isize
-                line = code[pc + X_LINE] + obj * lsize
-            mode = code[pc + X_B]
-            done = clock
-            if op == X_PIN_TRY:
-                ok = True
-                if code[pc + X_SEQ] >= 0:
-                    so = np.int64(words[w + code[pc + X_SEQ_COLUMN]])
-                    if code[pc + X_SEQ_LINE] >= 0:
-                        done = line_read(m, code[pc + X_SEQ_LINE] + so * lsize, cpu, done)
-                    ok = m[code[pc + X_SEQ] + so] != m[code[pc + X_C] + obj]
-                if ok and r >= 0 and (m[r + I_DRAINER] >= 0 or m[r + I_WRITER] >= 0):
-                    ok = False
-                    done = line_read(m, line, cpu, done)
-                if not ok:
-                    m[code[pc + X_STAT] + S_TRY_FAILED] += 1
-                    pc = code[pc + X_TARGET]
-                    clock = done
-                    continue
-                done = write_line(m, line, cpu, done, atomic)
-                if r >= 0:
-                    add_reader(m, r, m[b + T_KIND])
-            elif op == X_RWSEM_TRY:
-                if not is_open(m, r, mode):
-                    m[code[pc + X_STAT] + S_TRY_FAILED] += 1
-                    clock = line_read(m, line, cpu, done)
-                    pc = code[pc + X_TARGET]
-                    continue
-                done = write_line(m, line, cpu, done, atomic)
-                rwsem_take(m, r, t, mode, done)
-            elif op == X_RWSEM_LOCK:
-                done = write_line(m, line, cpu, done, atomic)
-                if is_open(m, r, mode):
-                    rwsem_take(m, r, t, mode, done)
-                else:
-                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
-                    done = rwsem_lock_slow(m, r, line, t, mode, done)
-                    if done < 0:
-                        break
-            elif op == X_SPIN_LOCK:
-                done = write_line(m, line, cpu, done, atomic)
-                spin += 1
-                if m[r + I_WRITER] >= 0:
-                    m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
-                    spin_wait(m, r, t)
-                    break
-                set_writer(m, r, t)
-            else:  # X_RWSEM_UNLOCK, X_PIN_UNLOCK, X_SPIN_UNLOCK
-                if mode == WRITE_MODE:
-                    if code[pc + X_SEQ] >= 0:
-                        so = np.int64(words[w + code[pc + X_SEQ_COLUMN]])
-                        m[code[pc + X_SEQ] + so] += code[pc + X_SEQ_BY]
-                        if code[pc + X_SEQ_LINE] >= 0:
-                            line2 = code[pc + X_SEQ_LINE] + so * lsize
-                            done = write_line(m, line2, cpu, done, 0)
-                    if code[pc + X_OWNER] >= 0:
-                        done = write_line(m, code[pc + X_OWNER] + obj * lsize, cpu, done, 0)
-                field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
-                m[code[pc + X_STAT] + field] += clock - m[held + code[pc + X_HELD]]
-                if op == X_RWSEM_UNLOCK:
-                    done = rwsem_unlock(m, r, line, t, mode, done)
-                    if done < 0:
-                        busy += m[H_RET] - clock
-                        m[b + T_PC], m[b + T_BUSY], m[b + T_SPIN] = pc, busy, spin
-                        break
-                elif op == X_PIN_UNLOCK:
-                    done = pin_unlock(m, r, line, t, done)
-                else:
-                    done = spin_unlock(m, r, line, t, done)
-                    spin -= 1
-                clock = done
-                pc += XF
-                continue
-            # -- Simulation.locked
-            m[code[pc + X_STAT] + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
-            if op != X_PIN_TRY:
-                if code[pc + X_OWNER] >= 0:
-                    done = write_line(m, code[pc + X_OWNER] + obj * lsize, cpu, done, 0)
-                if mode == WRITE_MODE and code[pc + X_SEQ] >= 0 and code[pc + X_SEQ_BY] == 1:
-                    so = np.int64(words[w + code[pc + X_SEQ_COLUMN]])
-                    m[code[pc + X_SEQ] + so] += 1
-                    if code[pc + X_SEQ_LINE] >= 0:
-                        line2 = code[pc + X_SEQ_LINE] + so * lsize
-                        done = write_line(m, line2, cpu, done, 0)
-            m[held + code[pc + X_HELD]] = done
-            clock = done
-            pc += XF
+        clock = m[H_NOW]
+        if m[b + T_STATE] == POINT:
+            clock = ordered(
+                m, longs, words, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
+                done_ops, dep_head, bits, t, b,
+            )  # fmt: skip
+        elif m[b + T_STATE] != RUN:
+            clock = wait_event(m, words, mark_vma, t, b)
+        if clock >= 0:
+            clock = run_ahead(
+                m, longs, words, draws, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b,
+                clock,
+            )  # fmt: skip
+            set_key(m, t, (clock << shift) | t)
     for t in range(m[H_THREADS]):
         if m[HEADER + t * TF + T_FIN_ROW] >= 0:
             record(m, longs, HEADER + t * TF)
@@ -527,12 +533,12 @@ def _run(
 
 @borrowing_njit
 def replay(
-    m, longs, words, code, draws, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
+    m, longs, words, draws, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
     done_ops, dep_head, bits,
 ):  # fmt: skip
     """Run all events.  Arrays: see ``compiled.py``."""
     _run(
-        pointer(m), pointer(longs), pointer(words), pointer(code), pointer(draws),
-        pointer(mark_first), pointer(mark_vma), pointer(mark_set), pointer(recorded_sleep),
-        pointer(dep_first), pointer(dep_op), pointer(done_ops), pointer(dep_head), pointer(bits),
+        pointer(m), pointer(longs), pointer(words), pointer(draws), pointer(mark_first),
+        pointer(mark_vma), pointer(mark_set), pointer(recorded_sleep), pointer(dep_first),
+        pointer(dep_op), pointer(done_ops), pointer(dep_head), pointer(bits),
     )  # fmt: skip

@@ -82,19 +82,19 @@ def store_owner(m, words, mark_vma, b, d, operand, at_ns):
 
 
 @borrowing_helper
-def locked(m, words, code, mark_vma, t, b, pc, done):
+def locked(m, words, mark_vma, t, b, pc, done):
     """Simulation.held: the LOCK or TRY at ``pc`` has succeeded."""
-    a, mode = code[pc + X_A], code[pc + X_B]
+    a, mode = m[pc + X_A], m[pc + X_B]
     d = m[H_LOCK] + a * DF
     operand = 0
-    other = code[pc + X_HELD] & 1
+    other = m[pc + X_HELD] & 1
     if other:
         operand = CHILD
     m[m[H_STAT] + a * SF + (S_WRITE if mode == WRITE_MODE else S_READ)] += 1
     done = store_owner(m, words, mark_vma, b, d, operand, done)
     if mode == WRITE_MODE:
         done = bump(m, words, mark_vma, b, d, operand, done, False)
-    m[m[H_HELD] + t * 2 * m[H_LOCKS] + code[pc + X_HELD]] = done
+    m[m[H_HELD] + t * 2 * m[H_LOCKS] + m[pc + X_HELD]] = done
     return done
 
 

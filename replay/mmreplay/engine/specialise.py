@@ -275,7 +275,7 @@ class Emitter:
     def _lower_branch(self, row: list[int], out: list[int]) -> None:
         cond = row[A]
         bits, every = self._bits(cond), int(self.model.cond_every[cond])
-        if bits and not every and out[X_ORDERED] != DYNAMIC_STEP:
+        if bits and not every and out[X_STEP] != DYNAMIC_STEP:
             for bit, scope in BIT_SCOPE.items():
                 if bits == bit:
                     out[X_OP], out[X_COLUMN] = X_IF_BIT, COLUMN[scope]
@@ -293,17 +293,17 @@ class Emitter:
         other = operand in _OTHER_MM
         seq = int(params[P["marks_by"] if kind == Kind.PIN else P["bumps"]])
         out[X_HELD], out[X_STAT] = 2 * lock + other, lock * SF
-        shared = out[X_ORDERED] != PRIVATE_STEP
+        shared = out[X_STEP] != PRIVATE_STEP
         if kind == Kind.RANGE or (kind == Kind.RWSEM and params[P["bravo_slots"]] and shared):
             out[X_OP] = X_DESIGN + op - Op.LOCK
             return
-        if out[X_ORDERED] == PRIVATE_STEP:
+        if out[X_STEP] == PRIVATE_STEP:
             moves = mode == Mode.WRITE and params[P["bumps"]] >= 0
             if not moves and not (op == Op.TRY and kind == Kind.PIN):
                 out[X_OP] = X_UNLOCK_PRIVATE if op == Op.UNLOCK else X_LOCK_PRIVATE
                 out[X_C] = int(kind == Kind.SPIN)
             return
-        if out[X_ORDERED] == DYNAMIC_STEP or state == NONE:
+        if out[X_STEP] == DYNAMIC_STEP or state == NONE:
             return
         child = scope == Scope.MM and other and self._child(key)
         out[X_COLUMN] = W_CHILD if child else COLUMN[scope]

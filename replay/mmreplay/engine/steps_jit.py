@@ -33,12 +33,12 @@ U56 = np.uint64(56)
 
 
 @borrowing_helper
-def touches_shared(m, words, code, mark_vma, b, pc):
+def touches_shared(m, words, mark_vma, b, pc):
     """Simulation.ordered for an instruction whose VMA is only known now."""
-    op = code[pc + X_OP]
+    op = m[pc + X_OP]
     if op >= X_DESIGN:
         op += LOCK - X_DESIGN
-    a = code[pc + X_A]
+    a = m[pc + X_A]
     if op == TOUCH:
         info = m[H_TOUCH] + 3 * a
         obj = object_of(m, words, mark_vma, b, m[info], 0)
@@ -54,14 +54,14 @@ def touches_shared(m, words, code, mark_vma, b, pc):
                 if obj >= 0 and obj < m[info + 2]:
                     return True
         return False
-    operand = code[pc + X_C] if op <= UNLOCK else 0
+    operand = m[pc + X_C] if op <= UNLOCK else 0
     if is_shared(m, words, mark_vma, b, a, operand):
         return True
     d = m[H_LOCK] + a * DF
     if op == TRY or op == MARK:
         if is_shared(m, words, mark_vma, b, m[d + D_MARKS_BY], operand):
             return True
-    if op == DOWNGRADE or (op <= UNLOCK and code[pc + X_B] == WRITE_MODE):
+    if op == DOWNGRADE or (op <= UNLOCK and m[pc + X_B] == WRITE_MODE):
         return is_shared(m, words, mark_vma, b, m[d + D_BUMPS], operand)
     return False
 
@@ -80,7 +80,7 @@ def store_mark(m, words, mark_vma, b, a, done):
 
 
 @borrowing_helper
-def wait_event(m, words, code, mark_vma, t, b):
+def wait_event(m, words, mark_vma, t, b):
     """Any event but RUN.  Returns when the thread goes on with its program, or -1."""
     now, state = m[H_NOW], m[b + T_STATE]
     if m[H_STOP] >= 0:
@@ -115,17 +115,17 @@ def wait_event(m, words, code, mark_vma, t, b):
     elif state == DRAINED:
         set_writer(m, r, -1)
         end_wait(m, r, t, True)
-        done = store_mark(m, words, mark_vma, b, code[pc + X_A], now)
+        done = store_mark(m, words, mark_vma, b, m[pc + X_A], now)
     else:  # RETRY, HANDOFF_SPIN
         m[b + T_PENDING] = 0
         try_write_lock(m, r, t, line_rmw(m, m[r + I_LINE], m[b + T_CPU], now))
         return -1
     if state == GRANTED or state == SPIN or state == REVOKE:
-        if state != REVOKE and done >= 0 and m[m[H_LOCK] + code[pc + X_A] * DF + D_BRAVO]:
-            done = bravo_locked(m, r, t, code[pc + X_B], done)
+        if state != REVOKE and done >= 0 and m[m[H_LOCK] + m[pc + X_A] * DF + D_BRAVO]:
+            done = bravo_locked(m, r, t, m[pc + X_B], done)
         if done < 0:
             return -1
-        done = locked(m, words, code, mark_vma, t, b, pc, done)
+        done = locked(m, words, mark_vma, t, b, pc, done)
     m[b + T_STATE] = RUN
     m[b + T_PC] = pc + XF
     m[b + T_BUSY] += done - now
@@ -173,12 +173,12 @@ def holds(m, words, mark_vma, bits, b, cond):
 
 
 @borrowing_helper
-def lock_step(m, words, code, mark_vma, t, b, pc, clock):
+def lock_step(m, words, mark_vma, t, b, pc, clock):
     """LOCK.  -1: the thread waits."""
-    a, mode = code[pc + X_A], code[pc + X_B]
+    a, mode = m[pc + X_A], m[pc + X_B]
     d = m[H_LOCK] + a * DF
     kind, cpu = m[d + D_KIND], m[b + T_CPU]
-    obj = lock_object(m, words, mark_vma, b, a, code[pc + X_C])
+    obj = lock_object(m, words, mark_vma, b, a, m[pc + X_C])
     if obj < 0 or obj >= m[d + D_SHARED]:
         done = clock + m[H_ATOMIC]
     else:
@@ -202,16 +202,16 @@ def lock_step(m, words, code, mark_vma, t, b, pc, clock):
             return done
     if kind == K_SPIN:
         m[b + T_SPIN] += 1
-    return locked(m, words, code, mark_vma, t, b, pc, done)
+    return locked(m, words, mark_vma, t, b, pc, done)
 
 
 @borrowing_helper
-def try_step(m, words, code, mark_vma, t, b, pc, clock):
+def try_step(m, words, mark_vma, t, b, pc, clock):
     """TRY; sets H_RET to where the program goes on."""
-    a, mode = code[pc + X_A], code[pc + X_B]
+    a, mode = m[pc + X_A], m[pc + X_B]
     d = m[H_LOCK] + a * DF
     kind, cpu = m[d + D_KIND], m[b + T_CPU]
-    obj = lock_object(m, words, mark_vma, b, a, code[pc + X_C])
+    obj = lock_object(m, words, mark_vma, b, a, m[pc + X_C])
     r = np.int64(-1)
     line = shared_line(m, d, obj)
     if line >= 0:
@@ -255,24 +255,24 @@ def try_step(m, words, code, mark_vma, t, b, pc, clock):
             done = line_read(m, line, cpu, done)
     if not ok:
         m[m[H_STAT] + a * SF + S_TRY_FAILED] += 1
-        m[H_RET] = code[pc + X_TARGET]
+        m[H_RET] = m[pc + X_TARGET]
         return done
     if kind == K_SPIN:
         m[b + T_SPIN] += 1
-    return locked(m, words, code, mark_vma, t, b, pc, done)
+    return locked(m, words, mark_vma, t, b, pc, done)
 
 
 @borrowing_helper
-def unlock_step(m, words, code, mark_vma, t, b, pc, clock):
+def unlock_step(m, words, mark_vma, t, b, pc, clock):
     """UNLOCK.  -1: the wake-up comes as a step of its own."""
-    a, mode, operand = code[pc + X_A], code[pc + X_B], code[pc + X_C]
+    a, mode, operand = m[pc + X_A], m[pc + X_B], m[pc + X_C]
     d = m[H_LOCK] + a * DF
     kind = m[d + D_KIND]
     done = clock
     if mode == WRITE_MODE:
         done = bump(m, words, mark_vma, b, d, operand, done, True)
         done = store_owner(m, words, mark_vma, b, d, operand, done)
-    since = m[m[H_HELD] + t * 2 * m[H_LOCKS] + code[pc + X_HELD]]
+    since = m[m[H_HELD] + t * 2 * m[H_LOCKS] + m[pc + X_HELD]]
     field = S_WRITE_HOLD if mode == WRITE_MODE else S_READ_HOLD
     m[m[H_STAT] + a * SF + field] += clock - since
     if kind == K_SPIN:
@@ -333,10 +333,10 @@ def mark_step(m, words, mark_vma, t, b, a, clock):
 
 
 @borrowing_helper
-def contended_step(m, words, code, mark_vma, b, pc, clock):
+def contended_step(m, words, mark_vma, b, pc, clock):
     """Simulation._contended; sets H_RET to where the program goes on."""
-    d = m[H_LOCK] + code[pc + X_A] * DF
-    obj = lock_object(m, words, mark_vma, b, code[pc + X_A], 0)
+    d = m[H_LOCK] + m[pc + X_A] * DF
+    obj = lock_object(m, words, mark_vma, b, m[pc + X_A], 0)
     line = shared_line(m, d, obj)
     if line < 0:
         return clock
@@ -345,20 +345,20 @@ def contended_step(m, words, code, mark_vma, b, pc, clock):
     if m[d + D_KIND] == K_RWSEM:
         waits = m[r + I_Q_HEAD] >= 0
     if waits:
-        m[H_RET] = code[pc + X_TARGET]
+        m[H_RET] = m[pc + X_TARGET]
     if m[d + D_OWNER] >= 0:
         line = m[d + D_OWNER] + obj * m[H_LSIZE]
     return line_read(m, line, m[b + T_CPU], clock)
 
 
 @borrowing_helper
-def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, pc, clock):
+def step(m, words, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, pc, clock):
     """Simulation._execute.  Returns when the step is done, -1: an event of its own follows.
 
     The thread's row, program counter, busy time and spin depth are in its record.  The
     program goes on at ``m[H_RET]``.
     """
-    op, a = code[pc + X_OP], code[pc + X_A]
+    op, a = m[pc + X_OP], m[pc + X_A]
     m[H_RET] = pc + XF
     if op == EACH:
         row = m[b + T_ROW]
@@ -370,31 +370,31 @@ def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t
             end += 1
         if first == end:
             first = end = 0
-            m[H_RET] = code[pc + X_TARGET]
+            m[H_RET] = m[pc + X_TARGET]
         m[b + T_EACH], m[b + T_EACH_END] = first, end
     elif op == END_EACH:
         m[b + T_EACH] += 1
         if m[b + T_EACH] < m[b + T_EACH_END]:
-            m[H_RET] = code[pc + X_TARGET]
+            m[H_RET] = m[pc + X_TARGET]
         else:
             m[b + T_EACH] = m[b + T_EACH_END] = 0
     elif op == MARK:
         return mark_step(m, words, mark_vma, t, b, a, clock)
     elif op == LOCK:
-        return lock_step(m, words, code, mark_vma, t, b, pc, clock)
+        return lock_step(m, words, mark_vma, t, b, pc, clock)
     elif op == UNLOCK:
-        return unlock_step(m, words, code, mark_vma, t, b, pc, clock)
+        return unlock_step(m, words, mark_vma, t, b, pc, clock)
     elif op == DOWNGRADE:
         return downgrade_step(m, words, mark_vma, t, b, a, clock)
     elif op == TRY:
-        return try_step(m, words, code, mark_vma, t, b, pc, clock)
+        return try_step(m, words, mark_vma, t, b, pc, clock)
     elif op == FLUSH:
         if a:
             mm = np.int64(words[(m[b + T_ROW] << 4) + W_MM])
             return clock + flush_others(m, m[b + T_CPU], mm, clock)
     elif op == BRANCH:
         if holds(m, words, mark_vma, bits, b, a):
-            m[H_RET] = code[pc + X_TARGET]
+            m[H_RET] = m[pc + X_TARGET]
     elif op == COUNT:
         m[m[H_REASONS] + a] += 1
     elif op == SET:
@@ -407,10 +407,10 @@ def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t
                 bits[m[info] + obj] = 1
     elif op == TOUCH:
         info = m[H_TOUCH] + 3 * a
-        obj = object_of(m, words, mark_vma, b, m[info], code[pc + X_C])
+        obj = object_of(m, words, mark_vma, b, m[info], m[pc + X_C])
         if obj >= 0 and obj < m[info + 1]:
             line = m[info + 2] + obj * m[H_LSIZE]
-            if code[pc + X_B] == 1:
+            if m[pc + X_B] == 1:
                 return line_write(m, line, m[b + T_CPU], clock, 0)
             return line_read(m, line, m[b + T_CPU], clock)
     elif op == SNAP or op == CHECK:
@@ -424,20 +424,20 @@ def step(m, words, code, mark_first, mark_vma, mark_set, recorded_sleep, bits, t
         seen = m[H_SNAPS] + t * m[H_LOCKS] + a
         failed = value != m[seen]
         if op == SNAP:
-            failed = (value & 1) == 1 and code[pc + X_TARGET] >= 0
+            failed = (value & 1) == 1 and m[pc + X_TARGET] >= 0
             if not failed:
                 m[seen] = value
         if failed:
-            m[H_RET] = code[pc + X_TARGET]
+            m[H_RET] = m[pc + X_TARGET]
         return done
     elif op == CONTENDED:
-        return contended_step(m, words, code, mark_vma, b, pc, clock)
+        return contended_step(m, words, mark_vma, b, pc, clock)
     elif op >= X_DESIGN:
         if op == X_FLUSH_TOUCHED:
             return clock + flush_touched(m, words, b, clock)
         if op == X_DESIGN_UNLOCK:
-            return design_unlock(m, words, code, mark_vma, t, b, pc, clock)
-        return design_lock(m, words, code, mark_vma, t, b, pc, clock)
+            return design_unlock(m, words, mark_vma, t, b, pc, clock)
+        return design_lock(m, words, mark_vma, t, b, pc, clock)
     else:  # SLEEP
         span = np.int64(recorded_sleep[m[b + T_ROW]])
         if span < 0:

@@ -28,10 +28,17 @@ from numba.core.runtime import rtsys
 
 from mmreplay.jit.linking import ENTRY
 from mmreplay.jit.loading import MOST_RESULTS, alone
-from mmreplay.jit.shortcuts import Options, plain_passes, remember_operators, remember_sizes
+from mmreplay.jit.shortcuts import (
+    Options,
+    leave_results_unset,
+    plain_passes,
+    remember_operators,
+    remember_sizes,
+)
 
 _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
 remember_operators()
+leave_results_unset()
 
 
 class _PartCodegen:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import typed_passes, untyped_passes
+from numba.core.callconv import CPUCallConv, excinfo_ptr_t
 from numba.core.compiler import Flags
 from numba.core.compiler_machinery import PassManager
 from numba.core.targetconfig import ConfigStack
@@ -66,6 +67,31 @@ def remember_operators() -> None:
         return found
 
     BaseFunction.get_call_type = get_call_type  # type: ignore[method-assign]
+
+
+def leave_results_unset() -> None:
+    """numba zeroes the places of a call's result and error, over again for each pass of a loop.
+
+    Who asks for references to be counted finds zeros there if the call fails; what makes no
+    arrays does not look.
+    """
+    usual = CPUCallConv.call_function
+
+    def call_function(
+        self: Any, builder: Any, callee: Any, result: Any, kinds: Any, args: Any, attrs: Any = None
+    ) -> Any:
+        flags = ConfigStack.top_or_none()
+        if attrs is not None or not isinstance(flags, Options) or flags.nrt:
+            return usual(self, builder, callee, result, kinds, args, attrs)
+        with builder.goto_entry_block():
+            place = builder.alloca(self.get_return_type(result).pointee)
+            error = builder.alloca(excinfo_ptr_t)
+        given = self._get_arg_packer(kinds).as_arguments(builder, args)
+        code = builder.call(callee, [place, error, *given])
+        status = self._get_return_status(builder, code, builder.load(error))
+        return status, self.context.get_returned_value(builder, result, builder.load(place))
+
+    CPUCallConv.call_function = call_function
 
 
 #: numba's own passes, in their order, without those for closures, ``with``, ``literally``,

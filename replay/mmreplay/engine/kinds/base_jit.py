@@ -2,7 +2,7 @@
 
 State lives in one flat array ``m`` (see ``layout.py``).  Event keys are
 ``time << shift | thread``; over the keys of all threads stands a tree of minima, eight
-to a node, whose root is the next event.
+to a node (the children of node n are 8 n + 1 to 8 n + 8), whose root is the next event.
 """
 # ruff: noqa: F403, F405
 
@@ -24,14 +24,22 @@ def least(m, first):  # type: ignore[no-untyped-def]
 
 @inlined_helper
 def set_key(m, t, key):  # type: ignore[no-untyped-def]
-    """Set the key of the thread's next event, and the least key of each level above."""
-    base = m[H_LEVEL_0]
-    m[base + t] = key
-    for level in range(H_LEVEL_1, H_LEVEL_1 + m[H_LEVELS]):
-        t >>= 3
-        lowest = least(m, base + (t << 3))
-        base = m[level]
-        m[base + t] = lowest
+    """Set the key of the thread's next event, and the least key of each node above."""
+    queue, node = m[H_QUEUE], m[H_LEAF] + t
+    before = m[queue + node]
+    m[queue + node] = key
+    if key < before:
+        while node > 0:
+            node = (node - 1) >> 3
+            if m[queue + node] <= key:
+                break
+            m[queue + node] = key
+    elif key > before:
+        while node > 0:
+            node = (node - 1) >> 3
+            if m[queue + node] != before:
+                break
+            m[queue + node] = least(m, queue + (node << 3) + 1)
 
 
 @borrowing_helper
@@ -42,7 +50,7 @@ def set_time(m, t, time):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def sooner(m, t, time):  # type: ignore[no-untyped-def]
-    if m[m[H_LEVEL_0] + t] > (time << m[H_SHIFT]) | t:
+    if m[m[H_QUEUE] + m[H_LEAF] + t] > (time << m[H_SHIFT]) | t:
         set_time(m, t, time)
 
 
@@ -271,7 +279,7 @@ def stop_if_all_spin(m):  # type: ignore[no-untyped-def]
         m[H_STILL] = 0
     for t in range(m[H_THREADS]):
         b = HEADER + t * TF
-        key = m[m[H_LEVEL_0] + t]
+        key = m[m[H_QUEUE] + m[H_LEAF] + t]
         state = m[b + T_STATE]
         spins = state == SPIN or state == OSQ or state == REVOKE
         if key != NEVER and not (spins and key >> m[H_SHIFT] == m[b + T_SLICE_END]):
