@@ -35,11 +35,12 @@ def command(form: str) -> None:
 
 def as_text(findings: list[Finding]) -> list[str]:
     """A line for each thing, and one below it for what to do."""
-    width = max(len(finding.name) for finding in findings)
-    out = []
+    from mmreplay.report.page import table
+
+    rows = []
     for finding in findings:
-        needed = f"  (for {finding.needed_for})" if finding.status != "yes" else ""
-        out.append(f"{_MARKS[finding.status]:2}  {finding.name:{width}}  {finding.found}{needed}")
+        needed = f" (for {finding.needed_for})" if finding.status != "yes" else ""
+        rows.append((f"{_MARKS[finding.status]:2}  {finding.name}", f"{finding.found}{needed}"))
         if finding.fix and finding.status != "yes":
-            out.append(f"{'':{width + 6}}{finding.fix}")
-    return out
+            rows.append(("", finding.fix))
+    return table(None, rows, left=(0,), flow=1).splitlines()

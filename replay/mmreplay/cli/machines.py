@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmreplay.errors import plural
+
 if TYPE_CHECKING:
     from mmreplay.machine.profile import Machine
 
@@ -82,9 +84,13 @@ def list_(format_: str) -> None:
     if format_ == "json":
         click.echo(json.dumps({"schema": 1, "machines": rows}, indent=2))
         return
-    for row in rows:
-        basis = "assumed" if row["assumed"] else "measured"
-        click.echo(f"{row['name']:20} {row['cpus']:4} CPUs  {basis:9} {row['title']}")
+    from mmreplay.report.page import table
+
+    lines = [
+        (row["name"], str(row["cpus"]), "assumed" if row["assumed"] else "measured", row["title"])
+        for row in rows
+    ]
+    click.echo(table(("machine", "CPUs", "basis", "what it is"), lines, left=(0, 2), flow=3))
 
 
 @command.command()
@@ -106,24 +112,27 @@ def show(machine: str, format_: str) -> None:
         }
         click.echo(json.dumps(document, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from mmreplay.report.page import fill, table
 
-    console = Console(highlight=False)
-    console.print(f"[bold]{loaded.name}[/bold]  {loaded.title}")
-    console.print(
-        f"{summary['sockets']} sockets, {summary['last_level_caches']} last-level caches, "
-        f"{summary['cores']} cores, {summary['cpus']} CPUs (topology {loaded.topology_basis})"
+    click.echo(fill(f"{loaded.name}: {loaded.title}"))
+    parts = (
+        plural(summary["sockets"], "socket"),
+        plural(summary["last_level_caches"], "last-level cache"),
+        plural(summary["cores"], "core"),
+        plural(summary["cpus"], "CPU"),
     )
+    click.echo(fill(f"{', '.join(parts)} (topology {loaded.topology_basis})"))
     for note in loaded.notes:
-        console.print(f"note: {note}")
+        click.echo(fill(f"note: {note}"))
     for heading, rows in numbers.items():
-        table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
-        table.add_column("number")
-        table.add_column("value", justify="right")
-        table.add_column("basis")
-        table.add_column("source")
-        for name, row in rows.items():
-            spread = f" ±{row['spread']:.2g}" if row["spread"] else ""
-            table.add_row(name, f"{row['value']:g}{spread}", row["basis"], row["source"])
-        console.print(table)
+        lines = [
+            (
+                name,
+                f"{row['value']:g}" + (f" ±{row['spread']:.2g}" if row["spread"] else ""),
+                row["basis"],
+                row["source"],
+            )
+            for name, row in rows.items()
+        ]
+        click.echo(f"\n{heading}")
+        click.echo(table(("number", "value", "basis", "source"), lines, left=(0, 2), flow=3))

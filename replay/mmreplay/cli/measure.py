@@ -281,22 +281,29 @@ def as_json(runs: Runs, notes: list[str]) -> dict[str, Any]:
 def as_text(runs: Runs, notes: list[str]) -> list[str]:
     """A table of medians, then what to doubt."""
     from mmreplay.hardware.runs import summary
+    from mmreplay.report.page import table
 
     rows = summary(runs.rows)
-    width = max(len("workload"), *(len(row["workload"]) for row in rows))
-    out = [f"{'workload':{width}}  path       threads  placement       ops/s  spread  fairness"]
-    for row in rows:
-        spread = "" if row["spread_ratio"] is None else f"{row['spread_ratio']:.1%}"
-        out.append(
-            f"{row['workload']:{width}}  {row['path']:9}  {row['threads']:7}"
-            f"  {row['placement']:9} {row['ops_per_s']:11,.0f}  {spread:>6}"
-            f"  {row['fairness']:8.2f}"
+    lines = [
+        (
+            row["workload"],
+            row["path"],
+            str(row["threads"]),
+            row["placement"],
+            f"{row['ops_per_s']:,.0f}",
+            "" if row["spread_ratio"] is None else f"{row['spread_ratio']:.1%}",
+            f"{row['fairness']:.2f}",
         )
-        if "makespan_s" in row:
-            out.append(
-                f"{'':{width}}  makespan {row['makespan_s']:.3g} s,"
-                f" {row['useful_work']:.3g} s of the program's own work a second"
-            )
+        for row in rows
+    ]
+    head = ("workload", "path", "threads", "placement", "ops/s", "spread", "fairness")
+    out = table(head, lines, left=(0, 1, 3)).splitlines()
+    out += [
+        f"{row['workload']}, {row['path']}, {plural(row['threads'], 'thread')}: makespan"
+        f" {row['makespan_s']:.3g} s, {row['useful_work']:.3g} s of the program's own work a second"
+        for row in rows
+        if "makespan_s" in row
+    ]
     verified = sum(row["path_check"].startswith(("verified", "nothing")) for row in rows)
     out.append(f"locks as the path should take them: {verified} of {len(rows)} points")
     out += [f"not measured: {label}: {why}" for label, why in runs.not_measured.items()]

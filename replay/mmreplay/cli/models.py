@@ -51,9 +51,10 @@ def list_(format_: str) -> None:
     if format_ == "json":
         click.echo(json.dumps({"schema": 1, "models": rows}, indent=2))
         return
-    width = max((len(str(row["name"])) for row in rows), default=0)
-    for row in rows:
-        click.echo(f"{row['name']:{width}}  {row['kernel'] or 'design':>7}  {row['title']}")
+    from mmreplay.report.page import table
+
+    lines = [(str(row["name"]), str(row["kernel"] or "design"), str(row["title"])) for row in rows]
+    click.echo(table(("model", "from", "what it is"), lines, left=(0, 1), flow=2))
 
 
 @command.command()
@@ -74,7 +75,9 @@ def show(model: str, code: bool, format_: str) -> None:
             data["code"] = listing(loaded)
         click.echo(json.dumps(data, indent=2))
         return
-    click.echo(text(loaded))
+    from mmreplay.report.page import fold
+
+    click.echo(fold(text(loaded)))
     if code:
         click.echo("\n".join(listing(loaded)))
 
@@ -98,8 +101,10 @@ def diff(before: str, after: str, format_: str) -> None:
     if format_ == "json":
         click.echo(json.dumps(as_data(pair[0], pair[1], changes), indent=2))
         return
+    from mmreplay.report.page import fold
+
     for change in changes:
-        click.echo(change.text)
+        click.echo(fold(change.text))
     if not changes:
         click.echo(f"{pair[0].name} and {pair[1].name} lock alike")
 

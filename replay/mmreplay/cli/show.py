@@ -68,7 +68,11 @@ def command(trace: Path, style: str, planned: bool) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        print_summary(Console(highlight=False, emoji=False), summary, trace.name)
+        from mmreplay.report.page import prose
+
+        print_summary(
+            Console(width=prose(), highlight=False, emoji=False), summary, trace.name
+        )
     else:
         click.echo(render(summary, trace.name))
     if planned:
@@ -99,24 +103,30 @@ def _plan(trace: Trace) -> dict[str, Any]:
 
 def _echo_plan(found: dict[str, Any]) -> None:
     from mmreplay.address_space.guesses import WORDS
+    from mmreplay.report.page import fill, table
 
     click.echo(f"\nAddress spaces, replayed by the rules {found['rules']}")
     click.echo(
-        f"{found['vmas']:,} VMAs in {plural(found['address_spaces'], 'address space')}, "
-        f"{found['page_tables']:,} page tables, {plural(found['files'], 'file')}; "
-        f"{found['marks']:,} marks, {found['waits']:,} waits between threads"
+        fill(
+            f"{found['vmas']:,} VMAs in {plural(found['address_spaces'], 'address space')}, "
+            f"{found['page_tables']:,} page tables, {plural(found['files'], 'file')}; "
+            f"{found['marks']:,} marks, {found['waits']:,} waits between threads"
+        )
     )
-    for name, count in found["counters"].items():
-        click.echo(f"{count:>11,}  {WORDS[name]}")
+    rows = [(f"{count:,}", WORDS[name]) for name, count in found["counters"].items()]
+    if rows:
+        click.echo(table(None, rows, flow=1))
 
 
 def render(summary: Summary, name: str) -> str:
-    """The summary as plain text, 80 columns wide, as it looks on a pipe."""
+    """The summary as plain text, as wide as the page, as it looks on a pipe."""
     from rich.console import Console
+
+    from mmreplay.report.page import prose
 
     page = io.StringIO()
     print_summary(
-        Console(file=page, width=80, highlight=False, emoji=False, color_system=None),
+        Console(file=page, width=prose(), highlight=False, emoji=False, color_system=None),
         summary,
         name,
     )
@@ -163,63 +173,67 @@ def _print_head(console: Console, summary: Summary, name: str) -> None:
     )
 
 
-def _table(console: Console, title: str, *headings: str) -> Table:
-    from rich.table import Table
+def _print_table(
+    console: Console,
+    title: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    left: Sequence[int] = (0,),
+) -> None:
+    from mmreplay.report.page import table
 
     console.print(f"\n[bold]{title}[/]")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for index, heading in enumerate(headings):
-        table.add_column(
-            heading, justify="left" if index == 0 else "right", no_wrap=True, overflow="ellipsis"
-        )
-    return table
+    console.print(table(head, rows, left), markup=False, soft_wrap=True)
 
 
 def _print_groups(console: Console, summary: Summary) -> None:
-    from rich.markup import escape
-
-    table = _table(
-        console, "Threads by group", "group", "threads", "processes", "faults", "maps", "all ops"
-    )
-    for row in summary.groups[:_MOST_GROUPS]:
-        table.add_row(
-            escape(row.group),
+    rows = [
+        (
+            row.group,
             *(f"{n:,}" for n in (row.threads, row.processes, row.faults, row.writers)),
             f"{row.operations:,}",
         )
+        for row in summary.groups[:_MOST_GROUPS]
+    ]
     rest = summary.groups[_MOST_GROUPS:]
     if rest:
-        table.add_row(
-            f"({plural(len(rest), 'group')} more)",
-            f"{sum(row.threads for row in rest):,}",
-            "",
-            f"{sum(row.faults for row in rest):,}",
-            f"{sum(row.writers for row in rest):,}",
-            f"{sum(row.operations for row in rest):,}",
+        rows.append(
+            (
+                f"({plural(len(rest), 'group')} more)",
+                f"{sum(row.threads for row in rest):,}",
+                "",
+                f"{sum(row.faults for row in rest):,}",
+                f"{sum(row.writers for row in rest):,}",
+                f"{sum(row.operations for row in rest):,}",
+            )
         )
-    console.print(table)
+    head = ("group", "threads", "processes", "faults", "maps", "all ops")
+    _print_table(console, "Threads by group", head, rows)
 
 
 def _print_operations(console: Console, summary: Summary) -> None:
     seconds = summary.header.span_ns / 1e9
-    table = _table(
-        console, "Operations", "kind", "count", "per s", "timed", "service", "wait", "I/O"
-    )
+    rows = []
     for row in summary.kinds:
         rate = f"{row.count / seconds:,.0f}" if seconds else "-"
         timed = f"{row.timed / row.count:.0%}" if row.count else "-"
         times = (span(value) for value in (row.service_ns, row.wait_ns, row.io_ns))
-        table.add_row(row.kind.replace("_", " "), f"{row.count:,}", rate, timed, *times)
-    console.print(table)
+        rows.append((row.kind.replace("_", " "), f"{row.count:,}", rate, timed, *times))
+    head = ("kind", "count", "per s", "timed", "service", "wait", "I/O")
+    _print_table(console, "Operations", head, rows)
 
 
 def _print_faults(console: Console, summary: Summary) -> None:
-    table = _table(console, "Faults", "mode", "class", "count", "by writing")
-    table.columns[1].justify = "left"
-    for row in summary.faults:
-        share = f"{row.write / row.count:.0%}" if row.count else "-"
-        table.add_row(row.mode, row.fault_class, f"{row.count:,}", share)
-    console.print(table)
+    rows = [
+        (
+            row.mode,
+            row.fault_class,
+            f"{row.count:,}",
+            f"{row.write / row.count:.0%}" if row.count else "-",
+        )
+        for row in summary.faults
+    ]
+    _print_table(console, "Faults", ("mode", "class", "count", "by writing"), rows, (0, 1))
 
 
 def _print_times(console: Console, summary: Summary) -> None:
@@ -227,12 +241,12 @@ def _print_times(console: Console, summary: Summary) -> None:
     known = sum(value or 0 for value in times.values())
     attributed = summary.attributed_ratio
     note = f": {attributed:.1%} of busy time attributed" if attributed is not None else ""
-    table = _table(console, f"Time of all threads{note}", "where", "time", "share")
+    rows = []
     for key, label in _LABELS.items():
         value = times[key]
         share = f"{value / known:.1%}" if value is not None and known else ""
-        table.add_row(label, "unknown" if value is None else span(value), share)
-    console.print(table)
+        rows.append((label, "unknown" if value is None else span(value), share))
+    _print_table(console, f"Time of all threads{note}", ("where", "time", "share"), rows)
 
 
 def _print_dependencies(console: Console, summary: Summary) -> None:
@@ -329,7 +343,7 @@ def _print_support(console: Console, summary: Summary) -> None:
     wakeups = any(row.capability == "wakeups" for row in summary.missing)
     console.print("\n[bold]A recording that has it all[/] (leave out events that perf refuses)")
     words = record_command(summary.header, wakeups=wakeups)
-    for line in shell_lines(words):
+    for line in shell_lines(words, console.width - 4):
         console.print("  " + line, soft_wrap=True, markup=False)
 
 

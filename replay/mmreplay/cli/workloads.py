@@ -27,9 +27,10 @@ def list_(format_: str) -> None:
     if format_ == "json":
         click.echo(json.dumps({"schema": 1, "workloads": rows}, indent=2))
         return
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
-        click.echo(f"{row['name']:{width}}  {row['title']}")
+    from mmreplay.report.page import table
+
+    lines = [(row["name"], row["title"]) for row in rows]
+    click.echo(table(("workload", "what it does"), lines, left=(0,), flow=1))
 
 
 @command.command()
@@ -50,4 +51,6 @@ def show(workload: str, threads: int | None, format_: str) -> None:
             document["program"] = program_data(program)
         click.echo(json.dumps(document, indent=2))
         return
-    click.echo(text(loaded, program))
+    from mmreplay.report.page import fold
+
+    click.echo(fold(text(loaded, program)))

@@ -11,7 +11,8 @@ from typing import Any, Final
 from mmreplay.errors import plural
 from mmreplay.fit.accuracy import Compared, gain_summary, gains, groups, regimes, worst
 from mmreplay.fit.floor import floors, repeated_gains
-from mmreplay.report.text import bullet, fill, rate, table
+from mmreplay.report.page import bullet, fill, table
+from mmreplay.report.text import rate
 
 _LOAD: Final = {"n_le_c": "≤ CPUs", "n_gt_c": "> CPUs"}
 

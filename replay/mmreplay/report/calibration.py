@@ -14,7 +14,7 @@ from mmreplay.fit.parameters import number_of
 from mmreplay.hardware.runs import Runs
 from mmreplay.machine.profile import Machine, Topology
 from mmreplay.machine.writer import profile_text
-from mmreplay.report.text import bullet, fill, table
+from mmreplay.report.page import bullet, fill, table
 
 
 def profile_of(

@@ -1,9 +1,8 @@
-"""Text for people: readable at 80 columns, piped, and without colour."""
+"""Predictions and replays as text for people: readable piped, and without colour."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from mmreplay.errors import plural
@@ -17,8 +16,8 @@ from mmreplay.predict.prediction import (
     Replay,
     Row,
 )
+from mmreplay.report.page import bullet, fill, table
 
-WIDTH: Final = 80
 _BAR: Final = 16
 #: Tables longer than this show their first, last and evenly spread rows.
 _LONGEST: Final = 24
@@ -53,44 +52,6 @@ def bar(old: float, new: float, most: float, width: int = _BAR) -> str:
     first = round(width * min(old, new) / most)
     whole = round(width * max(old, new) / most)
     return "█" * first + ("▒" if new >= old else "-") * (whole - first)
-
-
-def fill(text: str, indent: str = "") -> str:
-    """Wrapped at 80 columns."""
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def bullet(text: str) -> str:
-    """Wrapped, with a dash in front."""
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent="- ",
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Columns as wide as their content, two spaces between; numbers to the right."""
-    body = [list(head), *[list(row) for row in rows]]
-    widths = [max(len(row[i]) for row in body) for i in range(len(head))]
-    lines = []
-    for row in body:
-        cells = [
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def drift_text(drift: Drift) -> str:
