@@ -13,8 +13,9 @@ import click
 from mmreplay.errors import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from rich.console import Console
-    from rich.table import Table
 
     from mmreplay.trace.store import Trace
     from mmreplay.trace.summary import Summary
@@ -70,9 +71,7 @@ def command(trace: Path, style: str, planned: bool) -> None:
 
         from mmreplay.report.page import prose
 
-        print_summary(
-            Console(width=prose(), highlight=False, emoji=False), summary, trace.name
-        )
+        print_summary(Console(width=prose(), highlight=False, emoji=False), summary, trace.name)
     else:
         click.echo(render(summary, trace.name))
     if planned:

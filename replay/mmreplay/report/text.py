@@ -77,7 +77,7 @@ def prediction_text(prediction: Prediction) -> str:
     for rows in found:
         pairs = _pairs(prediction, rows)
         if _as_before(rows, found[0]):
-            blocks.append("The recorded load is the same: the threads are never idle.")
+            blocks.append(fill("The recorded load is the same: the threads are never idle."))
             blocks.append(_delay_block(prediction, pairs))
             continue
         blocks.append(_load_block(prediction, pairs))
@@ -227,7 +227,7 @@ def _who(p: Prediction) -> str:
         for r in p.rows
         if (r.cores, r.threads, r.load) == (target.cores, target.threads, target.load)
     ]
-    lines = [f"Who blocks whom on {plural(target.cores, 'core')} (share of all waiting):"]
+    lines = [fill(f"Who blocks whom on {plural(target.cores, 'core')} (share of all waiting):")]
     rows = []
     for row in same:
         total = sum(charge.wait_ns for charge in row.blame)
@@ -325,7 +325,7 @@ def _processes(processes: Sequence[Process]) -> str:
         )
     head = ("process", "pid", "threads", "ops", "done after", "wait", "most for")
     title = f"{len(processes)} processes, by waiting (* most lock-relevant):"
-    return "\n".join([title, table(head, rows, left=(0, 6)), *_others(processes)])
+    return "\n".join([fill(title), table(head, rows, left=(0, 6)), *_others(processes)])
 
 
 def replay_text(replay: Replay) -> str:
