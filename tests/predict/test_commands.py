@@ -453,6 +453,16 @@ class TestBadInput:
         with pytest.raises(UserError, match="lost"):
             api.predict(trace, to_kernel="linux-6.18", cores=(2,))
 
+    def test_a_damaged_time_makes_no_replay_of_years(self) -> None:
+        trace = worker_trace()
+        trace.header.span_ns = 472 * 24 * 3600 * 10**9
+        for call in (
+            lambda: api.predict(trace, to_kernel="linux-6.18", cores=(2,)),
+            lambda: api.replay(trace, kernel="linux-6.18"),
+        ):
+            with pytest.raises(UserError, match="472 days"):
+                call()
+
     def test_library_checks_like_the_command(self, workers: Path) -> None:
         for cores in ((), (0,), (-1,), (10**9,)):
             with pytest.raises(UserError):

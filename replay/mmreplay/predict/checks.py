@@ -17,6 +17,9 @@ from mmreplay.predict.recorded import (
 if TYPE_CHECKING:
     from mmreplay.trace.store import Trace
 
+#: A longer recording is a damaged one: a single wrong time makes a thread compute for years,
+#: and a replay gives it turns of some milliseconds until then.
+_LONGEST_NS = 7 * 24 * 3600 * 10**9
 #: Pages of each CPU's ring after a loss: 64 MiB.
 _LARGE_RINGS = 16_384
 
@@ -45,6 +48,13 @@ def check_replayable(trace: Trace) -> tuple[rooms.Facts, list[str]]:
             "the recording was sampled, so operations are missing and their order means nothing",
             where=where,
             fix=f"count every event (-c 1, not -F or a larger -c): {command}",
+        )
+    days = (trace.header.span_ns or 0) / (24 * 3600e9)
+    if (trace.header.span_ns or 0) > _LONGEST_NS:
+        raise UserError(
+            f"the recording's times span {days:,.0f} days: one of them is damaged, or it idled",
+            where=where,
+            fix="import the part that counts: mmreplay import --from SECONDS --to SECONDS",
         )
     warnings = []
     if found.faults == 0 and not trace.header.generated:
