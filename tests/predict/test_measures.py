@@ -135,6 +135,15 @@ class TestDrift:
         service[::2] = wait[::2] = np.nan
         assert self.drift(Recorded(service, wait)).ratio == pytest.approx(1.0)  # type: ignore[attr-defined]
 
+    def test_longer_waits_than_simulated_are_said_to_be_those_of_recording_too(self) -> None:
+        exact = perfect(self.plan, self.result)
+        waits = np.maximum(exact.wait_ns, exact.service_ns + 2_000) * 4
+        drift = self.drift(Recorded(exact.service_ns, waits))
+        assert drift.ratio < 0.5  # type: ignore[attr-defined]
+        assert "recording itself lengthens waits" in drift.note  # type: ignore[attr-defined]
+        for other in (exact, Recorded(exact.service_ns * 4, exact.wait_ns)):
+            assert "lengthens" not in self.drift(other).note  # type: ignore[attr-defined]
+
     def test_limit_is_symmetric(self) -> None:
         from mmreplay.predict.drift import DRIFT_LOW
 

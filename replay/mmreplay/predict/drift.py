@@ -24,6 +24,8 @@ DRIFT_LOW: Final = 0.75
 DRIFT_HIGH: Final = 4 / 3
 #: A ratio of waits is given where the recorded wait is at least this share of service.
 _WAIT_FLOOR: Final = 0.01
+#: A drift below 1 is put down to waits where they are this share of the recorded time.
+_MOSTLY_WAITING: Final = 0.5
 #: Times of fewer operations than this share of a kind say nothing about the kind.
 _KNOWN_FLOOR: Final = 0.05
 
@@ -105,6 +107,17 @@ def baseline_drift(
     if left_out:
         notes.append(f"without {', '.join(sorted(left_out))} (no durations recorded)")
     notes += caveats
+    waited_ns = sum(kind.recorded_wait_ns for kind in kinds)
+    share = waited_ns / (recorded_ns + think)
+    if (
+        ratio < DRIFT_LOW
+        and share >= _MOSTLY_WAITING
+        and sum(kind.simulated_wait_ns for kind in kinds) < waited_ns
+    ):
+        notes.append(
+            f"{share:.0%} of the recorded time was waiting, and recording itself lengthens waits: "
+            "compare with an unrecorded run"
+        )
     if not trusted:
         notes.append(f"outside {DRIFT_LOW:.2f} to {DRIFT_HIGH:.2f}: do not trust the predictions")
     return Drift(
