@@ -131,7 +131,7 @@ class Memory:
         for region, base in self.base.items():
             if region != HEADER:
                 self.m[region] = base
-        self.base[H_QUEUE] += 7  # eight children begin a cache line
+        self.base[H_QUEUE] += 7  # siblings share a cache line
         self.m[H_QUEUE], self.m[H_LEAF] = self.base[H_QUEUE], leaf
         self._fill_scalars(setup, options)
         self._fill_model(setup)

@@ -514,6 +514,7 @@ def _run(
         b = HEADER + t * TF
         clock = m[H_NOW]
         if m[b + T_STATE] == POINT:
+            set_key(m, t, NEVER)  # early: the least of the others' is known when it is needed
             clock = ordered(
                 m, longs, words, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
                 done_ops, dep_head, bits, t, b,

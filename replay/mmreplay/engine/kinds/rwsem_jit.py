@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mmreplay.engine.kinds.base_jit import *
 from mmreplay.engine.layout import *
-from mmreplay.jit import borrowing_helper
+from mmreplay.jit import borrowing_helper, inlined_helper
 
 READ, WRITE = 0, 1
 SAW_NOTHING, SAW_READER, SAW_WRITER = 0, 1, 2
@@ -23,7 +23,7 @@ def take_read(m, r, kind, at_ns):  # type: ignore[no-untyped-def]
         notify_spinner(m, r, at_ns)
 
 
-@borrowing_helper
+@inlined_helper
 def take_write(m, r, t):  # type: ignore[no-untyped-def]
     set_writer(m, r, t)
     m[r + I_ROWNED] = 0
@@ -33,7 +33,7 @@ def take_write(m, r, t):  # type: ignore[no-untyped-def]
     m[b + T_OWNED] += 1
 
 
-@borrowing_helper
+@inlined_helper
 def rwsem_take(m, r, t, mode, at_ns):  # type: ignore[no-untyped-def]
     """The fast path of an open lock."""
     if mode == WRITE:
@@ -55,7 +55,7 @@ def disown(m, r, t):  # type: ignore[no-untyped-def]
     m[b + T_OWNED] = n - 1
 
 
-@borrowing_helper
+@inlined_helper
 def is_open(m, r, mode):  # type: ignore[no-untyped-def]
     """The fast paths' test."""
     return m[r + I_WRITER] < 0 and m[r + I_Q_HEAD] < 0 and (mode == READ or m[r + I_READERS] == 0)
