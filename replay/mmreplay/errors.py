@@ -79,3 +79,18 @@ def require_parent(output: Path) -> None:
         raise UserError(
             "cannot write there (not a directory)", where=str(parent), fix="choose another output"
         )
+    require_no_device(output)
+
+
+def require_no_device(output: Path) -> None:
+    """Raise a :class:`UserError` where ``output`` is a device or a pipe.
+
+    Results are written beside their name and renamed: that would replace it, be it
+    ``/dev/stdout``.
+    """
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        raise UserError(
+            "is a device or a pipe, not a file",
+            where=str(output),
+            fix="name a file, or leave the name out where the result can go to stdout",
+        )

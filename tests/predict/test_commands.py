@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,20 @@ class TestBadInput:
         words = ("replay", workers, "--kernel", "linux-6.1", "-o", tmp_path / "no" / "x.json")
         assert "x.json" in refused(*words, capsys=capsys)
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_pipe_is_not_replaced_by_a_file(
+        self, workers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        for command in (
+            ("replay", workers, "--kernel", "linux-6.1"),
+            ("predict", workers, *KERNELS, "--cores", 1, "--format", "csv"),
+            ("export", workers, "--format", "csv"),
+        ):
+            assert "not a file" in refused(*command, "-o", pipe, capsys=capsys)
+        assert pipe.is_fifo()
+        assert list(tmp_path.iterdir()) == [pipe]
 
     @pytest.mark.parametrize(
         ("trace", "says"),

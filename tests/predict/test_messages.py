@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
@@ -55,3 +56,15 @@ def test_an_unknown_kernel_is_no_page_of_names(
     assert kernel in line
     assert "mmreplay models list" in line
     assert len(line) < 160
+
+
+def test_a_closed_stdout_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it when started with >&-
+    main(["models", "list"])
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["show", TRACE])
+    assert stopped.value.code == 2
+    assert capfd.readouterr().err.count("\n") == 1

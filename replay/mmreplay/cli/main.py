@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import errno
 import gc
+import os
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -56,6 +58,8 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Entry point: a user error is one line on stderr and exit code 2; a bug its traceback."""
+    if sys.stdout is None:  # closed by who started us: what is printed goes nowhere, as print's
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if argv is None:
         # Loading numba makes half a million objects that stay: looking through them for cycles
         # again and again, and once more at the end, took a third of a second of each command.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, require_no_device
 from mmreplay.hardware.disturbance import chosen
 from mmreplay.schema import RUNS, RUNS_SCHEMA
 
@@ -58,6 +58,7 @@ def check_output(output: str) -> Path:
         raise UserError(
             f'"{output}" is not a .parquet file', where="-o", fix="name it RUNS.parquet"
         )
+    require_no_device(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(
             f"cannot write into {path.parent}",

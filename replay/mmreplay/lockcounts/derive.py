@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, require_no_device
 from mmreplay.lockcounts.check import check_kernel, programs
 from mmreplay.lockcounts.file import COLUMNS, Counted
 from mmreplay.lockcounts.verify import Line, Verification, meaning
@@ -86,6 +86,7 @@ def write(derived: Derived, path: Path) -> None:
     """
     if path.suffix != ".toml":
         raise UserError(f'"{path}" is not a .toml file', where="--write", fix="name it NAME.toml")
+    require_no_device(path)
     beside = path.with_name(f".{path.name}.new")
     try:
         beside.write_text(derived.text, encoding="utf-8")

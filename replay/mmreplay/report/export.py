@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, Literal, cast
 import polars as pl
 
 from mmreplay import schema
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, require_no_device
 from mmreplay.trace.columns import table_named
 from mmreplay.trace.store import Trace
 
@@ -108,6 +108,7 @@ def opened(path: Path, *, force: bool) -> Iterator[BinaryIO]:
     UserError
         The name is taken, or cannot be written.
     """
+    require_no_device(path)
     if path.exists() and not force:
         raise UserError("the file exists", where=str(path), fix="add --force, or name another")
     beside = path.with_name(f"{path.name}.partial-{os.getpid()}")

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, require_no_device
 from mmreplay.predict.prediction import REPORT_SCHEMA, Prediction, Replay, Row
 
 FORMATS: Final = ("text", "json", "csv", "parquet")
@@ -140,6 +140,8 @@ def check_output(form: str, output: str | None) -> None:
     """Raise where ``form`` cannot be written to stdout, before anything is simulated."""
     if form == "parquet" and output is None:
         raise UserError("parquet needs a file", where="--format", fix="add -o FILE or choose csv")
+    if output is not None:
+        require_no_device(Path(output))
 
 
 def emit(text: str, output: str | None) -> None:
@@ -175,6 +177,7 @@ _PLAIN: Final = str.maketrans(
 
 def write_file(path: Path, content: bytes) -> None:
     """Write beside ``path``, then rename."""
+    require_no_device(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f"{path.name}.partial-", dir=path.parent)
         try:
