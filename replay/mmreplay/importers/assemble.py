@@ -37,6 +37,8 @@ _MOST_THREADS: Final = 4
 _OF_PROBE: Final = ("threads", "wakeups")
 #: Tables that a snapshot adds rows to, when all of the recording's are in.
 _ADDED_TO: Final = frozenset(("vmas",))
+#: Groups that may wait to be added to the time split.
+_MOST_BEHIND: Final = 4
 #: Parts of the other tables that may wait to be written.
 _MOST_TABLES: Final = 8
 #: What one recorded event costs the recorded thread where the trace cannot say it:
@@ -131,12 +133,15 @@ class Assembler:
         self._turns = 0
         self._waiting: list[_Waiting] = []
         self._opened = 0  # groups that pairing was given room for
-        self._filling: dict[int, Future[tuple[int, int, SplitRows]]] = {}
+        self._filling: dict[int, Future[None]] = {}
         self._encoding: deque[Future[None]] = deque()
+        self._adding: deque[Future[None]] = deque()  # to the time split
         self._blocks: deque[Block] = deque()
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmreplay-import")
-        # The other tables have a thread of their own; their parts stay in order.
+        # The time split, which pairing need not wait for, and the other tables, whose parts
+        # stay in order, have a thread of their own each.
+        self._splitting = ThreadPoolExecutor(1, thread_name_prefix="mmreplay-split")
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="mmreplay-tables")
         self._tables: deque[Future[None]] = deque()
         self._early: dict[str, deque[NDArray[np.int64]]] = {
@@ -174,11 +179,13 @@ class Assembler:
         self._submit(state, last=True)
         self._take_others(state, last=True)
         groups = -(-int(state.count[ps.C_OPS]) // GROUP_ROWS)
-        for number in list(self._filling):
-            self._settle(number)
         for name in self._early:
             if name not in _ADDED_TO:
                 self._tables.append(self._beside.submit(self._complete, name))
+        for filled in self._filling.values():
+            filled.result()
+        for added in self._adding:
+            added.result()
         self.split.settle()
         late = [self._pool.submit(self._encode_late, group) for group in range(groups)]
         for done in (*self._encoding, *late, *self._tables):
@@ -188,14 +195,14 @@ class Assembler:
         self.writer.note("operations", self.operations, size_bytes, crc32)
         if self._chains is not None:
             self.writer.note("callchains", *self._chains.close())
-        self._pool.shutdown(wait=True)
-        self._beside.shutdown(wait=True)
+        for pool in (self._pool, self._splitting, self._beside):
+            pool.shutdown(wait=True)
         return self.split.report.counters()
 
     def abandon(self) -> None:
         """Stop the threads beside; what was written is the caller's to discard."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._beside.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._splitting, self._beside):
+            pool.shutdown(wait=True, cancel_futures=True)
         self._parts.abandon()
         if self._chains is not None:
             self._chains.abandon()
@@ -214,10 +221,10 @@ class Assembler:
             at = group % RING_GROUPS * GROUP_ROWS
             self._waiting.append(_Waiting(group, state.rows_of(at, GROUP_ROWS)))
             self._opened += 1
-        for number in [n for n, done in self._filling.items() if done.done()]:
-            self._settle(number)
         while self._encoding and self._encoding[0].done():
             self._encoding.popleft().result()
+        while len(self._adding) > _MOST_BEHIND:
+            self._adding.popleft().result()
         count[ps.C_ROOM] += min(GROUP_ROWS // _LOOKS, PROBE_OPERATIONS)
 
     def _vacate(self, number: int) -> None:
@@ -226,15 +233,9 @@ class Assembler:
             if group.number == number:
                 group.move_out(self.writer.directory)
                 return
-        self._settle(number)
-
-    def _settle(self, number: int) -> None:
-        """Wait until the group's rows are columns, and go on with the time split."""
-        done = self._filling.pop(number, None)
-        if done is not None:
-            rows, compat, split = done.result()
-            self.compat += compat
-            self.split.add(number, rows, split)
+        filled = self._filling.pop(number, None)
+        if filled is not None:
+            filled.result()
 
     def _submit(self, state: ps.State, last: bool = False) -> None:
         """Hand all complete groups to the threads beside."""
@@ -278,11 +279,11 @@ class Assembler:
         group: _Waiting,
         count: int,
         alias: NDArray[np.int64],
-        filled: Future[tuple[int, int, SplitRows]],
+        filled: Future[None],
     ) -> None:
         """Turn a group into columns, which ``filled`` tells, and write them.
 
-        The time split goes on with the group, and its place in the ring is free, meanwhile.
+        Its place in the ring is free then, and the time split goes on with it.
         """
         from mmreplay.importers.columns import chains_of, early, new_block
 
@@ -306,11 +307,16 @@ class Assembler:
         except BaseException as error:
             filled.set_exception(error)
             raise
-        filled.set_result((count, compat, split))
+        self._adding.append(self._splitting.submit(self._add, group.number, count, compat, split))
+        filled.set_result(None)
         self._parts.write(turn, group.number, table)
         if self._chains is not None:
             self._chains.write(turn, group.number, chains)
         self._blocks.append(block)
+
+    def _add(self, group: int, rows: int, compat: int, split: SplitRows) -> None:
+        self.compat += compat
+        self.split.add(group, rows, split)
 
     def _encode_late(self, number: int) -> None:
         from mmreplay.importers.columns import late

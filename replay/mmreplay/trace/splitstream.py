@@ -114,7 +114,7 @@ class SplitStream:
     ``bounded`` says whether there are durations that are only bounded by the next event:
     else ``before_ns`` stays what it is, and is not kept.
 
-    All methods but :meth:`take` and :meth:`divide` are one thread's.
+    All methods but :meth:`take` and :meth:`divide` are one thread's at a time.
     """
 
     def __init__(self, directory: Path, group_rows: int, bounded: bool) -> None:
