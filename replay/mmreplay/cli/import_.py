@@ -22,6 +22,9 @@ _LARGEST_COST_NS = 100_000
 #: mallopt's (malloc.h of glibc), and up to which size freed memory is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 4 << 20
+#: How long a thread may run Python while another one waits for its turn: an import of 2 million
+#: events takes 5 % less than with Python's 5 ms.
+_TURN_S = 0.0005
 
 
 @click.command(name="import")
@@ -203,9 +206,11 @@ def _start_lightly() -> None:
 
     Threads of a linear algebra library that is never called (they spin at first), looking for
     cyclic garbage among the modules that are being loaded, and giving memory back to the kernel
-    between two windows, which must then clear it anew.
+    between two windows, which must then clear it anew.  And compiled code that comes back to
+    Python would wait for 5 ms while another thread loads modules.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    sys.setswitchinterval(_TURN_S)
     gc.set_threshold(100_000)
     with contextlib.suppress(AttributeError):  # other C libraries than glibc
         set_option = ctypes.CDLL(None).mallopt

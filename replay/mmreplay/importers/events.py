@@ -27,6 +27,7 @@ THROTTLE           -
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -105,7 +106,13 @@ _ARGUMENTS: Final = 8
 
 def new_batch(rows: int) -> Batch:
     """An empty batch with room for ``rows`` events."""
+    return new_batches(rows, 1)[0]
+
+
+def new_batches(rows: int, count: int) -> list[Batch]:
+    """So many empty batches with room for ``rows`` events each, in one piece of memory."""
     many = [_ARGUMENTS if name == "arg" else 1 for name in Batch._fields]
-    arrays = cut((dtype, count * rows) for dtype, count in zip(_DTYPES, many, strict=True))
-    batch = Batch(*arrays)
-    return batch._replace(arg=batch.arg.reshape(rows, _ARGUMENTS))
+    wanted = [(dtype, length * rows) for dtype, length in zip(_DTYPES, many, strict=True)]
+    arrays = iter(cut(wanted * count))
+    batches = (Batch(*itertools.islice(arrays, len(wanted))) for _ in range(count))
+    return [batch._replace(arg=batch.arg.reshape(rows, _ARGUMENTS)) for batch in batches]

@@ -170,7 +170,7 @@ def batches(
         The record stream is damaged or truncated.
     """
     rec = recording
-    ring = itertools.cycle([ev.new_batch(BATCH_ROWS) for _ in range(buffers)])
+    ring = itertools.cycle(ev.new_batches(BATCH_ROWS, buffers))
     names = _Names(rec)
     raw = None
     if rec.has(ev.RAW_ENTER, ev.RAW_EXIT):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Batches that are decoded, or being decoded, while one is paired, and that one: so many that
 #: reading goes on while the modules that pairing needs are loaded.
-_BATCHES: Final = 6
+_BATCHES: Final = 4
 
 _DEFAULT_FIX: Final = (
     "record the default set: perf record -d -k CLOCK_MONOTONIC --switch-events -c 1 "

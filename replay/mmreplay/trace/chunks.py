@@ -347,26 +347,24 @@ def _number(values: Any, count: Any, number: Any, table: Any) -> Any:
     """Number the distinct values as they come; returns how many, -1: more than allowed."""
     for k in range(1 << _TABLE_BITS):
         table[_IDS + k] = -1
-    distinct = 0
-    previous = values[0]
-    own = np.int64(-1)
+    distinct = np.int64(0)
     shift = np.uint64(64 - _TABLE_BITS)
     mask = (1 << _TABLE_BITS) - 1
     for i in range(count):
-        value = values[i]
-        if value != previous or own < 0:
-            slot = np.int64((np.uint64(value) * np.uint64(0x9E3779B97F4A7C15)) >> shift)
-            while table[_IDS + slot] >= 0 and table[slot] != value:
-                slot = (slot + 1) & mask
-            if table[_IDS + slot] < 0:
-                if distinct == MOST_DISTINCT:
-                    return -1
-                table[_IDS + slot] = distinct
-                table[slot] = value
-                table[_FOUND + distinct] = value
-                distinct += 1
+        value = values[i]  # whether it is the one before is not worth a branch
+        slot = np.int64((np.uint64(value) * np.uint64(0x9E3779B97F4A7C15)) >> shift)
+        own = table[_IDS + slot]
+        while own >= 0 and table[slot] != value:
+            slot = (slot + 1) & mask
             own = table[_IDS + slot]
-            previous = value
+        if own < 0:
+            if distinct == MOST_DISTINCT:
+                return -1
+            own = distinct
+            table[_IDS + slot] = own
+            table[slot] = value
+            table[_FOUND + own] = value
+            distinct += 1
         number[i] = own
     return distinct
 

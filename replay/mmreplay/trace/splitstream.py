@@ -9,6 +9,7 @@ needs of each operation, some 30 bytes, lies in an unnamed file, not in memory.
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import threading
@@ -27,7 +28,9 @@ from mmreplay.trace.services import Classes, SplitReport, Tally, usual_services
 from mmreplay.trace.splitrules import BOUNDED, MOST_NS, TIMED, UNTIMED, divide_one
 
 #: Groups that may wait in memory for the groups before them; further ones wait in the file.
-_MOST_PENDING: Final = 6
+_MOST_PENDING: Final = 3
+#: Groups that memory is made for at a time: enough for huge pages (see memory.py).
+_AT_ONCE: Final = 4
 
 
 class SplitRows(NamedTuple):
@@ -64,9 +67,10 @@ _EXPOSURE_BYTES: Final = 16
 _OWED: Final = 2
 
 
-def new_rows(rows: int) -> SplitRows:
-    """Memory for a group."""
-    return SplitRows(*cut((dtype, rows) for dtype in _DTYPES))
+def new_rows(rows: int, groups: int) -> list[SplitRows]:
+    """Memory for so many groups, in one piece."""
+    arrays = iter(cut([(dtype, rows) for dtype in _DTYPES] * groups))
+    return [SplitRows(*itertools.islice(arrays, len(_DTYPES))) for _ in range(groups)]
 
 
 class Divided(NamedTuple):
@@ -144,7 +148,9 @@ class SplitStream:
         try:
             return self._free.popleft()
         except IndexError:
-            return new_rows(self._group_rows)
+            first, *others = new_rows(self._group_rows, _AT_ONCE)
+            self._free.extend(others)
+            return first
 
     def add(self, group: int, rows: int, columns: SplitRows) -> None:
         """Add a group; go on as far as no group is missing."""
