@@ -61,10 +61,7 @@ def main(argv: list[str] | None = None) -> Any:
     if sys.stdout is None:  # closed by who started us: what is printed goes nowhere, as print's
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if argv is None:
-        # Loading numba makes half a million objects that stay: looking through them for cycles
-        # again and again, and once more at the end, took a third of a second of each command.
-        gc.set_threshold(100_000, 20, 20)
-        atexit.register(gc.freeze)
+        atexit.register(gc.freeze)  # nor are they looked through at the end, see cli/__init__.py
     try:
         return cli.main(args=argv, prog_name="mmreplay", standalone_mode=False)
     except UserError as error:
