@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import json
 import os
 import sys
@@ -204,14 +203,12 @@ def _runs(
 def _start_lightly() -> None:
     """Before numpy is loaded: what costs an import more than it is good for.
 
-    Threads of a linear algebra library that is never called (they spin at first), looking for
-    cyclic garbage among the modules that are being loaded, and giving memory back to the kernel
-    between two windows, which must then clear it anew.  And compiled code that comes back to
-    Python would wait for 5 ms while another thread loads modules.
+    Threads of a linear algebra library that is never called (they spin at first), giving memory
+    back to the kernel between two windows, which must then clear it anew, and long turns: what
+    comes back from compiled code would wait for 5 ms while another thread loads modules.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.setswitchinterval(_TURN_S)
-    gc.set_threshold(100_000)
     with contextlib.suppress(AttributeError):  # other C libraries than glibc
         set_option = ctypes.CDLL(None).mallopt
         set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
