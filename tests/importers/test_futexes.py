@@ -15,7 +15,7 @@ from test_wakeups import FIELDS, call, program  # noqa: F401
 from mmreplay.importers.registry import import_trace
 from mmreplay.importers.syscalls import CALLS, number_tables
 from mmreplay.trace.store import Trace
-from mmreplay.trace.summary import summarise
+from mmreplay.trace.summary import missing_capabilities, summarise
 
 WAIT, WAKE, REQUEUE, CMP_REQUEUE, WAKE_OP, WAIT_BITSET, WAKE_BITSET = 0, 1, 3, 4, 5, 9, 10
 LOCK_PI, UNLOCK_PI, PRIVATE, ALL = 6, 7, 128, 2**32 - 1
@@ -288,6 +288,25 @@ def test_a_process_wakes_who_waits_for_several_in_it_only(tmp_path: Path) -> Non
     rows, trace = edges(w, tmp_path)
     assert rows == []
     assert trace.header.counters["futex_waits_without_waker"] == 1
+
+
+def test_a_requeue_whose_addresses_are_not_recorded_tells_nothing(tmp_path: Path) -> None:
+    """Neither whom it woke nor whom it moved; what it moved nobody is taken to have woken."""
+    w, at = futex2()
+    w.waits(20_000, 60_000, A)
+    w.waits(21_000, 80_000, B)
+    w.call(at[REQUEUE2], 50_000, MAIN, 0x7F00BBBB0000, 0, 1, 1)
+    w.call(at[REQUEUE2] + 1, 52_000, MAIN, 2)
+    w.enter(70_000, MAIN, WAKE, 1, address=THERE)
+    w.leave(72_000, MAIN, 1)
+    rows, trace = edges(w, tmp_path)
+    assert rows == []
+    assert trace.header.counters["futex_requeues_without_addresses"] == 1
+    assert trace.header.counters["futex_waits_without_waker"] == 2
+    (lack,) = [
+        row for row in missing_capabilities(trace.header) if "futex_requeue" in row.consequence
+    ]
+    assert "sched_waking" in lack.added_by
 
 
 def test_numbers_of_the_calls() -> None:

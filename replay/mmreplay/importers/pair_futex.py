@@ -109,6 +109,9 @@ def futex_enter(a: Any, slot: Any, call: Any, arg: Any, i: Any, now: Any) -> Non
         if kind == ps.FUTEX_WAKES:  # the scheduler's own event tells it
             return
         kind = ps.FUTEX_JOINS
+    if call == sc.C_FUTEX_REQUEUE and arg[i, sc.ADDRESS] == 0:
+        a[ps.C_FUTEX_BLIND] += 1  # its addresses lie in memory: whom it woke or moved is not told
+        return
     a[t + ps.S_FUTEX] = kind
     a[t + ps.S_FUTEX_OP] = op
     address = arg[i, sc.ADDRESS]

@@ -24,6 +24,7 @@ from mmreplay.importers.pair_thread import (
 from mmreplay.jit import borrowing_helper
 from mmreplay.schema import DurationKind, FaultClass, OpKind, Quality
 
+_TWO_GIB = np.int64(1 << 31)
 _NO_CPU = np.int64(-1)
 _ONE = np.int64(1)
 _ZERO = np.int64(0)
@@ -184,6 +185,8 @@ def finish_clone(a: Any, ops: Any, t: Any, call: Any, result: Any) -> Any:
 @borrowing_helper
 def result_of(a: Any, ops: Any, out: Any, t: Any, call: Any, result: Any) -> None:
     """Fill what the return value says: result, and the range it decides."""
+    if -_TWO_GIB <= result < -4095:  # an address of a 32-bit kernel, whose long is signed
+        result += 2 * _TWO_GIB
     ops[out + ps.O_RESULT] = result
     ops[out + ps.O_KNOWN] |= ps.K_RESULT
     failed = -4095 <= result < 0

@@ -257,6 +257,7 @@ GAP_LOST: Final = 25
     C_WAKE_UNCLEAR,
     C_FUTEX_UNKNOWN,
     C_FUTEX_JOINS,
+    C_FUTEX_BLIND,
     C_LOSSES,
     # what the recording holds (Config)
     C_STARTS,
@@ -268,7 +269,7 @@ GAP_LOST: Final = 25
     C_FUTEXES,
     C_STACK,  # call chain of the event at hand
     C_SIZE,
-) = range(43)
+) = range(44)
 
 #: pid_max on 64-bit kernels (include/linux/threads.h@6.18): a larger tid is damage.
 MAX_TID: Final = 4 << 20

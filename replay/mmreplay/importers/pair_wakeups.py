@@ -29,6 +29,7 @@ def counters(count: NDArray[np.int64]) -> dict[str, int]:
         "wakeups_without_fault_ends": int(count[ps.C_WAKE_UNTOLD]),
         "wakeups_of_unknown_context": int(count[ps.C_WAKE_UNCLEAR]),
         "wakeups_by_ended_threads": int(count[ps.C_FUTEX_JOINS]),
+        "futex_requeues_without_addresses": int(count[ps.C_FUTEX_BLIND]),
         "futex_waits_without_waker": int(count[ps.C_FUTEX_UNKNOWN]),
     }
 

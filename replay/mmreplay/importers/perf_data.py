@@ -26,6 +26,7 @@ from mmreplay.importers.names import plain_name
 from mmreplay.importers.perf_container import Source, open_source
 from mmreplay.importers.perf_layout import Plan
 from mmreplay.importers.streams import Ready, Stream, merge
+from mmreplay.importers.syscalls import offsets_in_bytes
 
 if TYPE_CHECKING:
     from mmreplay.importers.perf_groups import GroupReads
@@ -179,6 +180,7 @@ def batches(
         raw = RawCalls(rec.header.arch or platform.machine(), rec.events)
     groups = _groups(rec)
     rec.twice = _twice(rec)
+    paged = [number for number, event in enumerate(rec.events) if event.paged]
     for ready in merge(rec.streams):
         if rec.decode_state[pd.D_T0] == pw.MAX_TIME:
             _find_start(rec, ready)
@@ -207,6 +209,7 @@ def batches(
                     group.count(ready, first, last, index, stream)
             if rec.twice is not None:
                 rec.twice.leave_out(batch, last - first)
+            offsets_in_bytes(batch, last - first, paged)
             if raw is not None:
                 raw.name(batch, last - first)
             if rec.stacks is not None:

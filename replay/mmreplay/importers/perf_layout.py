@@ -17,7 +17,7 @@ from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers import perf_header as ph
 from mmreplay.importers.binary import new_table, table_put
-from mmreplay.importers.syscalls import BY_NAME, CALLS, PRESENT
+from mmreplay.importers.syscalls import BY_NAME, CALLS, PAGED, PRESENT
 from mmreplay.importers.tracing_data import Format, TracingData
 
 #: Columns of :attr:`Layout.fixed`; -1 where the event's samples do not have the part.
@@ -96,6 +96,12 @@ class EventInfo:
     period: int | None
     frequency: int | None
     format: Format | None = None
+
+    @property
+    def paged(self) -> bool:
+        """Whether it is an entry of mmap whose offset is in pages."""
+        name = self.format.name if self.format is not None and self.role == ev.ENTER else ""
+        return name.removeprefix("sys_enter_") in PAGED
 
 
 @dataclass(slots=True)
@@ -365,11 +371,13 @@ def _program(info: EventInfo) -> list[tuple[int, int, int, int]] | None:
         wanted.append((7, ident))
         if info.role == ev.RAW_EXIT:
             wanted.append((0, args))
-        elif args is None or args.size < 48:
+        elif args is None or args.size not in (24, 48):
             return None
         else:
+            word = args.size // 6  # the kernel's long
             for k in range(6):
-                wanted.append((k, type(args)(f"arg{k}", args.offset + 8 * k, 8, False)))
+                place = args.offset + word * k
+                wanted.append((k, type(args)(f"arg{k}", place, word, False)))
     else:
         for slot, name in enumerate(_TRACEPOINTS[(form.system, form.name)][1]):
             wanted.append((slot, form.field(name)))

@@ -16,7 +16,15 @@ import numpy as np
 
 from mmreplay.importers import events as ev
 from mmreplay.importers.pair_state import MAX_TID
-from mmreplay.importers.syscalls import CALLS, COMPAT, NARROW, NATIVE, PAGES, number_tables
+from mmreplay.importers.syscalls import (
+    CALLS,
+    COMPAT,
+    NARROW,
+    NATIVE,
+    PAGE_SHIFT,
+    PAGES,
+    number_tables,
+)
 from mmreplay.jit import native
 
 if TYPE_CHECKING:
@@ -117,5 +125,5 @@ def _name(batch: Any, rows: Any, tables: Any, abi: Any, told: Any) -> None:
                 low = np.int64(word & np.uint64(0xFFFFFFFF))
                 word = np.uint64(low - (low >> 31 << 32))
             if slot & PAGES:
-                word = word << np.uint64(12)
+                word = word << np.uint64(PAGE_SHIFT)
             batch.arg[i, slot & 7] = word

@@ -157,8 +157,9 @@ _CONSTANTS: Final = {
     **{f"FUTEX_{name}_PRIVATE": number | 128 for number, name in enumerate(_FUTEX)},
     **{name: number for number, name in errno.errorcode.items()},
 }
-#: Both make threads and processes; their flags are printed alike.
-_SAME: Final = {"clone3": "clone", "clone2": "clone"}
+#: What is printed alike: calls that make threads and processes, and 32-bit programs' mmap (its
+#: offset in bytes).
+_SAME: Final = {"clone3": "clone", "clone2": "clone", "mmap2": "mmap", "old_mmap": "mmap"}
 
 
 def looks_like(head: bytes) -> bool:

@@ -6,12 +6,14 @@ format text have changed (``len`` became ``len_in``), the positions have not.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreplay.importers.events import ENTER
 from mmreplay.schema import OpKind
 
 # Slots of an event's eight arguments for system-call entries.
@@ -72,6 +74,11 @@ CALLS: Final[tuple[Call, ...]] = (
 )
 BY_NAME: Final = {call.name: index for index, call in enumerate(CALLS)}
 C_MMAP: Final = BY_NAME["mmap"]
+#: Names of mmap whose offset is in pages: as 32-bit kernels have it (x86 and most others; powerpc
+#: and others).
+PAGED: Final = ("mmap_pgoff", "mmap2")
+PAGE_SHIFT: Final = 12
+BY_NAME.update(dict.fromkeys(PAGED, C_MMAP))
 C_BRK: Final = BY_NAME["brk"]
 C_SHMAT: Final = BY_NAME["shmat"]
 C_CLONE: Final = BY_NAME["clone"]
@@ -82,6 +89,8 @@ C_EXECVE: Final = BY_NAME["execve"]
 C_EXECVEAT: Final = BY_NAME["execveat"]
 #: The first of the calls of futexes; all behind it are.
 C_FUTEX: Final = BY_NAME["futex"]
+#: 32-bit kernels' futex with the old timeout, and its name in 32-bit programs.
+BY_NAME.update(futex_time32=C_FUTEX, futex_time64=C_FUTEX)
 C_FUTEX_WAKE: Final = BY_NAME["futex_wake"]
 C_FUTEX_WAIT: Final = BY_NAME["futex_wait"]
 C_FUTEX_WAITV: Final = BY_NAME["futex_waitv"]
@@ -96,6 +105,14 @@ CALL_KIND: NDArray[np.int64] = np.array([int(call.kind or 0) for call in CALLS],
 def tells_futexes(enters: NDArray[np.uint8], exits: NDArray[np.uint8]) -> bool:
     """Whether both ends of a call of futexes were recorded; (calls,) each."""
     return bool((enters[C_FUTEX:] & exits[C_FUTEX:]).any())
+
+
+def offsets_in_bytes(batch: Any, rows: int, paged: Collection[int]) -> None:
+    """Change the offsets, in pages, of the batch's events that are ``paged`` to bytes."""
+    if paged:
+        events, roles = batch.event[:rows], batch.role[:rows]
+        chosen = np.flatnonzero(np.isin(events, list(paged)) & (roles == ENTER))
+        batch.arg[chosen, OFFSET] <<= np.uint64(PAGE_SHIFT)
 
 
 def present_mask(call: Call) -> int:
@@ -169,7 +186,7 @@ def number_tables(machine: str) -> NumberTables:
     for abi, known in enumerate(_MACHINES.get(machine, ({}, {}))):
         execve[abi] = known.get("execve", -1)
         for name, number in known.items():
-            index = BY_NAME[name.removesuffix("_time64")]
+            index = BY_NAME[name]
             numbers[abi, number] = index
             for position, slot in enumerate(CALLS[index].slots):
                 if slot >= 0:

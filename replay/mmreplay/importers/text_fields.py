@@ -322,11 +322,15 @@ def put_arguments(rows: Any, o: Any, call: Any, raw: Any, slots: Any) -> None:
     """Six arguments as registers hold them -> the slots of syscalls.py."""
     for k in range(6):
         slot = slots[6 * call + k]
-        if slot >= 16:  # a C int
-            narrow = np.int64(raw[k] & np.uint64(0xFFFFFFFF))
-            rows[o + tr.C_ARG + slot - 16] = narrow - (1 << 32) if narrow >= 1 << 31 else narrow
-        elif slot >= 0:
-            rows[o + tr.C_ARG + slot] = np.int64(raw[k])
+        if slot < 0:
+            continue
+        word = raw[k]
+        if slot & sc.NARROW:
+            low = np.int64(word & np.uint64(0xFFFFFFFF))
+            word = np.uint64(low - (low >> 31 << 32))
+        if slot & sc.PAGES:
+            word = word << np.uint64(sc.PAGE_SHIFT)
+        rows[o + tr.C_ARG + (slot & 7)] = np.int64(word)
 
 
 @borrowing_helper

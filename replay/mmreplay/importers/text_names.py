@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mmreplay.importers import events as ev
 from mmreplay.importers.binary import new_table, table_put
 from mmreplay.importers.names import plain_name
-from mmreplay.importers.syscalls import BY_NAME
+from mmreplay.importers.syscalls import BY_NAME, PAGED
 from mmreplay.importers.text_bytes import fnv
 from mmreplay.importers.text_records import RECORDS
 from mmreplay.importers.text_scan import CALL_ENTER, CALL_EXIT, FILE, SCHED_EXIT
@@ -96,6 +96,8 @@ class Names:
     events: list[str] = field(default_factory=list)
     #: Roles that have been met.
     kinds: set[int] = field(default_factory=set)
+    #: Events whose offset is in pages.
+    paged: list[int] = field(default_factory=list)
     files: list[tuple[str, str]] = field(default_factory=list)
     file_keys: NDArray[np.uint64] = field(init=False)
     file_values: NDArray[np.int32] = field(init=False)
@@ -118,6 +120,8 @@ class Names:
             number = len(self.events)
             name, self.roles[number], self.calls[number] = describe(text, form, self.ftrace)
             self.events.append(name)
+            if name.removeprefix("syscalls:sys_enter_") in PAGED:
+                self.paged.append(number)
             self.kinds.add(int(self.roles[number]))
         else:  # nothing has so many events
             number = MOST_NAMES - 1

@@ -136,7 +136,7 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
     head, x = file.head(), file.x
     ftrace = form == "ftrace"
     addresses = _addresses_of_ends(head)
-    holds = _holds(kinds)
+    holds, facts = _holds(kinds), source.header_facts(head)
     starts, has_ends = holds.fault_starts, holds.fault_ends
     software = addresses and holds.software_faults
     if has_ends and not addresses and not starts:
@@ -151,7 +151,7 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
     x[tr.X_END_ADDRESS] = ADDRESS_FIRST if addresses else ADDRESS_OF_START
     dialect = Dialect(
         format=form,
-        scan=_scanner(names, holds),
+        scan=_scanner(names, holds, facts.get("arch", "")),
         fault_starts=starts or software,
         fault_ends=has_ends,
         enters=holds.enters,
@@ -166,9 +166,10 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
         compat_visible=ev.RAW_ENTER in kinds,
         resolution_ns=_resolution(head),
         told_twice=names.software_faults,
+        paged=lambda: names.paged,
         sampled=_is_sampled(head),
         finer="; trace-cmd report -t prints all" if ftrace else "; perf script --ns prints all",
-        facts=source.header_facts(head),
+        facts=facts,
     )
     clock = _CLOCK.search(head)
     if clock:
@@ -225,8 +226,8 @@ def _addresses_of_ends(head: bytes) -> bool:
     return alone and not kernel
 
 
-def _scanner(names: Names, foreseen: _Holds | None) -> source.Scan:
-    tables = number_tables("x86_64")
+def _scanner(names: Names, foreseen: _Holds | None, machine: str = "") -> source.Scan:
+    tables = number_tables(machine or "x86_64")
     numbers, slots = tables.calls[NATIVE], tables.slots[NATIVE]
     scratch, words = np.zeros(7, np.int64), np.zeros(6, np.uint64)
 

@@ -188,7 +188,7 @@ def _release(mapped: mmap.mmap, released: int, upto: int) -> int:
     return upto
 
 
-_FACTS: Final = "os release|perf version|nrcpus online|nrcpus avail|cpudesc|cpuid|total memory"
+_FACTS: Final = "os release|perf version|arch|nrcpus online|nrcpus avail|cpudesc|cpuid|total memory"
 _FACT: Final = re.compile(rf"^# ({_FACTS}) : (.+)$", re.MULTILINE)
 
 

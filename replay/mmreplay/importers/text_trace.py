@@ -20,7 +20,7 @@ from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
 from mmreplay.importers.drive import finish_all, pair_all
 from mmreplay.importers.options import Options
 from mmreplay.importers.selection import Selection
-from mmreplay.importers.syscalls import C_FUTEX, CALLS
+from mmreplay.importers.syscalls import C_FUTEX, CALLS, offsets_in_bytes
 from mmreplay.importers.twice import Twice
 from mmreplay.trace.header import (
     Capabilities,
@@ -81,6 +81,8 @@ class Dialect:
     tell_process: str = "print it: perf script -F +pid, or the tracefs option record-tgid"
     #: For each event so far what it tells, where events may tell the same twice.
     told_twice: Callable[[], list[int | None]] | None = None
+    #: The events so far whose offset is in pages.
+    paged: Callable[[], list[int]] | None = None
     probe: tuple[int, str] | None = None
     facts: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -146,8 +148,10 @@ def import_text(
 def _once(
     file: source.TextFile, dialect: Dialect, twice: Twice, progress: Any
 ) -> Generator[tuple[Any, int], None, None]:
-    """The text's batches without what was told twice."""
+    """The text's batches without what was told twice, offsets in bytes."""
     for batch, rows in source.batches(file, dialect.scan, progress):
+        if dialect.paged is not None:
+            offsets_in_bytes(batch, rows, dialect.paged())
         if dialect.told_twice is not None:
             twice.know(dialect.told_twice())
             twice.leave_out(batch, rows)

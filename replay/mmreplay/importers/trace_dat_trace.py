@@ -61,6 +61,7 @@ class _Scanner:
         ]
         tracing = TracingData("", False, dat.long_size, dat.page_size, dat.formats)
         self.plan = pl.build(ph.PerfHeader(attrs=attrs), tracing, where)
+        self.paged = [number for number, event in enumerate(self.plan.events) if event.paged]
         self.roles: NDArray[np.int64] = self.plan.layout.flags[:, pl.G_ROLE].copy()
         self.index = np.full(1 << 16, ds.UNKNOWN, np.int32)
         for number, (form, event) in enumerate(zip(formats, self.plan.events, strict=True)):
@@ -106,6 +107,7 @@ class _Scanner:
             contention=bool(has & {ev.CONTENTION_BEGIN, ev.CONTENTION_END}),
             wakings=ev.WAKING in has,
             samples=self.samples,
+            paged=lambda: self.paged,
             kernel_faults=ev.FAULT_KERNEL in has,
             compat_visible=ev.RAW_ENTER in has,
             one_process=len(self.dat.processes) == 1,

@@ -26,6 +26,8 @@ LOSS_REFUSE: Final = 0.05
 
 #: Counter of wake-ups that may have ended a wait inside a fault (importers/pair_wakeups.py).
 _UNTOLD: Final = "wakeups_without_fault_ends"
+#: Counter of calls whose addresses are not recorded (importers/pair_futex.py).
+_BLIND: Final = "futex_requeues_without_addresses"
 #: Events that tell of any wait who ended it; names as perf and ftrace's text have them.
 _WAKINGS: Final = frozenset(
     f"{system}{name}" for system in ("sched:", "") for name in ("sched_waking", "sched_wakeup")
@@ -484,6 +486,12 @@ def missing_capabilities(header: Header) -> list[Missing]:
             "wakeups",
             "wake-ups are told by futex calls only: waits for pipes, sockets, eventfd, epoll, "
             "signals and other processes stay think time",
+        ),
+        (
+            has.wakeups and bool(header.counters.get(_BLIND)),
+            "wakeups",
+            f"{header.counters.get(_BLIND, 0):,} calls of futex_requeue, whose addresses lie in "
+            "memory and are not recorded: waits that they ended or moved stay think time",
         ),
         (
             has.wakeups and bool(header.counters.get(_UNTOLD)),
