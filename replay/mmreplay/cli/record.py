@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -201,6 +201,11 @@ def _report(outcome: Outcome) -> None:
     _say(f"next: mmreplay import {file} -o {file.with_suffix('.mmt')}")
 
 
+#: Turns of --calibrate, and how long after the first one another may begin.
+_CALIBRATE_TURNS: Final = 5
+_CALIBRATE_S: Final = 40.0
+
+
 def _calibrate(style: str) -> None:
     from mmreplay.recorder.cost import calibrate, keep
     from mmreplay.recorder.here import tracepoints
@@ -210,7 +215,7 @@ def _calibrate(style: str) -> None:
         raise UserError(
             "the tracepoints cannot be read", where="--calibrate", fix="run as root where perf is"
         )
-    found = calibrate(has, 5, _say)
+    found = calibrate(has, _CALIBRATE_TURNS, _say, _CALIBRATE_S)
     keep(found)
     if style == "json":
         click.echo(json.dumps(found.to_json()))

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -134,8 +135,16 @@ def sets(has: Has) -> dict[str, tuple[EventSet, bool]]:
     }
 
 
-def calibrate(has: Has, rounds: int, progress: Callable[[str], None] | None = None) -> Calibration:
+def calibrate(
+    has: Has,
+    rounds: int,
+    progress: Callable[[str], None] | None = None,
+    limit_s: float | None = None,
+) -> Calibration:
     """Measure the cost of an event with ``rounds`` turns of all sets.
+
+    No turn begins after ``limit_s``: perf takes seconds to open the events of a set where other
+    programs keep the CPUs busy (each waits for all CPUs).
 
     Raises
     ------
@@ -145,16 +154,28 @@ def calibrate(has: Has, rounds: int, progress: Callable[[str], None] | None = No
     chosen = sets(has)
     bare: list[dict[str, float]] = []
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
+    begin = time.monotonic()
+
+    def say(text: str) -> None:
+        if progress is not None:
+            progress(text)
+
     with tempfile.TemporaryDirectory(prefix="mmreplay-") as folder:
-        file = Path(folder) / "calibrate.data"
+        files = {name: Path(folder) / f"{name}.data" for name in chosen}
         for turn in range(rounds):
-            if progress is not None:
-                progress(f"turn {turn + 1} of {rounds}")
+            if turn and limit_s is not None and time.monotonic() - begin > limit_s:
+                say(f"{turn} of {rounds} turns took {time.monotonic() - begin:.0f} s: no more")
+                break
+            say(f"turn {turn + 1} of {rounds}: not recorded")
             bare.append(_run([]))
             for name, (events, stacks) in chosen.items():
-                recording = Recording(events, ("--",), stacks=stacks, output=str(file))
+                say(f"turn {turn + 1} of {rounds}: {name}")
+                recording = Recording(events, ("--",), stacks=stacks, output=str(files[name]))
                 runs[name].append(_run(recording.argv()))
-        counts = {name: _per_operation(*one, file) for name, one in chosen.items()}
+        counts = {}
+        for name, one in chosen.items():
+            say(f"counting events: {name}")
+            counts[name] = _per_operation(*one, files[name])
     base = _least(bare)
     found = []
     for name, one in runs.items():
@@ -222,20 +243,21 @@ def _least(runs: list[dict[str, float]]) -> dict[str, float]:
 def _per_operation(
     events: EventSet, stacks: bool, file: Path
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(events, bytes) per fault and per pair: a recording with the loop less one without."""
+    """(events, bytes) per fault and per pair, from what recordings without loops and with one have
+    less than ``file``, which has both; it is overwritten."""
     from mmreplay.recorder.check import check
 
     words = Recording(events, ("--",), stacks=stacks, output=str(file)).argv()
-    held = []
-    for fault_rounds, pair_rounds in ((0, 0), (2, 0), (0, 4)):
-        _run(words, fault_rounds, pair_rounds)
-        content = check(file)
-        held.append((content.records, content.size_bytes))
-    (records, size), *others = held
-    parts = []
-    for (more, larger), operations in zip(others, (2 * loops.PAGES, 4 * loops.PAIRS), strict=True):
-        parts.append(((more - records) / operations, (larger - size) / operations))
-    return parts[0], parts[1]
+    held = [check(file)]
+    for fault_rounds in (0, 2):
+        _run(words, fault_rounds, 0)
+        held.append(check(file))
+    faults, pairs = [], []
+    for both, none, some in zip(*((one.records, one.size_bytes) for one in held), strict=True):
+        faults.append((some - none) / (2 * loops.PAGES))
+        of_pairs = both - none - _FAULT_ROUNDS * loops.PAGES * faults[-1]
+        pairs.append(of_pairs / (_PAIR_ROUNDS * loops.PAIRS))
+    return (faults[0], faults[1]), (pairs[0], pairs[1])
 
 
 def _perf_version() -> str:
