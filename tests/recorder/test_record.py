@@ -360,7 +360,7 @@ def test_calibration_measures_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cost, "sets", lambda has: {"default": _sets(has)["default"]})
     said: list[str] = []
     found = cost.calibrate(has, 9, said.append, limit_s=0)
-    assert [line for line in said if "no more" in line][0].startswith("1 of 9 turns took")
+    assert next(line for line in said if "no more" in line).startswith("1 of 9 turns took")
     (default,) = found.sets
     assert 100 < found.event_ns < 50_000
     assert 1.9 < default.events_per_fault < 2.2  # start and end
