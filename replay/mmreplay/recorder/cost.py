@@ -173,9 +173,9 @@ def calibrate(
                 recording = Recording(events, ("--",), stacks=stacks, output=str(files[name]))
                 runs[name].append(_run(recording.argv()))
         counts = {}
-        for name, one in chosen.items():
+        for name, (events, stacks) in chosen.items():
             say(f"counting events: {name}")
-            counts[name] = _per_operation(*one, files[name])
+            counts[name] = _per_operation(events, stacks, files[name])
     base = _least(bare)
     found = []
     for name, one in runs.items():
