@@ -170,8 +170,24 @@ def test_release_of_a_write_moves_the_sequence_and_a_read_does_not() -> None:
 
 
 def test_a_spinning_waiter_makes_room_when_its_slice_ends() -> None:
-    # One CPU: T0 holds the range when its slice ends at 4000; T1 spins from 4510 on until
-    # its own slice ends at 8500; T0 works on from 9000.
+    # Two CPUs.  T0 holds the range on one; on the other T1 spins from 110 on until its slice ends
+    # at 2100, then T3 (ready at 200) runs 2600..3600 after a switch.
+    def hold(cost: str) -> list[Any]:
+        lock_all = (Op.LOCK, "range", W, Operand.ALL)
+        return [lock_all, (Op.COST, cost), (Op.UNLOCK, "range", W, Operand.ALL), (Op.DONE,)]
+
+    work = [(Op.COST, SHORT), (Op.DONE,)]
+    result = run(
+        KOGAN, (0, hold(LONG), pages(0)), (100, hold(SHORT), pages(0)),
+        (100_000, [(Op.DONE,)], pages(0)), (200, work, pages(0)), cores=2, slice_ns=2000,
+    )  # fmt: skip
+    assert lock(result, "range").sleeps == 0
+    assert ends(result)[3] == 3600
+
+
+def test_who_holds_a_range_makes_room_between_operations() -> None:
+    # One CPU, slice 4000: T0 holds the range 10..5010 and lets go at 5020; T1 runs 5520..10540.
+    # Each ends when it is next on the CPU.
     program = [
         (Op.LOCK, "range", W, Operand.ALL),
         *[(Op.COST, SHORT)] * 5,
@@ -179,10 +195,8 @@ def test_a_spinning_waiter_makes_room_when_its_slice_ends() -> None:
         (Op.DONE,),
     ]
     result = run(KOGAN, (0, program, pages(0)), (100, program, pages(0)), cores=1, slice_ns=4000)
-    # T0's fifth SHORT began at 4010 (10 + 4 x 1000); T1 4510..8510, T0 9010..10010, 10020,
-    # and T1 has the range at once when it runs.
-    assert lock(result, "range").sleeps == 0
-    assert ends(result) == [10_020, 10_520 + 5000 + 10]
+    assert lock(result, "range").write_wait_ns == 0
+    assert ends(result) == [11_040, 11_540]
 
 
 # -- an interval tree, first come first served ----------------------------------------------------

@@ -66,14 +66,14 @@ def test_a_window_of_its_own(spin_us: int, sleeps: int) -> None:
 
 
 def test_a_spinner_makes_room_for_a_runnable_thread() -> None:
-    # Two CPUs.  T1 spins until its slice ends at 2100, queues 2110, asleep 2410; T2 (ready at
-    # 200) runs after a switch: 2910..3910.
+    # Two CPUs.  T1 spins until its slice ends at 2100, queues 2110, asleep 2410; T3 (on the same
+    # CPU, ready at 200) runs after a switch: 2910..3910.
     work = [(Op.COST, SHORT), (Op.DONE,)]
     result = run(
-        (0, hold(W, LONG)), (100, hold(W, SHORT)), (200, work), cores=2,
+        (0, hold(W, LONG)), (100, hold(W, SHORT)), (100_000, [(Op.DONE,)]), (200, work), cores=2,
         numbers={"slice_ns": 2000},
     )  # fmt: skip
-    assert ends(result)[2] == 3910
+    assert ends(result)[3] == 3910
     assert rwsem(result).sleeps == 1
 
 

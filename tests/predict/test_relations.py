@@ -61,7 +61,9 @@ def test_there_and_back(trace: Trace) -> None:
         assert one.speedup * other.speedup == pytest.approx(1, rel=0.03)
 
 
-def test_two_copies_on_twice_the_cores_do_twice_the_work(trace: Trace) -> None:
+def test_two_copies_on_twice_the_cores_do_twice_the_work() -> None:
+    # Next to no contention: with it four threads of one copy may run at once, where two did.
+    trace = worker_trace(threads=4, loops=60, pages=8, think_ns=10_000)
     one = predicted(trace, cores=(2,))
     both = beside(trace, trace)
     threads = both.threads.collect().with_columns(group=pl.lit("worker-#"))

@@ -18,6 +18,7 @@ from mmreplay.engine.prepared import Prepared
 from mmreplay.engine.result import Options, Result
 from mmreplay.engine.setup import (
     DRAWS,
+    HOT_NS,
     P,
     Setup,
     cpu_mask_words,
@@ -187,11 +188,12 @@ class Memory:
         scalars = {
             H_SHIFT: max(1, (plan.n_threads - 1).bit_length()), H_KINDS: len(self.prepared.kinds),
             H_CORES: setup.cores, H_ISIZE: self.isize, H_LSIZE: self.lsize,
-            H_LOCKS: len(self.prepared.model.locks), H_RQ_HEAD: -1, H_RQ_TAIL: -1,
+            H_LOCKS: len(self.prepared.model.locks), H_QUEUED: 0,
             H_IDLE_CORES: setup.cores, H_STOP: -1, H_WIN_BEGIN: -1, H_WIN_END: -1,
             H_GRP_TOTAL: setup.group_ops, H_ATOMIC: setup.atomic, H_WAKER: setup.waker,
             H_WOKEN: setup.woken, H_FALL: setup.fall, H_SWITCH: setup.switch,
-            H_SLICE: setup.slice, H_POLL: setup.poll, H_FLUSH_BASE: setup.flush_base,
+            H_SLICE: setup.slice, H_BASE_SLICE: setup.base_slice,
+            H_MOST_LAG: setup.most_lag, H_POLL: setup.poll, H_FLUSH_BASE: setup.flush_base,
             H_FLUSH_FIRST: setup.flush_first, H_FLUSH_NEXT: setup.flush_next,
             H_HANDLER: setup.handler, H_FLIGHT: setup.flight,
             H_THREADS: plan.n_threads, H_WRAP: int(options.wrap),
@@ -232,7 +234,7 @@ class Memory:
         self.m[H_DIST_0 : H_DIST_0 + 4] = setup.line_ns
         cpus = self.part(H_CORE, setup.cores, CF)
         cpus[:, C_CORE : C_SOCKET + 1] = setup.place
-        cpus[:, C_RUNNING] = cpus[:, C_MM] = -1
+        cpus[:, C_RUNNING] = cpus[:, C_MM] = cpus[:, C_QUEUE] = -1
 
     def _fill_locks(self) -> None:
         prepared, model = self.prepared, self.prepared.model
@@ -295,6 +297,7 @@ class Memory:
         th[:, T_FIRST_LAP], th[:, T_TAIL], th[:, T_GROUP] = 1, empty, setup.in_group
         th[:, T_THINK] = np.where(empty, plan.thread_tail_cpu_ns, plan.think_cpu_ns[rows])
         th[:, T_DEP_FROM] = -1
+        th[:, T_RAN] = -HOT_NS
         th[:, T_NO_IDLE] = setup.no_idle
         th[:, T_LAP] = plan.thread_offset_ns
         th[:, T_MM] = prepared.longs.view(np.int32)[(th[:, T_ROW] << 4) + W_MM]

@@ -16,7 +16,7 @@ NEVER: Final = (1 << 63) - 1
 
 # -- header ---------------------------------------------------------------------
 (
-    H_QUEUE, H_LEAF, H_NOW, H_STOP, H_RQ_HEAD, H_RQ_TAIL,
+    H_QUEUE, H_LEAF, H_NOW, H_STOP, H_QUEUED,
     H_SHIFT, H_SLICE, H_ATOMIC, H_RET, H_CORE, H_DIST_0, H_DIST_1, H_DIST_2, H_DIST_3, H_CORES,
     H_INST, H_ISIZE, H_LINE, H_LSIZE,
     H_LOCK, H_LOCKS, H_STAT, H_BLAME, H_SNAP, H_TWAIT, H_KINDS, H_IDLE_CORES, H_IDLE_NS,
@@ -27,7 +27,8 @@ NEVER: Final = (1 << 63) - 1
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
     H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS, H_OTHERS_LEFT,
-) = range(82)  # fmt: skip
+    H_BASE_SLICE, H_MOST_LAG,
+) = range(83)  # fmt: skip
 HEADER: Final = 88
 
 # -- thread; the records begin right behind the header -----------------------------
@@ -40,8 +41,10 @@ HEADER: Final = 88
     T_SAW, T_SPIN_UNTIL, T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_QUEUED, T_OWNED, T_LAP,
     T_OWNED_0,
 ) = range(49)  # fmt: skip
-MAX_OWNED: Final = 15
+MAX_OWNED: Final = 10
 T_NO_IDLE: Final = T_OWNED_0 + MAX_OWNED  # its blocked think time is left out
+# the scheduler's: virtual time, as of when, until when it is its turn, lag when it left, last ran
+T_V, T_V_FROM, T_DEADLINE, T_LAG, T_RAN = range(T_NO_IDLE + 1, T_NO_IDLE + 6)
 TF: Final = 64
 
 # -- shared lock instance -----------------------------------------------------------
@@ -64,8 +67,8 @@ L_OWNER, L_LAST_READER, L_FREE, L_READERS = range(4)
 # -- CPU ---------------------------------------------------------------------------------
 (
     C_RUNNING, C_MM, C_OWED, C_IDLE_SINCE, C_CORE, C_LLC, C_SOCKET, C_ACKS_FROM, C_ACKS_UNTIL,
-    C_DUE,
-) = range(10)  # fmt: skip
+    C_DUE, C_QUEUE, C_QUEUED, C_QUEUE_V, C_LAST_V, C_RESCHED,
+) = range(15)  # fmt: skip
 CF: Final = 16
 
 # -- lock of the model -----------------------------------------------------------------------

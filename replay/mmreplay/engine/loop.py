@@ -108,7 +108,8 @@ def end_is_seen(m, longs, words, b, done_ops, dep_head, clock):
     u = np.int64(dep_head[row])
     dep_head[row] = -1
     while u >= 0:
-        at(m, u, OFF, clock + (m[H_WOKEN] if m[H_IDLE_CORES] > 0 else 0))
+        idle = m[m[H_CORE] + select_cpu(m, u) * CF + C_RUNNING] < 0
+        at(m, u, OFF, clock + (m[H_WOKEN] if idle else 0))
         u = m[HEADER + u * TF + T_DEP_NEXT]
 
 
@@ -359,14 +360,11 @@ def ordered(
         record(m, longs, b)
     c = m[H_CORE] + m[b + T_CPU] * CF
     m[c + C_MM] = m[b + T_MM]
-    if clock >= m[b + T_SLICE_END] and m[b + T_SPIN] == 0:
-        if m[H_RQ_HEAD] >= 0:
+    if (clock >= m[b + T_SLICE_END] or m[c + C_RESCHED]) and m[b + T_SPIN] == 0:
+        if (m[b + T_PC] < 0 or m[b + T_WAS_ORDERED] == 0) and schedule(m, t):
             m[b + T_AFTER] = RUN
-            at(m, t, OFF, NEVER)
-            rq_push(m, t)
-            release_cpu(m, t)
+            preempt(m, t)
             return np.int64(-1)
-        m[b + T_SLICE_END] = clock + m[H_SLICE]
     if m[c + C_OWED] and clock >= m[c + C_DUE]:
         clock += m[c + C_OWED]
         m[b + T_BUSY] += m[c + C_OWED]

@@ -102,14 +102,12 @@ class Simulation(Books):
         """What happens at every ordered point; False: the step comes later."""
         self.record(thread)
         self.cpu_mm[thread.cpu] = int(self.plan.mm[thread.row])
-        if self.now >= thread.slice_end_ns and thread.spin_depth == 0:
-            if self.run_queue:
-                thread.after = State.RUN
-                self.at(thread, State.OFF, None)
-                self.run_queue.append(thread)
-                self.release_cpu(thread)
-                return False
-            thread.slice_end_ns = self.now + self.setup.slice
+        due = self.now >= thread.slice_end_ns or self.resched[thread.cpu]
+        between = thread.pc < 0 or not thread.was_ordered
+        if due and between and thread.spin_depth == 0 and self.schedule(thread):
+            thread.after = State.RUN
+            self.preempt(thread)
+            return False
         owed = self.owed_ns[thread.cpu]
         if owed and self.now >= self.due_ns[thread.cpu]:
             self.owed_ns[thread.cpu] = 0
@@ -236,7 +234,7 @@ class Simulation(Books):
         if self.analysis.has_dependents[row] and row not in self.done_ops:
             self.done_ops.add(row)
             for waiter in self.dep_waiters.pop(row, []):
-                self.at(waiter, State.OFF, self.now + self.wake_costs()[1])
+                self.at(waiter, State.OFF, self.now + self.wake_costs(waiter)[1])
 
     def _end(self, thread: Thread) -> None:
         plan, t = self.plan, thread.index

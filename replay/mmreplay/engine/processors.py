@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 
 from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.engine.kinds.base import HAND_OVER
 from mmreplay.engine.result import Options
+from mmreplay.engine.setup import HOT_NS
 from mmreplay.engine.states import State
 from mmreplay.engine.summary import LOCK_FIELDS
 from mmreplay.engine.world import Thread, World
@@ -31,7 +30,9 @@ class Processors(World):
         self.acks_until_ns = [0] * cores
         self.due_ns = [0] * cores  # when the interrupt for what is owed has come
         self.idle_since: list[int] = [0] * cores
-        self.run_queue: deque[Thread] = deque()
+        self.queues: list[list[Thread]] = [[] for _ in range(cores)]  # runnable, not running
+        self.resched = [False] * cores  # another is to run as soon as that may be
+        self.last_v_ns = [0] * cores  # the average virtual time when a thread last fell asleep
         self.threads = [Thread(i) for i in range(plan.n_threads)]
         self.still = 0  # looks of spinners, one after the other, while all threads spun
         self.idle_ns = 0
@@ -51,59 +52,180 @@ class Processors(World):
 
     # -- CPUs --------------------------------------------------------------------------
     def runnable(self, thread: Thread) -> None:
+        """A sleeper is awake: choose its CPU, queue it there, see whether it preempts.
+
+        The running thread goes on where it is owed CPU time and its turn is not over, or where
+        another comes first (check_preempt_wakeup_fair, pick_eevdf, kernel/sched/fair.c@6.18).
+        """
+        cpu = self._select(thread)
+        self._place(thread, cpu)
+        running = self.running[cpu]
+        if running is None:
+            self.idle_ns += self.now - self.idle_since[cpu]
+            self._dispatch(thread, cpu, self.now)
+            return
+        thread.time_ns = None
+        self.queues[cpu].append(thread)
+        if running.v_ns >= running.deadline_ns or (
+            running.v_ns > self._average_v(cpu) and self._pick(cpu) is thread
+        ):
+            self.resched[cpu] = True
+            if running.state in (State.SPIN, State.OSQ, State.REVOKE):
+                self.sooner(running, self.now + self.setup.poll)
+
+    def _select(self, thread: Thread) -> int:
+        """select_task_rq_fair: the CPU it ran on; where that is busy, an idle one."""
         cpu = thread.last_cpu
-        if self.running[cpu] is not None:
-            idle = [c for c, t in enumerate(self.running) if t is None]
-            if not idle:
-                thread.time_ns = None
-                self.run_queue.append(thread)
-                return
-            cpu = idle[0]
+        if self.running[cpu] is not None and None in self.running:
+            return self.running.index(None)
+        return cpu
+
+    # -- whose turn it is (EEVDF, kernel/sched/fair.c@6.18, all threads of one weight) --------
+    def _update(self, running: Thread) -> None:
+        """update_curr: the running thread's virtual time is the time it ran."""
+        ran = max(0, self.now - running.v_from_ns)
+        running.v_ns += ran
+        running.v_from_ns += ran
+
+    def _average_v(self, cpu: int) -> int:
+        """avg_vruntime: who is not beyond it is owed CPU time (entity_eligible)."""
+        running = self.running[cpu]
+        values = [t.v_ns for t in self.queues[cpu]]
+        if running is not None:
+            values.append(running.v_ns)
+        return sum(values) // len(values) if values else self.last_v_ns[cpu]
+
+    def _place(self, thread: Thread, cpu: int) -> None:
+        """place_entity: what a sleeper was owed it keeps, and what it owes while that counts."""
+        running = self.running[cpu]
+        others = len(self.queues[cpu])
+        if running is not None:
+            self._update(running)
+            others += 1
+        average = self._average_v(cpu)
+        most = self.setup.most_lag
+        lag = max(-most, min(most, thread.lag_ns))
+        if lag < 0 and cpu == thread.last_cpu:
+            if thread.v_ns > average:
+                return  # it was queued all the time (DELAY_DEQUEUE)
+            lag = 0
+        thread.v_ns = average - (lag * (others + 1) // others if others else 0)
+        thread.deadline_ns = thread.v_ns + self.setup.base_slice
+
+    def _pick(self, cpu: int) -> Thread:
+        """pick_eevdf of those that are queued: eligible, and due first."""
+        average = self._average_v(cpu)
+        return min(self.queues[cpu], key=lambda t: (t.v_ns > average, t.deadline_ns, t.index))
+
+    def schedule(self, thread: Thread) -> bool:
+        """Where the running thread may be preempted: is it?
+
+        At a tick an idle CPU takes one of those that are queued (nohz_balancer_kick).
+        """
+        cpu = thread.cpu
+        self._update(thread)
+        self.resched[cpu] = False
+        over = thread.v_ns >= thread.deadline_ns
+        if over:
+            thread.deadline_ns = thread.v_ns + self.setup.base_slice
+        ticks = self.now >= thread.slice_end_ns
+        if ticks:
+            thread.slice_end_ns = self.now + self.setup.slice
+        if self.queues[cpu] and ticks and None in self.running:
+            self._pull(self._pick(cpu), cpu, self.running.index(None), self.setup.woken)
+        if not self.queues[cpu]:
+            return False
+        if thread.v_ns > self._average_v(cpu):
+            return True
+        return over and thread.deadline_ns >= self._pick(cpu).deadline_ns
+
+    def preempt(self, thread: Thread) -> None:
+        """The running thread is queued; ``after`` says how it goes on."""
+        cpu = thread.cpu
+        self.at(thread, State.OFF, None)
+        self._update(thread)
+        self.queues[cpu].append(thread)
+        self._yield_cpu(thread)
+
+    def _pull(self, thread: Thread, source: int, cpu: int, cost_ns: int) -> None:
+        """An idle CPU takes a queued thread from another."""
+        self.queues[source].remove(thread)
+        left = thread.deadline_ns - thread.v_ns
+        thread.v_ns = self.last_v_ns[cpu]
+        thread.deadline_ns = thread.v_ns + left
         self.idle_ns += self.now - self.idle_since[cpu]
-        self._dispatch(thread, cpu, self.now)
+        self._dispatch(thread, cpu, self.now + cost_ns)
 
-    def wake_costs(self) -> tuple[int, int]:
-        """What a wake-up takes its waker, and until the woken one may run.
+    def _pull_cold(self, cpu: int) -> None:
+        """sched_balance_newidle: who has not run for a while, longest first."""
+        cold = [
+            (t.ran_ns, t.index, t, source)
+            for source, queue in enumerate(self.queues)
+            for t in queue
+            if self.now - t.ran_ns >= HOT_NS
+        ]
+        if cold:
+            _, _, thread, source = min(cold, key=lambda c: c[:2])
+            self._pull(thread, source, cpu, self.setup.switch)
 
-        An idle CPU is interrupted, leaves its idle state and switches.  Where there is none, the
-        woken one is queued on a busy one, without an interrupt (try_to_wake_up, ttwu_queue,
+    def wake_costs(self, thread: Thread) -> tuple[int, int]:
+        """What waking a thread takes the waker, and until it may run.
+
+        An idle CPU is interrupted, leaves its idle state and switches.  On a busy one the woken
+        thread is queued, without an interrupt (try_to_wake_up, ttwu_queue,
         kernel/sched/core.c@6.18): taken for the cost of a context switch, without delay.
         """
         setup = self.setup
-        if None in self.running:
+        if self.running[self._select(thread)] is None:
             return setup.waker, setup.woken
         return min(setup.waker, setup.switch), 0
 
     def _dispatch(self, thread: Thread, cpu: int, at_ns: int) -> None:
         self.running[cpu] = thread
+        self.resched[cpu] = False
         thread.cpu = thread.last_cpu = cpu
+        thread.v_from_ns = at_ns
         thread.slice_end_ns = at_ns + self.setup.slice
         self.cpu_mm[cpu] = int(self.plan.mm[thread.row])
         self.at(thread, thread.after, at_ns)
 
     def release_cpu(self, thread: Thread) -> None:
-        cpu = thread.cpu
+        """The running thread waits, or has ended."""
         if thread.state == State.FALL:
             thread.state = State.OFF
+        self._update(thread)
+        average = self._average_v(thread.cpu)
+        thread.lag_ns = average - thread.v_ns
+        self.last_v_ns[thread.cpu] = average
+        self._yield_cpu(thread)
+
+    def _yield_cpu(self, thread: Thread) -> None:
+        cpu = thread.cpu
         self.running[cpu] = None
+        thread.ran_ns = self.now
         thread.cpu = -1
-        if self.run_queue:
-            self._dispatch(self.run_queue.popleft(), cpu, self.now + self.setup.switch)
+        if self.queues[cpu]:
+            following = self._pick(cpu)
+            self.queues[cpu].remove(following)
+            self._dispatch(following, cpu, self.now + self.setup.switch)
         else:
+            self.resched[cpu] = False
             self.idle_since[cpu] = self.now
+            self._pull_cold(cpu)
         for lock in list(thread.owned):
             lock.owner_left_cpu()
 
     def need_resched(self, thread: Thread) -> bool:
-        return bool(self.run_queue) and self.now >= thread.slice_end_ns
+        cpu = thread.cpu
+        if self.resched[cpu]:
+            return True
+        return bool(self.queues[cpu]) and self.now >= thread.slice_end_ns
 
     def spin_on(self, thread: Thread, state: State) -> None:
         """A waiter that spins with preemption on: where its slice ends, another may run."""
         if self.need_resched(thread):
             thread.after = state
-            self.at(thread, State.OFF, None)
-            self.run_queue.append(thread)
-            self.release_cpu(thread)
+            self.preempt(thread)
             return
         if self.now >= thread.slice_end_ns:
             thread.slice_end_ns = self.now + self.setup.slice
@@ -121,7 +243,7 @@ class Processors(World):
         for t in self.threads:
             if t.time_ns is not None and (t.state not in spinning or t.time_ns != t.slice_end_ns):
                 self.still = 0
-        if self.run_queue:
+        if any(self.queues):
             self.still = 0
         if self.still > len(self.threads):
             for t in self.threads:

@@ -50,6 +50,12 @@ SHARED: Final = -2
 #: operations so many times.
 MOST_LAPS: Final = 4
 
+#: A runnable thread's turn, times 1 + the binary logarithm of the CPUs, 8 at most
+#: (sysctl_sched_base_slice, get_update_sysctl_factor, kernel/sched/fair.c@6.18).
+BASE_SLICE_NS: Final = 700_000
+#: Who ran so lately is not moved to a CPU that falls idle (sysctl_sched_migration_cost, task_hot).
+HOT_NS: Final = 500_000
+
 P: Final = {name: index for index, name in enumerate(PARAMS)}
 
 
@@ -367,7 +373,9 @@ class Setup:
     woken: int
     fall: int
     switch: int
-    slice: int
+    slice: int  # a tick: when it is looked whose turn it is
+    base_slice: int  # of a turn, in virtual time
+    most_lag: int  # that a sleeper keeps (update_entity_lag)
     poll: int
     flush_base: int
     flush_first: int
@@ -428,6 +436,8 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
         thread_of(plan, points), minlength=plan.n_threads
     )
     r = round
+    tick = max(1, r(machine.slice_ns.value))
+    base_slice = min(tick, BASE_SLICE_NS * (min(machine.n_cpus, 8).bit_length()))
     return Setup(
         cores=options.cores,
         place=places(machine, cpus),
@@ -442,7 +452,9 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
         woken=r(machine.woken_ns.value),
         fall=r(machine.sleep_ns.value),
         switch=r(machine.switch_ns.value),
-        slice=max(1, r(machine.slice_ns.value)),
+        slice=tick,
+        base_slice=base_slice,
+        most_lag=max(2 * base_slice, tick),
         poll=max(1, r(machine.spin_poll_ns.value)),
         flush_base=r(machine.shootdown_base_ns.value),
         flush_first=r(machine.shootdown_first_ns.value),

@@ -23,6 +23,7 @@ from mmreplay.engine.result import Options
 from mmreplay.engine.setup import (
     COST_BITS,
     DRAW_BITS,
+    HOT_NS,
     MASK64,
     MIX1,
     P,
@@ -75,6 +76,12 @@ class Thread:
     state: State = State.OFF
     after: State = State.RUN
     slice_end_ns: int = 0
+    # whose turn it is: see ``processors.py``
+    v_ns: int = 0  # virtual time, as of ``v_from_ns`` where it runs
+    v_from_ns: int = 0
+    deadline_ns: int = 0  # in virtual time: when its turn is over
+    lag_ns: int = 0  # that it was owed when it fell asleep
+    ran_ns: int = -HOT_NS  # when it ran last
     spin_depth: int = 0
     # position
     row: int = 0

@@ -183,7 +183,7 @@ class Lock:
     def wake_up(self, thread: Thread, state: State, at_ns: int) -> int:
         """Wake one sleeper.  One that is still falling asleep goes on at once, for free."""
         if thread.cpu < 0:
-            waker_ns, woken_ns = self.sim.wake_costs()
+            waker_ns, woken_ns = self.sim.wake_costs(thread)
             at_ns += waker_ns
             thread.after = state
             self.sim.at(thread, State.OFF, at_ns + woken_ns)

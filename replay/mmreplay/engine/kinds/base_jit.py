@@ -9,6 +9,7 @@ to a node (the children of node n are 8 n + 1 to 8 n + 8), whose root is the nex
 from __future__ import annotations
 
 from mmreplay.engine.layout import *
+from mmreplay.engine.setup import HOT_NS
 from mmreplay.jit import borrowing_helper, inlined_helper
 
 
@@ -228,54 +229,204 @@ def end_wait(m, r, t, write):  # type: ignore[no-untyped-def]
     stat(m, lock, S_WRITE_WAIT if write else S_READ_WAIT, wait)
 
 
+@inlined_helper
+def core_of(m, t):  # type: ignore[no-untyped-def]
+    """The record of the CPU that a thread runs on."""
+    return m[H_CORE] + m[HEADER + t * TF + T_CPU] * CF
+
+
 @borrowing_helper
 def need_resched(m, t):  # type: ignore[no-untyped-def]
-    return m[H_RQ_HEAD] >= 0 and m[H_NOW] >= m[HEADER + t * TF + T_SLICE_END]
+    c = core_of(m, t)
+    if m[c + C_RESCHED]:
+        return True
+    return m[c + C_QUEUED] > 0 and m[H_NOW] >= m[HEADER + t * TF + T_SLICE_END]
 
 
 @borrowing_helper
-def rq_push(m, t):  # type: ignore[no-untyped-def]
-    m[HEADER + t * TF + T_RQ_NEXT] = -1
-    if m[H_RQ_HEAD] < 0:
-        m[H_RQ_HEAD] = t
+def update_virtual(m, b):  # type: ignore[no-untyped-def]
+    """Processors._update of a running thread."""
+    ran = max(0, m[H_NOW] - m[b + T_V_FROM])
+    m[b + T_V] += ran
+    m[b + T_V_FROM] += ran
+
+
+@borrowing_helper
+def average_virtual(m, c):  # type: ignore[no-untyped-def]
+    """Processors._average."""
+    n, total = m[c + C_QUEUED], m[c + C_QUEUE_V]
+    if m[c + C_RUNNING] >= 0:
+        n += 1
+        total += m[HEADER + m[c + C_RUNNING] * TF + T_V]
+    return total // n if n else m[c + C_LAST_V]
+
+
+@borrowing_helper
+def rq_push(m, t, c):  # type: ignore[no-untyped-def]
+    b = HEADER + t * TF
+    m[b + T_RQ_NEXT] = m[c + C_QUEUE]
+    m[c + C_QUEUE] = t
+    m[c + C_QUEUED] += 1
+    m[c + C_QUEUE_V] += m[b + T_V]
+    m[H_QUEUED] += 1
+
+
+@borrowing_helper
+def rq_remove(m, t, c):  # type: ignore[no-untyped-def]
+    b = HEADER + t * TF
+    if m[c + C_QUEUE] == t:
+        m[c + C_QUEUE] = m[b + T_RQ_NEXT]
     else:
-        m[HEADER + m[H_RQ_TAIL] * TF + T_RQ_NEXT] = t
-    m[H_RQ_TAIL] = t
+        u = m[c + C_QUEUE]
+        while m[HEADER + u * TF + T_RQ_NEXT] != t:
+            u = m[HEADER + u * TF + T_RQ_NEXT]
+        m[HEADER + u * TF + T_RQ_NEXT] = m[b + T_RQ_NEXT]
+    m[c + C_QUEUED] -= 1
+    m[c + C_QUEUE_V] -= m[b + T_V]
+    m[H_QUEUED] -= 1
+
+
+@borrowing_helper
+def pick(m, c):  # type: ignore[no-untyped-def]
+    """Processors._pick."""
+    average = average_virtual(m, c)
+    best, best_fits, soonest = -1, False, 0
+    t = m[c + C_QUEUE]
+    while t >= 0:
+        b = HEADER + t * TF
+        fits = m[b + T_V] <= average
+        due = m[b + T_DEADLINE]
+        better = best < 0 or (fits and not best_fits)
+        if not better and fits == best_fits:
+            better = due < soonest or (due == soonest and t < best)
+        if better:
+            best, best_fits, soonest = t, fits, due
+        t = m[b + T_RQ_NEXT]
+    return best
 
 
 @borrowing_helper
 def dispatch(m, t, cpu, at_ns):  # type: ignore[no-untyped-def]
     b = HEADER + t * TF
-    m[m[H_CORE] + cpu * CF + C_RUNNING] = t
+    c = m[H_CORE] + cpu * CF
+    m[c + C_RUNNING] = t
+    m[c + C_RESCHED] = 0
     m[b + T_CPU] = cpu
     m[b + T_LAST_CPU] = cpu
+    m[b + T_V_FROM] = at_ns
     m[b + T_SLICE_END] = at_ns + m[H_SLICE]
-    m[m[H_CORE] + cpu * CF + C_MM] = m[b + T_MM]
+    m[c + C_MM] = m[b + T_MM]
     at(m, t, m[b + T_AFTER], at_ns)
 
 
 @borrowing_helper
-def runnable(m, t):  # type: ignore[no-untyped-def]
+def select_cpu(m, t):  # type: ignore[no-untyped-def]
+    """Processors._select."""
     core = m[H_CORE]
     cpu = m[HEADER + t * TF + T_LAST_CPU]
-    if m[core + cpu * CF + C_RUNNING] >= 0:
-        if m[H_IDLE_CORES] == 0:
-            set_time(m, t, NEVER)
-            rq_push(m, t)
-            return
+    if m[core + cpu * CF + C_RUNNING] >= 0 and m[H_IDLE_CORES] > 0:
         cpu = 0
         while m[core + cpu * CF + C_RUNNING] >= 0:
             cpu += 1
+    return cpu
+
+
+@borrowing_helper
+def place(m, t, cpu):  # type: ignore[no-untyped-def]
+    """Processors._place."""
+    b, c = HEADER + t * TF, m[H_CORE] + cpu * CF
+    n = m[c + C_QUEUED]
+    if m[c + C_RUNNING] >= 0:
+        update_virtual(m, HEADER + m[c + C_RUNNING] * TF)
+        n += 1
+    average = average_virtual(m, c)
+    lag = max(-m[H_MOST_LAG], min(m[H_MOST_LAG], m[b + T_LAG]))
+    if lag < 0 and cpu == m[b + T_LAST_CPU]:
+        if m[b + T_V] > average:
+            return
+        lag = 0
+    m[b + T_V] = average - (lag * (n + 1) // n if n else 0)
+    m[b + T_DEADLINE] = m[b + T_V] + m[H_BASE_SLICE]
+
+
+@borrowing_helper
+def runnable(m, t):  # type: ignore[no-untyped-def]
+    cpu = select_cpu(m, t)
+    place(m, t, cpu)
+    c = m[H_CORE] + cpu * CF
+    curr = m[c + C_RUNNING]
+    if curr < 0:
+        m[H_IDLE_CORES] -= 1
+        m[H_IDLE_NS] += m[H_NOW] - m[c + C_IDLE_SINCE]
+        dispatch(m, t, cpu, m[H_NOW])
+        return
+    set_time(m, t, NEVER)
+    rq_push(m, t, c)
+    b = HEADER + curr * TF
+    preempts = m[b + T_V] >= m[b + T_DEADLINE]
+    if not preempts and m[b + T_V] > average_virtual(m, c):
+        preempts = pick(m, c) == t
+    if preempts:
+        m[c + C_RESCHED] = 1
+        state = m[b + T_STATE]
+        if state == SPIN or state == OSQ or state == REVOKE:
+            sooner(m, curr, m[H_NOW] + m[H_POLL])
+
+
+@borrowing_helper
+def pull(m, t, source, cpu, cost_ns):  # type: ignore[no-untyped-def]
+    """Processors._pull."""
+    b, c = HEADER + t * TF, m[H_CORE] + cpu * CF
+    rq_remove(m, t, source)
+    left = m[b + T_DEADLINE] - m[b + T_V]
+    m[b + T_V] = m[c + C_LAST_V]
+    m[b + T_DEADLINE] = m[b + T_V] + left
     m[H_IDLE_CORES] -= 1
-    m[H_IDLE_NS] += m[H_NOW] - m[core + cpu * CF + C_IDLE_SINCE]
-    dispatch(m, t, cpu, m[H_NOW])
+    m[H_IDLE_NS] += m[H_NOW] - m[c + C_IDLE_SINCE]
+    dispatch(m, t, cpu, m[H_NOW] + cost_ns)
+
+
+@borrowing_helper
+def schedule(m, t):  # type: ignore[no-untyped-def]
+    """Processors.schedule."""
+    b, c = HEADER + t * TF, core_of(m, t)
+    update_virtual(m, b)
+    m[c + C_RESCHED] = 0
+    over = m[b + T_V] >= m[b + T_DEADLINE]
+    if over:
+        m[b + T_DEADLINE] = m[b + T_V] + m[H_BASE_SLICE]
+    ticks = m[H_NOW] >= m[b + T_SLICE_END]
+    if ticks:
+        m[b + T_SLICE_END] = m[H_NOW] + m[H_SLICE]
+    if m[c + C_QUEUED] == 0:
+        return False
+    if ticks and m[H_IDLE_CORES] > 0:
+        cpu = 0
+        while m[m[H_CORE] + cpu * CF + C_RUNNING] >= 0:
+            cpu += 1
+        pull(m, pick(m, c), c, cpu, m[H_WOKEN])
+        if m[c + C_QUEUED] == 0:
+            return False
+    if m[b + T_V] > average_virtual(m, c):
+        return True
+    return over and m[b + T_DEADLINE] >= m[HEADER + pick(m, c) * TF + T_DEADLINE]
+
+
+@borrowing_helper
+def preempt(m, t):  # type: ignore[no-untyped-def]
+    """Processors.preempt."""
+    c = core_of(m, t)
+    at(m, t, OFF, NEVER)
+    update_virtual(m, HEADER + t * TF)
+    rq_push(m, t, c)
+    yield_cpu(m, t)
 
 
 @borrowing_helper
 def stop_if_all_spin(m):  # type: ignore[no-untyped-def]
     """Processors.stop_if_all_spin."""
     m[H_STILL] += 1
-    if m[H_RQ_HEAD] >= 0:
+    if m[H_QUEUED] > 0:
         m[H_STILL] = 0
     for t in range(m[H_THREADS]):
         b = HEADER + t * TF
@@ -295,9 +446,7 @@ def spin_on(m, t, state):  # type: ignore[no-untyped-def]
     b = HEADER + t * TF
     if need_resched(m, t):
         m[b + T_AFTER] = state
-        at(m, t, OFF, NEVER)
-        rq_push(m, t)
-        release_cpu(m, t)
+        preempt(m, t)
         return
     if m[H_NOW] >= m[b + T_SLICE_END]:
         m[b + T_SLICE_END] = m[H_NOW] + m[H_SLICE]
@@ -319,25 +468,57 @@ def notify_handoff_spinner(m, r, at_ns):  # type: ignore[no-untyped-def]
 
 
 @borrowing_helper
-def release_cpu(m, t):  # type: ignore[no-untyped-def]
+def yield_cpu(m, t):  # type: ignore[no-untyped-def]
+    """The second half of Processors.release_cpu: who runs next."""
     b = HEADER + t * TF
     cpu = m[b + T_CPU]
-    if m[b + T_STATE] == FALL:
-        m[b + T_STATE] = OFF
     c = m[H_CORE] + cpu * CF
     m[c + C_RUNNING] = -1
+    m[b + T_RAN] = m[H_NOW]
     m[b + T_CPU] = -1
-    u = m[H_RQ_HEAD]
-    if u >= 0:
-        m[H_RQ_HEAD] = m[HEADER + u * TF + T_RQ_NEXT]
+    if m[c + C_QUEUED]:
+        u = pick(m, c)
+        rq_remove(m, u, c)
         dispatch(m, u, cpu, m[H_NOW] + m[H_SWITCH])
     else:
+        m[c + C_RESCHED] = 0
         m[c + C_IDLE_SINCE] = m[H_NOW]
         m[H_IDLE_CORES] += 1
+        if m[H_QUEUED]:
+            pull_cold(m, cpu)
     for k in range(m[b + T_OWNED]):
         r = m[b + T_OWNED_0 + k]
         notify_spinner(m, r, m[H_NOW])
         notify_handoff_spinner(m, r, m[H_NOW])
+
+
+@borrowing_helper
+def pull_cold(m, cpu):  # type: ignore[no-untyped-def]
+    """Processors._pull_cold."""
+    best, source, longest = -1, -1, m[H_NOW] - HOT_NS
+    for other in range(m[H_CORES]):
+        c = m[H_CORE] + other * CF
+        t = m[c + C_QUEUE]
+        while t >= 0:
+            ran = m[HEADER + t * TF + T_RAN]
+            if ran < longest or (ran == longest and (best < 0 or t < best)):
+                best, source, longest = t, c, ran
+            t = m[HEADER + t * TF + T_RQ_NEXT]
+    if best >= 0:
+        pull(m, best, source, cpu, m[H_SWITCH])
+
+
+@borrowing_helper
+def release_cpu(m, t):  # type: ignore[no-untyped-def]
+    b = HEADER + t * TF
+    if m[b + T_STATE] == FALL:
+        m[b + T_STATE] = OFF
+    c = core_of(m, t)
+    update_virtual(m, b)
+    average = average_virtual(m, c)
+    m[b + T_LAG] = average - m[b + T_V]
+    m[c + C_LAST_V] = average
+    yield_cpu(m, t)
 
 
 @borrowing_helper
@@ -346,7 +527,7 @@ def wake_up(m, t, state, at_ns):  # type: ignore[no-untyped-def]
     b = HEADER + t * TF
     if m[b + T_CPU] < 0:
         m[b + T_AFTER] = state
-        if m[H_IDLE_CORES] > 0:
+        if m[m[H_CORE] + select_cpu(m, t) * CF + C_RUNNING] < 0:
             at_ns += m[H_WAKER]
             at(m, t, OFF, at_ns + m[H_WOKEN])
         else:
