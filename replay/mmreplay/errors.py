@@ -88,7 +88,9 @@ def require_no_device(output: Path) -> None:
     Results are written beside their name and renamed: that would replace it, be it
     ``/dev/stdout``.
     """
-    if output.exists() and not (output.is_file() or output.is_dir()):
+    odd = output.exists() and not (output.is_file() or output.is_dir())
+    _, *above = output.absolute().parts
+    if odd or above[:1] == ["proc"] or (above[:1] == ["dev"] and above[1:2] != ["shm"]):
         raise UserError(
             "is a device or a pipe, not a file",
             where=str(output),

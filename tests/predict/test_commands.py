@@ -413,6 +413,10 @@ class TestBadInput:
             ("export", workers, "--format", "csv"),
         ):
             assert "not a file" in refused(*command, "-o", pipe, capsys=capsys)
+        # may lead to a plain file, but is no name of it
+        for name in ("/dev/stdout", "/proc/self/fd/1"):
+            words = ("replay", workers, "--kernel", "linux-6.1", "-o", name)
+            assert "not a file" in refused(*words, capsys=capsys)
         assert pipe.is_fifo()
         assert list(tmp_path.iterdir()) == [pipe]
 
