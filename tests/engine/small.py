@@ -201,6 +201,7 @@ def machine(
         "shootdown_handler_ns": 400,
         "zero_bytes_per_ns": 10,
     }
+    stay = bool(numbers.pop("wakes_stay", False))
     values.update(numbers)
     ids = np.arange(cpus, dtype=np.int32)
     return Machine(
@@ -216,6 +217,7 @@ def machine(
         costs={k: n(v, spread) for k, v in (costs or {}).items()},
         sleeps={"io": n(20_000)},
         frequency=((cpus, 1.0),),
+        wakes_stay=stay,
         **{k: n(v) for k, v in values.items()},
     )
 

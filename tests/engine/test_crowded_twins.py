@@ -88,6 +88,7 @@ def crowds(draw: Any) -> tuple[Any, ...]:
             8,
             {"a": 120, "b": 2500, "c": 30},
             slice_ns=draw(st.sampled_from([1500, 9000, 3_000_000])),
+            wakes_stay=draw(st.booleans()),
             waker_ns=draw(st.sampled_from([0, 800])),
             woken_ns=draw(st.sampled_from([0, 3000])),
             sleep_ns=draw(st.sampled_from([0, 300, 2500])),

@@ -72,6 +72,13 @@ def test_a_sleeper_wakes_on_an_idle_cpu_or_queues_where_it_was(other_ops: int, b
     assert ends(result)[2] == begins + 1000
 
 
+def test_where_wake_ups_stay_a_sleeper_queues_where_it_was() -> None:
+    """Machine.wakes_stay."""
+    # As above, CPU 1 being idle: T2 runs when T0 has ended.
+    result = run([SLOW] * 4, [], [IO, QUICK], offsets=[100, 0, 0], cores=2, wakes_stay=True)
+    assert ends(result)[2] == 201_600
+
+
 def test_a_cpu_that_falls_idle_takes_who_has_not_run_for_long() -> None:
     """sched_balance_newidle."""
     # T2 queues behind T0 from the start and has never run; T1 ends at 100000.

@@ -251,6 +251,7 @@ def worlds(draw: Any) -> tuple[Any, ...]:
         {"a": 120, "b": 900, "c": 33},
         spread=draw(st.sampled_from([0.0, 0.4])),
         slice_ns=draw(st.sampled_from([1500, 9000, 3_000_000])),
+        wakes_stay=draw(st.booleans()),
         waker_ns=draw(st.sampled_from([0, 800])),
         woken_ns=draw(st.sampled_from([0, 3000])),
         sleep_ns=draw(st.sampled_from([0, 300, 2500])),

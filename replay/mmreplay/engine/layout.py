@@ -27,8 +27,8 @@ NEVER: Final = (1 << 63) - 1
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
     H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS, H_OTHERS_LEFT,
-    H_BASE_SLICE, H_MOST_LAG,
-) = range(83)  # fmt: skip
+    H_BASE_SLICE, H_MOST_LAG, H_WAKES_STAY,
+) = range(84)  # fmt: skip
 HEADER: Final = 88
 
 # -- thread; the records begin right behind the header -----------------------------

@@ -74,11 +74,14 @@ class Processors(World):
                 self.sooner(running, self.now + self.setup.poll)
 
     def _select(self, thread: Thread) -> int:
-        """select_task_rq_fair: the CPU it ran on; where that is busy, an idle one."""
+        """select_task_rq_fair: the CPU it ran on; where that is busy, an idle one.
+
+        Not so on a machine on which wake-ups stay (``Machine.wakes_stay``).
+        """
         cpu = thread.last_cpu
-        if self.running[cpu] is not None and None in self.running:
-            return self.running.index(None)
-        return cpu
+        if self.setup.wakes_stay or self.running[cpu] is None or None not in self.running:
+            return cpu
+        return self.running.index(None)
 
     # -- whose turn it is (EEVDF, kernel/sched/fair.c@6.18, all threads of one weight) --------
     def _update(self, running: Thread) -> None:

@@ -375,6 +375,7 @@ class Setup:
     switch: int
     slice: int  # a tick: when it is looked whose turn it is
     base_slice: int  # of a turn, in virtual time
+    wakes_stay: bool
     most_lag: int  # that a sleeper keeps (update_entity_lag)
     poll: int
     flush_base: int
@@ -454,6 +455,7 @@ def prepare(plan: Plan, model: LockingModel, machine: Machine, options: Options)
         switch=r(machine.switch_ns.value),
         slice=tick,
         base_slice=base_slice,
+        wakes_stay=machine.wakes_stay,
         most_lag=max(2 * base_slice, tick),
         poll=max(1, r(machine.spin_poll_ns.value)),
         flush_base=r(machine.shootdown_base_ns.value),

@@ -123,6 +123,7 @@ class ProfileFile(_Strict):
     shootdown: ShootdownFile
     limits: LimitsFile
     frequency: tuple[FrequencyFile, ...] = ()
+    wakes_stay: bool = False
     fitted_on: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -224,6 +225,7 @@ def read_profile(path: Path) -> Machine:
         notes=profile.notes,
         frequency_basis=profile.frequency[0].speed.basis if profile.frequency else "assumed",
         frequency_source=profile.frequency[0].speed.source if profile.frequency else "",
+        wakes_stay=profile.wakes_stay,
         fitted_on=profile.fitted_on,
         **scalars,
     )

@@ -75,6 +75,7 @@ class Machine:
     notes: tuple[str, ...] = ()
     frequency_basis: str = "assumed"  # of all its speeds
     frequency_source: str = ""
+    wakes_stay: bool = False  # a woken thread queues where it ran though other CPUs are idle
     fitted_on: tuple[str, ...] = ()  # workloads whose measured runs its numbers were fitted on
 
     @property

@@ -32,6 +32,8 @@ def profile_text(machine: Machine, topology: Topology, origin: str, comment: str
         f"cpu_ids = {_texts(machine.cpu_ids)}",
         f"notes = {_texts(machine.notes)}",
     ]
+    if machine.wakes_stay:
+        words.append("wakes_stay = true")
     if machine.fitted_on:
         words.append(f"fitted_on = {_texts(machine.fitted_on)}")
     words += ["", "[topology]"]

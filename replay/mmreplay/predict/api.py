@@ -321,8 +321,8 @@ def _starving(
         if starved:
             notes.append(
                 f"With {side.model.name} on {', '.join(map(str, sorted(starved)))} cores the "
-                "measured threads starve: others keep the lock among themselves. Real ones were "
-                'measured to starve less where threads outnumber cores: read such a gain as "much".'
+                "measured threads starve: others keep the lock among themselves. How much depends "
+                'on where the scheduler puts woken threads: read such a gain as "much".'
             )
     return notes
 

@@ -324,7 +324,9 @@ def select_cpu(m, t):  # type: ignore[no-untyped-def]
     """Processors._select."""
     core = m[H_CORE]
     cpu = m[HEADER + t * TF + T_LAST_CPU]
-    if m[core + cpu * CF + C_RUNNING] >= 0 and m[H_IDLE_CORES] > 0:
+    if m[core + cpu * CF + C_RUNNING] < 0 or m[H_WAKES_STAY]:
+        return cpu
+    if m[H_IDLE_CORES] > 0:
         cpu = 0
         while m[core + cpu * CF + C_RUNNING] >= 0:
             cpu += 1
