@@ -21,9 +21,6 @@ _LARGEST_COST_NS = 100_000
 #: mallopt's (malloc.h of glibc), and up to which size freed memory is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 4 << 20
-#: How long a thread may run Python while another one waits for its turn: an import of 2 million
-#: events takes 5 % less than with Python's 5 ms.
-_TURN_S = 0.0005
 
 
 @click.command(name="import")
@@ -203,12 +200,10 @@ def _runs(
 def _start_lightly() -> None:
     """Before numpy is loaded: what costs an import more than it is good for.
 
-    Threads of a linear algebra library that is never called (they spin at first), giving memory
-    back to the kernel between two windows, which must then clear it anew, and long turns: what
-    comes back from compiled code would wait for 5 ms while another thread loads modules.
+    Threads of a linear algebra library that is never called (they spin at first), and giving
+    memory back to the kernel between two windows, which must then clear it anew.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.setswitchinterval(_TURN_S)
     with contextlib.suppress(AttributeError):  # other C libraries than glibc
         set_option = ctypes.CDLL(None).mallopt
         set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
