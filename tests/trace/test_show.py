@@ -299,15 +299,17 @@ def test_no_threads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Calls alone, as strace has them, are shown; what is missing is said first."""
     rows = _rows()
-    path = _store(
-        tmp_path / "a.mmt",
-        _header(),
-        {"threads": rows["threads"], "operations": rows["operations"][3:]},
-    )
-    line = _refused(capsys, str(path))
-    assert "no page faults (1 munmap)" in line
-    assert "-e exceptions:page_fault_user" in line
+    tables = {"threads": rows["threads"], "operations": rows["operations"][3:]}
+    path = _store(tmp_path / "a.mmt", _header(), tables)
+    text = _show(capsys, str(path))
+    assert "munmap" in text
+    lacks = text[text.index("The trace lacks") :]
+    assert lacks.splitlines()[1].startswith("  ✗ no page faults")
+    assert "-e exceptions:page_fault_user" in lacks
+    path = _store(tmp_path / "b.mmt", _header(), tables | {"operations": []})
+    assert "no page fault and no memory-map call" in _refused(capsys, str(path))
 
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,9 @@ def _trace_dat(
 def _only(paths: list[Path]) -> Path:
     if len(paths) > 1:
         raise UserError(
-            "such a recording is one file", where=str(paths[1]), fix="import each by itself"
+            "such a recording is one file",
+            where=str(paths[1]),
+            fix="import each by itself; strace -ff's are joined by strace-log-merge PREFIX > FILE",
         )
     return paths[0]
 

@@ -184,7 +184,7 @@ class Summary:
 def require_usable(trace: Trace) -> None:
     """Raise a :class:`UserError` for a trace that nothing can be said about.
 
-    That is one without threads, or without any fault: the command names the
+    That is one without threads, or without any operation: the command names the
     recording that would have them.
     """
     where = str(trace.path or "trace")
@@ -195,21 +195,12 @@ def require_usable(trace: Trace) -> None:
             where=where,
             fix=f"record while the program runs: {command}",
         )
-    counts = _kind_counts(trace)
-    if not trace.header.generated and not any(kind in counts for kind in _FAULTS):
-        held = ", ".join(f"{count} {_kind_name(kind)}" for kind, count in counts.items())
+    if trace.collect(trace.operations.select(pl.len())).item() == 0:
         raise UserError(
-            f"the trace has no page faults ({held or 'no operations at all'})",
+            "the trace has no page fault and no memory-map call",
             where=where,
             fix=f"record them: {command}",
         )
-
-
-def _kind_counts(trace: Trace) -> dict[int, int]:
-    rows = trace.collect(
-        trace.operations.group_by("kind").agg(pl.col("weight").cast(pl.Int64).sum()).sort("kind")
-    )
-    return {int(kind): int(count) for kind, count in rows.iter_rows()}
 
 
 def _kind_name(kind: int) -> str:
@@ -227,6 +218,14 @@ def summarise(trace: Trace) -> Summary:
     kinds = _kinds(trace)
     time_ns = _times(trace)
     missing = missing_capabilities(trace.header)
+    names = [_kind_name(kind) for kind in _FAULTS]
+    if not trace.header.generated and not any(row.kind in names for row in kinds):
+        words = " ".join(record_command(trace.header))
+        lack = "no page faults: what waits for what beside the calls is unknown, and so are gains"
+        missing = [
+            Missing("faults", lack, ADDED_BY["faults"], words),
+            *(row for row in missing if row.capability != "fault_duration"),
+        ]
     tasks = trace.collect(
         trace.threads.select(
             threads=pl.len(), processes=pl.col("pid").n_unique(), first=pl.col("pid").min()
