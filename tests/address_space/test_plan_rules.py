@@ -315,6 +315,28 @@ def test_segments_of_system_v_have_no_map_pages() -> None:
     assert traits(bundle, row) & Trait.SHMEM
 
 
+def test_detaching_a_segment_takes_all_of_its_pages_away() -> None:
+    tape = Tape()
+    again = []
+    for _ in range(2):
+        place = {"address": A, "length": 4 * PAGE, "flags": 0, "result": A}
+        begin = 1000 * (len(tape.rows) + 1)
+        tape.op(OpKind.SHMAT, **place, duration_ns=100, duration_kind=DurationKind.MEASURED)
+        tape.vmas.append(  # the record that the call wrote
+            {"address_space": 0, "ns": begin + 50, "start": A, "length": 4 * PAGE, "prot": RW}
+            | {"flags": 1, "inode": len(again) + 9, "device": 1, "name": "/SYSV", "source": "mmap2"}
+        )
+        for page in range(3):
+            tape.fault(A + page * PAGE, WRITE)
+        again.append(tape.op(OpKind.SHMDT, address=A, result=0))
+    bundle = tape.plan()
+    for row in again:
+        assert bundle.plan.pages[at(bundle, row)] == 3
+        assert bundle.plan.last_page[at(bundle, row)] == (A >> 12) + 3
+    assert bundle.counters["stale_pages"] == bundle.counters["learnt_mappings"] == 0
+    assert bundle.counters["map_conflicts"] == 0
+
+
 @pytest.mark.parametrize("flags", [0, 0x10000])
 def test_remap_file_pages_fills_the_range_unless_told_not_to(flags: int) -> None:
     tape = Tape()

@@ -412,6 +412,9 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
             if writes:
                 traits |= _T_WRITE
     elif kind in (_MUNMAP, _SHMDT):
+        if kind == _SHMDT and m.info[_I_FIRST_END] > 0:  # the call does not say how long it is
+            last = (m.info[_I_FIRST_END] >> 12) - 1
+            out.ops[o].last_page = last
         traits |= _describe(m, w, out, o, False, m.info[_I_VMAS] > 0)
         _unmap(m, p, s, w, out, o, thread, space, first, last)
     elif kind in (_MPROTECT, _PKEY_MPROTECT):
@@ -543,12 +546,8 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
     if op == _MADV_COLLAPSE:
         traits |= _T_HUGE
         out.ops[o].pages = PAGES  # of a piece
-        pieces(
-            w,
-            out,
-            ((last + 1) >> REGION_SHIFT) - ((first + PAGES - 1) >> REGION_SHIFT),
-            out.ops[o].vma,
-        )
+        whole = ((last + 1) >> REGION_SHIFT) - ((first + PAGES - 1) >> REGION_SHIFT)
+        pieces(w, out, whole, out.ops[o].vma)
     if out.ops[o].pages > 0 and op != _MADV_COLLAPSE:
         traits |= _T_PAGES
     return traits

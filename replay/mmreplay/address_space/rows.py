@@ -316,7 +316,8 @@ class Stream:
         m = self.mappings
         kind = rows["kind"][calls]
         protects = (kind == OpKind.MPROTECT) | (kind == OpKind.PKEY_MPROTECT)
-        makes = ((kind == OpKind.MMAP) | (kind == OpKind.BRK)) & (rows["errno"][calls] == 0)
+        makes = np.isin(kind, (OpKind.MMAP, OpKind.BRK, OpKind.SHMAT))
+        makes &= rows["errno"][calls] == 0
         which = np.flatnonzero(protects | makes)
         at = calls[which]
         start, flags = rows["address"][at], rows["advice"][at]
