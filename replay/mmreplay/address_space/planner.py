@@ -45,7 +45,7 @@ from mmreplay.address_space.wakeups import Wakeups, read_wakeups
 from mmreplay.errors import UserError
 
 #: Part of every cache key: raise it when the same trace gives another plan.
-PLANNER: Final = 9
+PLANNER: Final = 10
 
 
 @dataclass(frozen=True)
