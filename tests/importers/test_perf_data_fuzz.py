@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import perfwriter as pw
 
@@ -85,6 +86,10 @@ def recording(order: str = "<") -> pw.Writer:
     chain = len(w.events)
     w.events += [pw.Event(10, sample_type=pw.TP_TYPE | pw.CALLCHAIN | pw.READ, ids=(7,))]
     w.events += [pw.Event(60, ids=(8,)), pw.Event(61, ids=(9,))]
+    group: dict[str, Any] = {"type": 1, "sample_type": pw.SW_TYPE | pw.READ, "read_format": 4 | 8}
+    leader, member, twice = range(len(w.events), len(w.events) + 3)
+    w.events += [pw.Event(2, ids=(10,), **group), pw.Event(5, ids=(11,), period=0, **group)]
+    w.events += [pw.Event(5, 1, pw.SW_TYPE, ids=(12,))]
     w.comm(0, 100, 100, b"program")
     w.mmap2(0, 100, 100, 0x400000, 8192, b"/usr/lib/libx.so")
     for k in range(6):
@@ -99,6 +104,9 @@ def recording(order: str = "<") -> pw.Writer:
         w.sample(pw.MINOR, time + 2200, 100, addr=0x9000 + 4096 * k)
         w.raw_call(chain + 1, time + 2300, 100, 10, 0x5000, 4096, 1)
         w.raw_call(chain + 2, time + 2400, 100, 10, 0)
+        w.sample(leader, time + 2500, 100, addr=0x5000, counts={leader: k, member: 2 * k})
+        w.sample(pw.MINOR, time + 2600, 100, addr=0x5000)
+        w.sample(twice, time + 2600, 100, addr=0x5000)
         w.fork(time + 3000, 100, 100, 200 + k, 100)
         w.exit(time + 4000, 100, 200 + k)
         w.lost(time + 5000, 3)
