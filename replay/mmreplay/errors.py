@@ -92,7 +92,7 @@ def require_no_device(output: Path) -> None:
     _, *above = output.absolute().parts
     if odd or above[:1] == ["proc"] or (above[:1] == ["dev"] and above[1:2] != ["shm"]):
         raise UserError(
-            "is a device or a pipe, not a file",
+            "cannot write there (a device, a pipe or a kernel's name, not a file)",
             where=str(output),
             fix="name a file, or leave the name out where the result can go to stdout",
         )

@@ -116,7 +116,8 @@ def test_the_command_is_the_library_call() -> None:
     pair = load_model("linux-6.5"), load_model("linux-6.7")
     changes = changes_between(*pair)
     shown = CliRunner().invoke(command, ["diff", "linux-6.5", "linux-6.7"], catch_exceptions=False)
-    assert shown.stdout.splitlines() == [change.text for change in changes]
+    told = " ".join(change.text for change in changes)  # the page folds its lines
+    assert shown.stdout.split() == told.split()
     data = CliRunner().invoke(
         command, ["diff", "linux-6.5", "linux-6.7", "--format", "json"], catch_exceptions=False
     )
