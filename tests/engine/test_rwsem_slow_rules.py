@@ -11,7 +11,7 @@ from test_rwsem_rules import hold
 
 from mmreplay.address_space.plan import PlanOp
 from mmreplay.engine import LockStats, Options, Result
-from mmreplay.locking.isa import Op
+from mmreplay.locking.isa import Kind, Op, Scope
 
 
 def run(
@@ -201,3 +201,24 @@ def test_a_reader_takes_those_along_that_a_batch_left_over() -> None:
     assert end[3] < end[1] + 55_000  # T3 began at 40,000, not when T1 and T2 were through
     assert end[3] < 40_000 + 50_000 + 15_000
     assert rwsem(result).sleeps == 3
+
+
+def test_a_thread_may_hold_any_number_of_them_for_writing() -> None:
+    names = [f"sem{i}" for i in range(20)]
+    spec = {"kind": Kind.RWSEM, "scope": Scope.GLOBAL}
+    locks = LOCKS | {name: spec | {"line": f"global.{name}"} for name in names}
+    program = [
+        *((Op.LOCK, name, W) for name in names),
+        (Op.COST, LONG),
+        *((Op.UNLOCK, name, W) for name in reversed(names)),
+        (Op.DONE,),
+    ]
+    kinds = list(PlanOp)[1:3]
+    result = replay(
+        plan([[op(kind)] for kind in kinds], offsets=[0, 100]),
+        model(dict.fromkeys(kinds, program), locks),
+        machine(4, COSTS),
+        Options(cores=2),
+    )
+    assert [lock(result, name).write for name in names] == [2] * 20
+    assert ends(result)[1] - ends(result)[0] > 50_000  # one after the other

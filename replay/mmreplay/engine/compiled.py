@@ -112,6 +112,7 @@ class Memory:
             H_CONDITIONS: conditions * 3, H_BITBASE: len(BIT_SCOPE) * 3,
             H_TOUCH: len(model.lines) * 3,
             H_REASONS: len(model.reasons), H_HELD: threads * 2 * locks, H_SNAPS: threads * locks,
+            H_OWNED: threads * 2 * locks,
             H_TAILS: threads * 2, H_LOOPS: threads, H_SLEEPS: len(model.sleeps), H_NOWHERE: 1,
             H_MORE: self._more_sizes(threads, kinds)[-1], H_BLOCKERS: kinds, H_SCRATCH: EF,
             H_NODES: prepared.pages.node_places * (self.lsize + 8),

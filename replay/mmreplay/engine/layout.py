@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from mmreplay.engine.result import DELAY_BUCKETS
+
 NEVER: Final = (1 << 63) - 1
 
 # -- header ---------------------------------------------------------------------
@@ -27,8 +29,8 @@ NEVER: Final = (1 << 63) - 1
     H_SNAPS, H_TAILS, H_LOOPS, H_SLEEPS, H_ITEMS, H_CONDITIONS, H_BITBASE, H_NOWHERE,
     H_TOUCH, H_MORE, H_PAGES, H_BLOCKERS, H_SCRATCH, H_NODES, H_NODE_PLACES, H_VISIBLE,
     H_TOUCH_KEYS, H_TOUCH_COUNT, H_TOUCHED, H_STILL, H_ENDS, H_OTHERS_LEFT,
-    H_BASE_SLICE, H_MOST_LAG, H_WAKES_STAY,
-) = range(84)  # fmt: skip
+    H_BASE_SLICE, H_MOST_LAG, H_WAKES_STAY, H_OWNED,
+) = range(85)  # fmt: skip
 HEADER: Final = 88
 
 # -- thread; the records begin right behind the header -----------------------------
@@ -39,10 +41,8 @@ HEADER: Final = 88
     T_STREAM, T_NTH, T_END_ROW, T_TAIL, T_AFTER, T_LAST_CPU, T_FIRST_LAP, T_DEP_FROM,
     T_DEP_NEXT, T_RQ_NEXT, T_WAIT_INST, T_MODE, T_WAIT_FROM, T_GRANTED, T_AWAKE, T_PENDING,
     T_SAW, T_SPIN_UNTIL, T_ENTRY, T_Q_NEXT, T_OSQ_NEXT, T_QUEUED, T_OWNED, T_LAP,
-    T_OWNED_0,
+    T_NO_IDLE,  # its blocked think time is left out
 ) = range(49)  # fmt: skip
-MAX_OWNED: Final = 10
-T_NO_IDLE: Final = T_OWNED_0 + MAX_OWNED  # its blocked think time is left out
 # the scheduler's: virtual time, as of when, until when it is its turn, lag when it left, last ran
 T_V, T_V_FROM, T_DEADLINE, T_LAG, T_RAN = range(T_NO_IDLE + 1, T_NO_IDLE + 6)
 TF: Final = 64
@@ -82,7 +82,7 @@ DF: Final = 28
 # -- counters per kind of operation: how many, times, and how many of each delay ------------------
 K_COUNT, K_BUSY, K_WAIT = range(3)
 K_DELAY: Final = 8
-KF: Final = K_DELAY + 640
+KF: Final = K_DELAY + DELAY_BUCKETS
 
 # -- columns of the counters per lock (as summary.LOCK_FIELDS) -----------------------------------
 (

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmreplay.engine.layout import *
+from mmreplay.engine.result import DELAY_BUCKETS
 from mmreplay.engine.setup import COST_BITS, DRAW_BITS, GOLDEN
 from mmreplay.engine.steps_jit import *
 from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, pointer, prefetch
@@ -35,7 +36,7 @@ def record(m, longs, b):
     bucket = m[b + T_FIN_DELAY]
     if bucket >= 16:
         bucket = (np.float64(bucket).view(np.int64) >> 48) - BUCKET_OFFSET
-        bucket = min(bucket, 639)
+        bucket = min(bucket, DELAY_BUCKETS - 1)
     m[counters + K_DELAY + bucket] += 1
     if not m[b + T_GROUP]:
         m[H_OTHERS_LEFT] -= 1

@@ -230,6 +230,12 @@ def end_wait(m, r, t, write):  # type: ignore[no-untyped-def]
 
 
 @inlined_helper
+def owned_by(m, t):  # type: ignore[no-untyped-def]
+    """Where the rwsems stand that the thread holds for writing, ``T_OWNED`` of them."""
+    return m[H_OWNED] + t * 2 * m[H_LOCKS]
+
+
+@inlined_helper
 def core_of(m, t):  # type: ignore[no-untyped-def]
     """The record of the CPU that a thread runs on."""
     return m[H_CORE] + m[HEADER + t * TF + T_CPU] * CF
@@ -253,7 +259,7 @@ def update_virtual(m, b):  # type: ignore[no-untyped-def]
 
 @borrowing_helper
 def average_virtual(m, c):  # type: ignore[no-untyped-def]
-    """Processors._average."""
+    """Processors._average_v."""
     n, total = m[c + C_QUEUED], m[c + C_QUEUE_V]
     if m[c + C_RUNNING] >= 0:
         n += 1
@@ -489,7 +495,7 @@ def yield_cpu(m, t):  # type: ignore[no-untyped-def]
         if m[H_QUEUED]:
             pull_cold(m, cpu)
     for k in range(m[b + T_OWNED]):
-        r = m[b + T_OWNED_0 + k]
+        r = m[owned_by(m, t) + k]
         notify_spinner(m, r, m[H_NOW])
         notify_handoff_spinner(m, r, m[H_NOW])
 

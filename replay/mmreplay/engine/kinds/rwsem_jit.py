@@ -29,7 +29,7 @@ def take_write(m, r, t):  # type: ignore[no-untyped-def]
     m[r + I_ROWNED] = 0
     m[r + I_NONSPIN] = 0
     b = HEADER + t * TF
-    m[b + T_OWNED_0 + m[b + T_OWNED]] = r
+    m[owned_by(m, t) + m[b + T_OWNED]] = r
     m[b + T_OWNED] += 1
 
 
@@ -46,11 +46,12 @@ def rwsem_take(m, r, t, mode, at_ns):  # type: ignore[no-untyped-def]
 def disown(m, r, t):  # type: ignore[no-untyped-def]
     b = HEADER + t * TF
     n = m[b + T_OWNED]
+    owned = owned_by(m, t)
     k = 0
-    while k < n and m[b + T_OWNED_0 + k] != r:
+    while k < n and m[owned + k] != r:
         k += 1
     while k < n - 1:
-        m[b + T_OWNED_0 + k] = m[b + T_OWNED_0 + k + 1]
+        m[owned + k] = m[owned + k + 1]
         k += 1
     m[b + T_OWNED] = n - 1
 
