@@ -28,7 +28,7 @@ from mmreplay.hardware.suite import has_populate
 from mmreplay.hardware.trace_build import build
 from mmreplay.hardware.trace_edges import find_edges
 from mmreplay.hardware.trace_program import Do, TraceProgram, Word
-from mmreplay.hardware.trace_run import TraceAnswer, TraceRequest, throughput
+from mmreplay.hardware.trace_run import TraceAnswer, TraceRequest, files_of, throughput
 from mmreplay.schema import FaultBits, OpKind
 from mmreplay.trace.header import Header
 from mmreplay.trace.store import Trace, frame
@@ -314,3 +314,29 @@ def test_think_time_is_scaled() -> None:
     assert build(a_trace(rows)).think_ns == 200
     assert build(a_trace(rows), think_scale=2.5).think_ns == 500
     assert build(a_trace(rows), think_scale=0).think_ns == 0
+
+
+def many_files() -> TraceProgram:
+    """1,500 shared mappings of as many files."""
+    rows = []
+    for k in range(1500):
+        at = BASE + 0x10000 * k
+        rows += [mapped(1, at, 1, flags=1, fd=3 + k), touched(1, at), unmapped(1, at, 1)]
+    program = build(a_trace(rows))
+    assert len(program.files) == 1500
+    return program
+
+
+def test_a_program_may_have_more_than_a_thousand_files(worker: Child) -> None:
+    answer = performed(worker, many_files())
+    assert answer.missed == answer.failed == 0
+
+
+def test_too_few_open_files_are_told_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 1024))
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    with pytest.raises(OSError, match=r"1,024; raise it: ulimit -n 1628"):
+        files_of(many_files())

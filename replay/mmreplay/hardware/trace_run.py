@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import resource
 import select
 import signal
 import traceback
@@ -29,6 +30,8 @@ I64 = NDArray[np.int64]
 #: A run that takes this many times the recording's time, and a minute, hangs.
 _PATIENCE: Final = 20
 _MINUTE_S: Final = 60.0
+#: Open files of the worker beside those of the recording.
+_OTHER_FILES: Final = 128
 #: Of each thread, operations before which throughput is not looked at.
 _WARM_UP_SHARE: Final = 0.1
 
@@ -146,7 +149,9 @@ def _wait(pid: int, limit_s: float) -> None:
     """Until the process has ended; asleep, as looking now and then would take its CPUs."""
     fd = os.pidfd_open(pid)
     try:
-        if not select.select([fd], [], [], limit_s)[0]:
+        waiter = select.poll()  # select() takes no descriptor above 1023
+        waiter.register(fd, select.POLLIN)
+        if not waiter.poll(limit_s * 1000):
             raise Ended(f"not finished after {limit_s:.0f} s")
     finally:
         os.close(fd)
@@ -219,11 +224,35 @@ def describe_failure(program: TraceProgram, answer: TraceAnswer) -> str:
 
 
 def files_of(program: TraceProgram) -> list[int]:
-    """Memory files of the recorded files' sizes, every page present."""
-    fds = []
-    for size in program.files:
-        fd = os.memfd_create("mmreplay")
-        if size:
-            os.posix_fallocate(fd, 0, size)
-        fds.append(fd)
+    """Memory files of the recorded files' sizes, every page present.
+
+    Raises
+    ------
+    OSError
+        They take more memory, or more open files, than there may be.
+    """
+    _allow_open_files(len(program.files) + _OTHER_FILES)
+    fds: list[int] = []
+    try:
+        for size in program.files:
+            fds.append(os.memfd_create("mmreplay"))
+            if size:
+                os.posix_fallocate(fds[-1], 0, size)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
     return fds
+
+
+def _allow_open_files(needed: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed <= soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(hard, needed)))
+    except (ValueError, OSError):
+        raise OSError(
+            f"its files take {needed:,} open ones, the limit is {hard:,}; raise it: "
+            f"ulimit -n {needed}"
+        ) from None
