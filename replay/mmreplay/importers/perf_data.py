@@ -184,8 +184,8 @@ def batches(
     for ready in merge(rec.streams):
         if rec.decode_state[pd.D_T0] == pw.MAX_TIME:
             _find_start(rec, ready)
-        for first in range(0, ready.rows, BATCH_ROWS):
-            last = min(ready.rows, first + BATCH_ROWS)
+        for first in range(0, len(ready.times), BATCH_ROWS):
+            last = min(len(ready.times), first + BATCH_ROWS)
             batch = next(ring)
             names.make_room(last - first)
             for index, stream in enumerate(rec.streams):
@@ -195,7 +195,6 @@ def batches(
                     ready.times,
                     ready.positions,
                     ready.codes,
-                    ready.order,
                     first,
                     last,
                     index,
@@ -253,10 +252,9 @@ def _twice(rec: Recording) -> Twice | None:
 
 def _find_start(rec: Recording, ready: Ready) -> None:
     """Time 0 of the trace: the first event that has a time."""
-    order = ready.order[: ready.rows]
-    real = ((ready.codes[order] & pw.SYNTHETIC) == 0) & (ready.times[order] > 0)
+    real = ((ready.codes & pw.SYNTHETIC) == 0) & (ready.times > 0)
     if real.any():
-        rec.decode_state[pd.D_T0] = ready.times[order[int(np.argmax(real))]]
+        rec.decode_state[pd.D_T0] = ready.times[int(np.argmax(real))]
 
 
 class _Names:

@@ -186,7 +186,6 @@ def decode(
     times: Any,
     positions: Any,
     codes: Any,
-    order: Any,
     first: Any,
     last: Any,
     stream: Any,
@@ -201,11 +200,12 @@ def decode(
 
     Parameters
     ----------
-    buffer, layout, times, positions, codes:
-        As for :func:`mmreplay.importers.perf_walk.walk`; the walk has proved that each
-        record lies in the buffer and holds its fixed part.
-    order:
-        Entries in total order; that of place ``first`` goes to row 0.
+    buffer, layout:
+        As for :func:`mmreplay.importers.perf_walk.walk`, which has proved that each record
+        lies in the buffer and holds its fixed part.
+    times, positions, codes:
+        Entries in total order (:class:`mmreplay.importers.streams.Ready`); ``first`` goes to
+        row 0.
     first_event:
         What the batch calls the stream's first event.
     state:
@@ -220,7 +220,7 @@ def decode(
     """
     fixed, flags, program = bare(layout.fixed), bare(layout.flags), bare(layout.program)
     trailer, trailer_id = bare(layout.trailer), layout.trailer_id
-    times, positions, codes, order = bare(times), bare(positions), bare(codes), bare(order)
+    times, positions, codes = bare(times), bare(positions), bare(codes)
     out_time, out_pid, out_tid = bare(batch.time), bare(batch.pid), bare(batch.tid)
     out_cpu, out_event, out_role = bare(batch.cpu), bare(batch.event), bare(batch.role)
     out_call, out_mark, out_weight = bare(batch.call), bare(batch.mark), bare(batch.weight)
@@ -228,22 +228,21 @@ def decode(
     out_chain, out_hash = bare(batch.chain), bare(batch.chain_hash)
     t0 = state[D_T0]
     for i in range(first, last):
-        ahead = positions[order[min(i + _AHEAD_ROWS, last - 1)]] & ((1 << STREAM_SHIFT) - 1)
+        ahead = positions[min(i + _AHEAD_ROWS, last - 1)] & ((1 << STREAM_SHIFT) - 1)
         prefetch(buffer, ahead)
         prefetch(buffer, ahead + _LINE_BYTES)
-        entry = order[i]
-        at = positions[entry]
+        at = positions[i]
         if at >> STREAM_SHIFT != stream:
             continue
         at &= (1 << STREAM_SHIFT) - 1
         n = i - first
         mark = 0
-        if codes[entry] & LATE:
+        if codes[i] & LATE:
             mark = ev.LATE
-        elif codes[entry] & SYNTHETIC:
+        elif codes[i] & SYNTHETIC:
             mark = ev.SYNTHETIC
-        code = np.int64(codes[entry] & CODE_MASK)
-        out_time[n] = max(times[entry] - t0, 0)
+        code = np.int64(codes[i] & CODE_MASK)
+        out_time[n] = max(times[i] - t0, 0)
         misc = np.int64(load_u16(buffer, at + 4))
         size = np.int64(load_u16(buffer, at + 6))
         for k in range(8):
@@ -259,7 +258,7 @@ def decode(
         out_call[n] = -1
         out_event[n] = -1
         cpu = -1
-        if not codes[entry] & RECORD:
+        if not codes[i] & RECORD:
             if misc & 7 == 2:
                 mark |= ev.USER_MODE
             event = 8 * code

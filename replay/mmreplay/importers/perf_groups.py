@@ -61,7 +61,7 @@ class GroupReads:
         self._known = 0
 
     def count(self, ready: Ready, first: int, last: int, index: int, stream: Stream) -> None:
-        """Count what ``stream``, the one of that index, has at these places of the order."""
+        """Count what ``stream``, the one of that index, has at these places of ``ready``."""
         most = self._known + (last - first) * len(self._table)
         if len(self._last) < most:
             keys, values = new_table(2 * most)
@@ -72,9 +72,8 @@ class GroupReads:
             )
         self._known = _count(
             stream.buffer,
-            ready.positions,
-            ready.codes,
-            ready.order[first:last],
+            ready.positions[first:last],
+            ready.codes[first:last],
             index,
             self._table,
             stream.layout.id_keys,
@@ -92,7 +91,6 @@ def _count(
     buffer: Any,
     positions: Any,
     codes: Any,
-    order: Any,
     index: Any,
     table: Any,
     id_keys: Any,
@@ -103,14 +101,13 @@ def _count(
     known: Any,
     samples: Any,
 ) -> Any:
-    for i in range(order.shape[0]):
-        entry = order[i]
-        event = np.int64(codes[entry] & CODE_MASK)
-        if positions[entry] >> STREAM_SHIFT != index or codes[entry] & RECORD:
+    for i in range(positions.shape[0]):
+        event = np.int64(codes[i] & CODE_MASK)
+        if positions[i] >> STREAM_SHIFT != index or codes[i] & RECORD:
             continue
         if table[event, _AT] == 0:
             continue
-        at = positions[entry] & ((1 << STREAM_SHIFT) - 1)
+        at = positions[i] & ((1 << STREAM_SHIFT) - 1)
         end = at + np.int64(load_u16(buffer, at + 6))
         form = table[event, _FORMAT]
         thread = np.uint64(0)

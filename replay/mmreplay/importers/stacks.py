@@ -44,7 +44,7 @@ class Stacks:
     ) -> Frames | None:
         """Fill ``batch.stack`` of the first ``rows``; the frames of chains not seen before.
 
-        Row 0 is the entry of ``ready`` at place ``first`` of its order.
+        Row 0 is the entry of ``ready`` at place ``first``.
         """
         if 2 * (self.count + rows) > len(self._keys):
             keys, values = new_table(2 * (self.count + rows))
@@ -57,7 +57,7 @@ class Stacks:
         if not found:
             return None
         new = self._new[:found]
-        at = ready.positions[ready.order[first + new]] >> STREAM_SHIFT
+        at = ready.positions[first + new] >> STREAM_SHIFT
         chains = batch.chain[new]
         counts = np.zeros(found, np.int64)
         for index, stream in enumerate(streams):

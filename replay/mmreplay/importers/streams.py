@@ -1,8 +1,7 @@
-"""Record streams in total order: each is walked and sorted in windows, and they are merged.
+"""Record streams in total order: each is walked in windows, and its runs are merged.
 
-A recording has one stream, or one for each of its files.  Memory is bounded by two rounds
-of each stream (20 bytes a record, and the records themselves where they do not lie in a
-mapped file) and a fixed window.
+A recording has one stream, or one for each of its files.  Memory is bounded by the runs of two
+rounds of each stream, and, where they do not lie in a mapped file, by their records.
 """
 
 from __future__ import annotations
@@ -18,30 +17,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.importers import perf_header as ph
+from mmreplay.importers import perf_runs as pr
 from mmreplay.importers import perf_walk as pw
 from mmreplay.importers.feeds import Feed
 from mmreplay.importers.perf_decode import STREAM_SHIFT
 from mmreplay.importers.perf_layout import Layout
+from mmreplay.trace.memory import cut
 
-#: Records walked before the next sort: those that wait for older ones, but at least these.
+#: Entries found before what is older than all that follows is passed on.
 WALK_ROWS = 1 << 17
+#: Entries passed on at a time.
+READY_ROWS: Final = 1 << 15
+#: Runs that there is room for at first.
+_RUNS: Final = 1 << 8
 #: Bytes asked for ahead of the walk, and taken from a feed at a time.
 _AHEAD_BYTES: Final = 1 << 26
 FEED_BYTES = 1 << 22
 _MADVISE: Final = ctypes.CDLL(None).madvise
 _MADVISE.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-#: Behind every time.
-_NEVER: Final = (1 << 63) - 1
 
 
 class Ready(NamedTuple):
-    """Entries that nothing older can come before, and their total order."""
+    """Entries in total order, (rows,) each; nothing older comes later."""
 
-    times: NDArray[np.int64]
-    positions: NDArray[np.int64]  # with the stream in the upper bits
+    times: NDArray[np.int64]  # ns
+    positions: NDArray[np.int64]  # byte of the record, with the stream in the upper bits
     codes: NDArray[np.int32]
-    order: NDArray[np.int64]
-    rows: int
+
+
+def _room(rows: int) -> Ready:
+    times, positions, codes = cut((kind, rows) for kind in (np.int64, np.int64, np.int32))
+    return Ready(times, positions, codes)
 
 
 @dataclass(slots=True)
@@ -76,9 +82,8 @@ class Stream:
         self.finished = False
         #: Bytes behind the last whole record that were given up.
         self.cut_bytes = 0
-        self._rows_at_most = WALK_ROWS
-        self._entries, self._spare = pw.new_entries(1)
-        self._order = np.empty(0, np.int64)
+        self._runs = pr.new_runs(_RUNS)
+        self._heap = np.empty(_RUNS, np.int64)
 
     def close(self) -> None:
         """Give the file back."""
@@ -96,55 +101,50 @@ class Stream:
     @property
     def limit(self) -> int:
         """Nothing older than this can come any more, ns."""
-        return _NEVER if self.finished else int(self.state[pw.W_LIMIT])
+        return pr.NEVER if self.finished else int(self.state[pw.W_LIMIT])
 
     def advance(self) -> None:
-        """Walk one window further and sort it.
+        """Walk one window further.
 
         Raises
         ------
         UserError
             The stream is damaged or ends inside a record.
         """
-        state = self.state
-        waiting = int(state[pw.W_COUNT])
-        window = waiting + max(waiting, self._rows_at_most)
-        if window > len(self._entries.times):
-            before: Any = self._entries
-            self._entries, self._spare = pw.new_entries(window + waiting)
-            now: Any = self._entries
-            for part, old in zip(now, before, strict=True):
-                part[:waiting] = old[:waiting]
-        result = self._walk(window)
-        count, untimed = int(state[pw.W_COUNT]), int(state[pw.W_UNTIMED])
-        times = self._entries.times
-        if result != pw.FULL:
-            self.finished = True
-            # No timed record follows: the newest time is the best guess.
-            times[count - untimed : count] = max(int(state[pw.W_NEWEST]), 0)
-            untimed = 0
-        # Times are mostly ordered runs, which the stable sort merges in one pass.
-        self._order = np.argsort(times[: count - untimed], kind="stable")
-
-    def _walk(self, window: int) -> int:
-        """Walk until ``window`` entries are there or the stream ends: FULL, or another result."""
-        while True:
-            result = int(
-                pw.walk(
-                    self.buffer,
-                    self.end,
-                    self.layout,
-                    self.state,
-                    *(part[:window] for part in self._entries),
-                    self.types,
-                    self.samples,
-                    self.lost,
-                )
-            )
-            if result not in (pw.END, pw.CUT) or not self._more():
+        self.state[pw.W_WANTED] = WALK_ROWS
+        while (result := self._walk()) != pw.ENOUGH:
+            if result == pw.FULL:
+                self._grow()
+            elif result not in (pw.END, pw.CUT) or not self._more():
                 break
+        else:
+            return
         self._check(result)
-        return result
+        self.finished = True
+        # No timed record follows: the newest time is the best guess.
+        count, untimed = int(self.state[pw.W_RUNS]), int(self.state[pw.W_UNTIMED])
+        self._runs[count - untimed : count, pw.R_TIME] = max(int(self.state[pw.W_NEWEST]), 0)
+        self.state[pw.W_UNTIMED] = 0
+
+    def _walk(self) -> int:
+        return int(
+            pw.walk(
+                self.buffer,
+                self.end,
+                self.layout,
+                self.state,
+                self._runs,
+                self.types,
+                self.samples,
+                self.lost,
+            )
+        )
+
+    def _grow(self) -> None:
+        grown = pr.new_runs(2 * len(self._runs))
+        grown[: len(self._runs)] = self._runs
+        self._runs = grown
+        self._heap = np.empty(len(grown), np.int64)
 
     def _more(self) -> bool:
         """Whether there are more bytes now than before."""
@@ -172,38 +172,24 @@ class Stream:
         if skipped:
             raise ph.truncated("a payload reaches over the end", where)
 
-    def ready(self, limit: int) -> int:
-        """Number of entries older than ``limit``, first in :attr:`sorted`."""
-        if limit == _NEVER:
-            return len(self._order)
-        times = self._entries.times[: len(self._order)]
-        return int(np.searchsorted(times, limit, side="left", sorter=self._order))
-
-    @property
-    def entries(self) -> pw.Entries:
-        """The entries in the order of the stream, as the last walk left them."""
-        return self._entries
-
-    @property
-    def sorted(self) -> NDArray[np.int64]:
-        """Entries by time, as the last walk left them."""
-        return self._order
-
-    def drop(self, ready: int) -> None:
-        """Forget the first ``ready`` entries; the others come to the front, still sorted."""
-        count, timed = int(self.state[pw.W_COUNT]), len(self._order)
-        # What follows comes behind them in the stream, so a stable sort keeps equal times in it.
-        pw.keep(self._entries, self._order, ready, count, self._spare)
-        self._entries, self._spare = self._spare, self._entries
-        self.state[pw.W_COUNT] = count - ready
-        self._order = np.arange(timed - ready)
+    def take(self, limit: int, room: Ready) -> Iterator[int]:
+        """Put what is older than ``limit`` into ``room``, a part at a time: its rows."""
+        left = int(self.state[pw.W_RUNS] - self.state[pw.W_UNTIMED])
+        pr.order(self._runs, left, self._heap)
+        while left:
+            rows, left = pr.merge(
+                self.buffer, self.end, self.layout, self._runs, self._heap, left, limit, *room
+            )
+            if not rows:
+                break
+            yield rows
         self._release(self._oldest())
 
     def _oldest(self) -> int:
-        """The first byte that is still needed."""
-        left = self._entries.positions[: int(self.state[pw.W_COUNT])]
-        at = int(self.state[pw.W_POSITION])
-        return min(at, int(left.min())) if len(left) else at
+        """The first byte that is still needed; runs that have ended are forgotten."""
+        kept, oldest = pr.drop_taken(self._runs, int(self.state[pw.W_RUNS]))
+        self.state[pw.W_RUNS] = kept
+        return min(oldest, int(self.state[pw.W_POSITION]))
 
     def _release(self, upto: int) -> None:
         """The bytes before ``upto`` are not needed any more."""
@@ -218,8 +204,6 @@ class Mapped(Stream):
         self._start = start
         self._released = 0
         self._asked = start - start % mmap.PAGESIZE
-        # A record has at least 8 bytes, so small files need small arrays.
-        self._rows_at_most = min(WALK_ROWS, self.total_bytes // 8 + 1)
 
     def close(self) -> None:
         self.buffer = np.zeros(0, np.uint8)
@@ -234,13 +218,13 @@ class Mapped(Stream):
     def done_bytes(self) -> int:
         return int(self.state[pw.W_POSITION]) - self._start
 
-    def _walk(self, window: int) -> int:
+    def _walk(self) -> int:
         # Ask for the pages that come next, so that the walk need not wait for the disk.
         wanted = min(self.end, int(self.state[pw.W_POSITION]) + _AHEAD_BYTES)
         if wanted - self._asked >= _AHEAD_BYTES // 2 or wanted == self.end > self._asked:
             self._advise(mmap.MADV_WILLNEED, self._asked, wanted)
             self._asked = wanted - wanted % mmap.PAGESIZE if wanted < self.end else wanted
-        return super()._walk(window)
+        return super()._walk()
 
     def _release(self, upto: int) -> None:
         upto -= upto % mmap.PAGESIZE
@@ -296,7 +280,7 @@ class Fed(Stream):
         if len(needed) + 2 * FEED_BYTES > len(self.buffer):
             self.buffer = np.empty(2 * (len(needed) + FEED_BYTES), np.uint8)
         self.buffer[: len(needed)] = needed
-        self._entries.positions[: int(self.state[pw.W_COUNT])] -= oldest
+        self._runs[:, pr.PLACES] -= oldest
         self.state[pw.W_POSITION] -= oldest
         self.end -= oldest
         self._base += oldest
@@ -312,29 +296,27 @@ def merge(streams: list[Stream]) -> Iterator[Ready]:
     UserError
         A stream is damaged.
     """
+    room = _room(READY_ROWS)
     while any(not stream.finished for stream in streams):
         behind = min((s for s in streams if not s.finished), key=lambda s: s.limit)
         behind.advance()
         limit = min(stream.limit for stream in streams)
-        counts = [stream.ready(limit) for stream in streams]
         if len(streams) == 1:
-            (only,) = streams
-            yield Ready(*only.entries, only.sorted, counts[0])
-        elif any(counts):
-            yield _together(streams, counts)
-        for stream, count in zip(streams, counts, strict=True):
-            if count or stream is behind:
-                stream.drop(count)
+            for rows in behind.take(limit, room):
+                yield Ready(*(part[:rows] for part in room))
+        else:
+            yield from _together(streams, limit, room)
 
 
-def _together(streams: list[Stream], counts: list[int]) -> Ready:
-    parts: list[Any] = []
-    times: Any
-    positions: Any
-    codes: Any
-    for index, (stream, count) in enumerate(zip(streams, counts, strict=True)):
-        chosen = stream.sorted[:count]
-        times, positions, codes = (part[chosen] for part in stream.entries)
-        parts.append((times, positions | index << STREAM_SHIFT, codes))
-    times, positions, codes = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Ready(times, positions, codes, np.argsort(times, kind="stable"), len(times))
+def _together(streams: list[Stream], limit: int, room: Ready) -> Iterator[Ready]:
+    """What is older than ``limit``, at once."""
+    times, positions, codes = room
+    parts = [
+        (times[:rows].copy(), positions[:rows] | index << STREAM_SHIFT, codes[:rows].copy())
+        for index, stream in enumerate(streams)
+        for rows in stream.take(limit, room)
+    ]
+    if parts:
+        whole: Any = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        order = np.argsort(whole[0], kind="stable")
+        yield Ready(*(part[order] for part in whole))
