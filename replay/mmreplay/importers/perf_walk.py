@@ -157,7 +157,7 @@ def entry_of(
     own = np.int64(0)
     if layout.trailer_id > 0 and size >= layout.trailer_id:
         ident = load_u64(buffer, at + size - layout.trailer_id)
-        own = 5 * max(np.int64(table_find(keys, values, ident)), 0)
+        own = 5 * max(np.int64(0), np.int64(table_find(keys, values, ident)))
     if size < body + trailer[own + T_SIZE]:
         return np.int64(BROKEN), np.int64(-1), known, event
     if kind == R_LOST_SAMPLES:
@@ -264,9 +264,7 @@ def walk(
         prefetch(buffer, at + _AHEAD_BYTES + _LINE_BYTES)
         types[min(kind, TYPES - 1)] += 1
         if kind < 64:
-            code, time, known, event = entry_of(
-                buffer, at, kind, size, fixed, layout, known, event
-            )
+            code, time, known, event = entry_of(buffer, at, kind, size, fixed, layout, known, event)
             if code < 0:
                 if code == BROKEN:
                     state[W_MALFORMED] += 1

@@ -44,6 +44,10 @@ class Ready(NamedTuple):
     positions: NDArray[np.int64]  # byte of the record, with the stream in the upper bits
     codes: NDArray[np.int32]
 
+    def first(self, rows: int) -> Ready:
+        """The first so many."""
+        return Ready(self.times[:rows], self.positions[:rows], self.codes[:rows])
+
 
 def _room(rows: int) -> Ready:
     times, positions, codes = cut((kind, rows) for kind in (np.int64, np.int64, np.int32))
@@ -189,7 +193,7 @@ class Stream:
         """The first byte that is still needed; runs that have ended are forgotten."""
         kept, oldest = pr.drop_taken(self._runs, int(self.state[pw.W_RUNS]))
         self.state[pw.W_RUNS] = kept
-        return min(oldest, int(self.state[pw.W_POSITION]))
+        return int(min(oldest, self.state[pw.W_POSITION]))
 
     def _release(self, upto: int) -> None:
         """The bytes before ``upto`` are not needed any more."""
@@ -303,19 +307,18 @@ def merge(streams: list[Stream]) -> Iterator[Ready]:
         limit = min(stream.limit for stream in streams)
         if len(streams) == 1:
             for rows in behind.take(limit, room):
-                yield Ready(*(part[:rows] for part in room))
+                yield room.first(rows)
         else:
             yield from _together(streams, limit, room)
 
 
 def _together(streams: list[Stream], limit: int, room: Ready) -> Iterator[Ready]:
     """What is older than ``limit``, at once."""
-    times, positions, codes = room
-    parts = [
-        (times[:rows].copy(), positions[:rows] | index << STREAM_SHIFT, codes[:rows].copy())
-        for index, stream in enumerate(streams)
-        for rows in stream.take(limit, room)
-    ]
+    parts: list[Any] = []
+    for index, stream in enumerate(streams):
+        for rows in stream.take(limit, room):
+            times, positions, codes = room.first(rows)
+            parts.append((times.copy(), positions | index << STREAM_SHIFT, codes.copy()))
     if parts:
         whole: Any = [np.concatenate(part) for part in zip(*parts, strict=True)]
         order = np.argsort(whole[0], kind="stable")
