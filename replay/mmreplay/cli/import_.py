@@ -18,6 +18,8 @@ from mmreplay.errors import plural
 
 #: bpftrace prints a line in 10 us, strace stops a thread for 40: no event costs more.
 _LARGEST_COST_NS = 100_000
+#: After so long who waits for the interpreter may have it.
+_SWITCH_S = 0.0002
 #: mallopt's (malloc.h of glibc), and up to which size freed memory is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 4 << 20
@@ -200,9 +202,11 @@ def _runs(
 def _start_lightly() -> None:
     """Before numpy is loaded: what costs an import more than it is good for.
 
-    Threads of a linear algebra library that is never called (they spin at first), and giving
-    memory back to the kernel between two windows, which must then clear it anew.
+    Threads of a linear algebra library that is never called (they spin at first), giving
+    memory back to the kernel between two windows, which must then clear it anew, and waiting
+    5 ms for whoever runs Python, which a thread beside needs for microseconds only.
     """
+    sys.setswitchinterval(_SWITCH_S)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with contextlib.suppress(AttributeError):  # other C libraries than glibc
         set_option = ctypes.CDLL(None).mallopt

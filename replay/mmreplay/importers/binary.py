@@ -184,6 +184,13 @@ def table_put(keys: Any, values: Any, key: np.uint64, value: int) -> None:
     values[at] = value
 
 
+@native
+def table_put_all(keys: Any, values: Any, new_keys: Any, new_values: Any) -> None:
+    """As :func:`table_put` of each (uint64) key with its (int64) value, in one call."""
+    for k in range(new_keys.shape[0]):
+        table_put(keys, values, new_keys[k], new_values[k])
+
+
 def new_table(capacity: int) -> tuple[Any, Any]:
     """An empty table for up to ``capacity`` keys: (keys uint64, values int32)."""
     size = 16

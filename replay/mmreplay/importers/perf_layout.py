@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers import perf_header as ph
-from mmreplay.importers.binary import new_table, table_put
+from mmreplay.importers.binary import new_table, table_put_all
 from mmreplay.importers.syscalls import BY_NAME, CALLS, PAGED, PRESENT
 from mmreplay.importers.tracing_data import Format, TracingData
 
@@ -285,10 +285,10 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
             f"{', '.join(counted)}: recorded in a group (:S), so only how many came between two "
             "samples of its leader is known; record each with its own -e"
         )
-    keys, values = new_table(sum(len(attr.ids) for attr in attrs))
-    for index, attr in enumerate(attrs):
-        for ident in attr.ids:
-            table_put(keys, values, np.uint64(ident), index)
+    counts = [len(attr.ids) for attr in attrs]
+    keys, values = new_table(sum(counts))
+    idents = np.array([ident for attr in attrs for ident in attr.ids], np.uint64)
+    table_put_all(keys, values, idents, np.repeat(np.arange(len(attrs)), counts))
     trailer = np.array([_trailer(attr) for attr in attrs], np.int64)
     distances = {int(distance) for distance in trailer[:, T_ID]}
     trailer_id = distances.pop() if len(distances) == 1 else -1
