@@ -29,7 +29,7 @@ from mmreplay.address_space.plan import Plan
 from mmreplay.engine import Options, Replay, Result
 from mmreplay.engine.oracle import Simulation
 from mmreplay.engine.states import State
-from mmreplay.engine.world import Thread
+from mmreplay.engine.thread import Thread
 from mmreplay.locking.loader import load_model
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.loader import load_machine

@@ -8,7 +8,7 @@ from mmreplay.address_space.plan import Plan, PlanOp
 from mmreplay.engine.processors import Processors
 from mmreplay.engine.result import DELAY_BUCKETS, Options, Result
 from mmreplay.engine.summary import Totals, delay_bucket, progress_ns, summarise
-from mmreplay.engine.world import Thread
+from mmreplay.engine.thread import Thread
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
 

@@ -18,6 +18,7 @@ from collections import defaultdict
 from mmreplay.address_space.plan import WAKE_POINT, Plan
 from mmreplay.engine.books import Books
 from mmreplay.engine.deadlock import Stalled, stuck
+from mmreplay.engine.kinds.base import Replay
 from mmreplay.engine.kinds.pin import Pin
 from mmreplay.engine.kinds.range import Range
 from mmreplay.engine.kinds.rwsem import Rwsem
@@ -29,13 +30,13 @@ from mmreplay.engine.setup import (
     stream_of,
 )
 from mmreplay.engine.states import State
-from mmreplay.engine.world import PC_BEGIN, PC_BLOCK, PC_END, PC_THINK, Finished, Thread
+from mmreplay.engine.thread import PC_BEGIN, PC_BLOCK, PC_END, PC_THINK, Finished, Thread
 from mmreplay.locking.isa import Kind, Mode, Op, Operand
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
 
 
-class Simulation(Books):
+class Simulation(Books, Replay):
     """One replay.  See the module docstring."""
 
     def __init__(self, plan: Plan, model: LockingModel, machine: Machine, options: Options) -> None:

@@ -10,7 +10,8 @@ from mmreplay.engine.result import Options
 from mmreplay.engine.setup import HOT_NS
 from mmreplay.engine.states import State
 from mmreplay.engine.summary import LOCK_FIELDS
-from mmreplay.engine.world import Thread, World
+from mmreplay.engine.thread import Thread
+from mmreplay.engine.world import World
 from mmreplay.locking.isa import FlushScope
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine

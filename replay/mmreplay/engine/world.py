@@ -1,4 +1,4 @@
-"""What a replay acts on: threads, and the objects their operations mean (the oracle's half).
+"""What a replay acts on: the objects that operations mean (the oracle's half).
 
 An object is one instance of a scope: an address space, a VMA, a page-table page, a file, an
 anon_vma slot.  Locks, cache lines and runtime bits belong to objects.
@@ -7,13 +7,12 @@ anon_vma slot.  Locks, cache lines and runtime bits belong to objects.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
 from mmreplay.address_space.plan import Plan
-from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.kinds.base import Line, Lock, PrivateLine, Replay
 from mmreplay.engine.kinds.pin import Pin
 from mmreplay.engine.kinds.range import Range
 from mmreplay.engine.kinds.rwsem import Rwsem
@@ -23,7 +22,6 @@ from mmreplay.engine.result import Options
 from mmreplay.engine.setup import (
     COST_BITS,
     DRAW_BITS,
-    HOT_NS,
     MASK64,
     MIX1,
     P,
@@ -35,13 +33,10 @@ from mmreplay.engine.setup import (
     page_key,
     prepare,
 )
-from mmreplay.engine.states import State
+from mmreplay.engine.thread import Thread
 from mmreplay.locking.isa import Count, Kind, Operand, RuntimeBit, Scope
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
-
-if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation
 
 _FACTORY: Final[dict[Kind, type[Lock]]] = {
     Kind.RWSEM: Rwsem,
@@ -49,74 +44,6 @@ _FACTORY: Final[dict[Kind, type[Lock]]] = {
     Kind.SPIN: Spin,
     Kind.RANGE: Range,
 }
-#: Program counters that are no instruction: between two operations.
-PC_THINK, PC_BEGIN, PC_BLOCK, PC_END = -1, -2, -3, -4
-
-
-@dataclass
-class Finished:
-    """An operation that is over but not yet recorded (see the module docstring)."""
-
-    row: int
-    kind: int
-    end_ns: int
-    busy_ns: int
-    wait_ns: int
-    delay_ns: int
-
-
-@dataclass
-class Thread:
-    """One thread.  ``cpu`` is an index into the chosen CPUs, -1 off."""
-
-    index: int
-    cpu: int = -1
-    last_cpu: int = 0
-    time_ns: int | None = None
-    state: State = State.OFF
-    after: State = State.RUN
-    slice_end_ns: int = 0
-    # whose turn it is: see ``processors.py``
-    v_ns: int = 0  # virtual time, as of ``v_from_ns`` where it runs
-    v_from_ns: int = 0
-    deadline_ns: int = 0  # in virtual time: when its turn is over
-    lag_ns: int = 0  # that it was owed when it fell asleep
-    ran_ns: int = -HOT_NS  # when it ran last
-    spin_depth: int = 0
-    # position
-    row: int = 0
-    nth: int = 0  # operations begun, over all laps
-    first_lap: bool = True
-    in_tail: bool = False
-    lap_ns: int = 0  # when this lap began
-    pc: int = PC_THINK
-    think_left_ns: int = 0
-    # the running operation
-    kind: int = 0
-    begin_ns: int = 0
-    draw: int = 0
-    was_ordered: bool = False
-    tried: bool = False
-    busy_ns: int = 0
-    wait_ns: int = 0
-    each: tuple[int, int] = (0, 0)  # position in, and end of, the list that EACH walks
-    snaps: dict[int, int] = field(default_factory=dict)
-    held_since: dict[tuple[int, bool], int] = field(default_factory=dict)
-    owned: list[Rwsem] = field(default_factory=list)
-    finished: Finished | None = None
-    dep_from_ns: int = -1
-    # waiting
-    wait_lock: Any = None
-    wait_mode: int = 0
-    wait_from_ns: int = 0
-    charges: Counter[int] = field(default_factory=Counter)  # of the wait so far, by holder
-    granted_ns: int = 0
-    queued_ns: int = 0
-    awake_ns: int = 0
-    wake_pending: bool = False
-    saw: int = 0
-    spin_until_ns: int = 0
-    reader_entry: bool = False
 
 
 class World:
@@ -171,9 +98,9 @@ class World:
     def _line(self, thread: Thread, line: int, operand: int) -> Line | PrivateLine:
         obj = self._object(thread, self.line_scope[line], operand)
         if not self._line_shared(thread, line, operand):
-            return PrivateLine(cast("Simulation", self))
+            return PrivateLine(cast(Replay, self))
         if (line, obj) not in self.lines:
-            self.lines[(line, obj)] = Line(cast("Simulation", self))
+            self.lines[(line, obj)] = Line(cast(Replay, self))
         return self.lines[(line, obj)]
 
     def _instance(self, thread: Thread, a: int, operand: int) -> Any:
@@ -193,7 +120,7 @@ class World:
                 self.locks[key] = Seq(line)
             else:
                 factory = _FACTORY[Kind(kind)]
-                made: Lock = factory(cast("Simulation", self), a, line)
+                made: Lock = factory(cast(Replay, self), a, line)
                 shared = self.analysis.shared[object_scope(scope)]
                 made.obj = int(shared[:obj].sum())
                 if isinstance(made, Rwsem) and not shared[obj]:

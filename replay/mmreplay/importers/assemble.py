@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,6 +109,8 @@ class Assembler:
         Whether ends of faults are only bounded by the thread's next event.
     stacks:
         Whether the recording has call chains.
+    load:
+        Loads, on a thread beside, what the end of the import needs.
     """
 
     def __init__(
@@ -118,11 +121,13 @@ class Assembler:
         contention: bool,
         bounded: bool,
         stacks: bool = False,
+        load: Callable[[], None] = lambda: None,
     ) -> None:
         self.writer = writer
         self.switches = switches
         self.contention = contention
         self.bounded = bounded
+        self._load = load
         self.probe: tuple[int, str] | None = None
         self.names: list[tuple[str, str]] = []  # (as data, as code) by name id
         self.operations = 0
@@ -256,8 +261,8 @@ class Assembler:
         if open_groups is None or self.probe is None:
             return
         if not self._turns:  # not before: pairing cannot begin while others load modules
-            self._beside.submit(_load)
-        alias = resolve_aliases(spaces)
+            self._beside.submit(self._load)
+        alias = ps.resolve_aliases(spaces)
         for group in full:
             if group.number not in open_groups:
                 self._waiting.remove(group)
@@ -365,7 +370,7 @@ class Assembler:
             # One part stays back, so that a guess about its address space can be settled.
             while parts and (last or len(parts) > 1):
                 if alias is None:
-                    alias = resolve_aliases(state.table("spaces")[: count[ps.C_SPACES]])
+                    alias = ps.resolve_aliases(state.table("spaces")[: count[ps.C_SPACES]])
                 if name in _OF_PROBE:
                     self._estimate(state)
                 done = self._beside.submit(self._write, name, parts.popleft(), alias)
@@ -406,13 +411,6 @@ class Assembler:
         return tables.schedule(rows) if name == "schedule" else tables.gaps(rows)
 
 
-def _load() -> None:
-    """Load, on a thread beside, what the end of the import needs."""
-    import mmreplay.importers.perf_facts
-    import mmreplay.importers.tables
-    import mmreplay.trace.store  # noqa: F401
-
-
 def _open_groups(state: ps.State) -> set[int] | None:
     """Groups that hold an operation that has not ended.
 
@@ -428,12 +426,3 @@ def _open_groups(state: ps.State) -> set[int] | None:
     calls = threads[threads[:, ps.S_CALL] != 0, ps.S_CALL_ROW]
     faults = threads[threads[:, ps.S_FAULT] != 0, ps.S_FAULT_ROW]
     return set((np.concatenate([calls, faults]) // GROUP_ROWS).tolist())
-
-
-def resolve_aliases(spaces: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Address space -> the one it turned out to be (a vfork-like child's is its parent's)."""
-    alias = np.arange(len(spaces))
-    for space in np.flatnonzero(spaces[:, ps.A_ALIAS] >= 0).tolist():
-        target = int(spaces[space, ps.A_ALIAS])
-        alias[space] = alias[target]
-    return alias

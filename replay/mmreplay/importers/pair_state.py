@@ -459,6 +459,15 @@ class State:
         return arena
 
 
+def resolve_aliases(spaces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Address space -> the one it turned out to be (a vfork-like child's is its parent's)."""
+    alias = np.arange(len(spaces))
+    for space in np.flatnonzero(spaces[:, A_ALIAS] >= 0).tolist():
+        target = int(spaces[space, A_ALIAS])
+        alias[space] = alias[target]
+    return alias
+
+
 #: No event adds more rows than this to any table.
 MARGIN: Final = 8
 

@@ -146,6 +146,7 @@ def _transfer(
         contention=rec.has(ev.CONTENTION_BEGIN),
         bounded=config.fault_starts and not config.fault_ends,
         stacks=rec.stacks is not None,
+        load=_load,
     )
     tables.names = rec.names
     tables.probe = options.event_cost
@@ -176,6 +177,13 @@ def _transfer(
     if selection:
         header.warnings.append(selection.told())
     return header
+
+
+def _load() -> None:
+    """Load what the end of the import needs."""
+    import mmreplay.importers.perf_facts
+    import mmreplay.importers.tables
+    import mmreplay.trace.store  # noqa: F401
 
 
 def _with_frames(

@@ -7,13 +7,18 @@ read, which says whether a mapping has pages of its own, and so an anon_vma.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from mmreplay.errors import UserError
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers.names import plain_name
+from mmreplay.importers.tables import table_of, words_of
+from mmreplay.trace.chunks import Column
 from mmreplay.trace.writer import TraceWriter
 
 _LINE: Final = re.compile(
@@ -148,9 +153,30 @@ def place(
 
 def add(path: Path, writer: TraceWriter, state: ps.State, process: str | None) -> None:
     """Write the mappings of the snapshot at ``path`` to the trace's known ones."""
-    from mmreplay.importers.assemble import resolve_aliases
-    from mmreplay.importers.tables import initial
-
-    alias = resolve_aliases(state.table("spaces")[: state.count[ps.C_SPACES]])
+    alias = ps.resolve_aliases(state.table("spaces")[: state.count[ps.C_SPACES]])
     for space, mappings in place(read_snapshots(path), state, process, str(path)):
-        writer.write("vmas", initial(int(alias[space]), mappings))
+        writer.write("vmas", _columns(int(alias[space]), mappings))
+
+
+def _columns(space: int, mappings: Sequence[Mapping]) -> dict[str, Column]:
+    """The mappings as known ones of an address space."""
+    words = sorted({one.name for one in mappings})
+    return table_of(
+        {
+            "address_space": np.full(len(mappings), space),
+            "ns": np.zeros(len(mappings), np.int64),
+            "start": np.array([one.start for one in mappings], np.uint64),
+            "length": np.array([one.end - one.start for one in mappings], np.uint64),
+            "prot": np.array([one.prot for one in mappings]),
+            "flags": np.array([one.flags for one in mappings]),
+            "file_offset": np.array([one.offset for one in mappings]),
+            "inode": np.array([one.inode for one in mappings], np.uint64),
+            "device": np.array([one.device for one in mappings]),
+            "name": words_of(np.array([words.index(one.name) for one in mappings]), words),
+            "has_anon_vma": (
+                np.array([bool(one.has_anon_vma) for one in mappings], np.bool_),
+                np.array([one.has_anon_vma is not None for one in mappings], np.bool_),
+            ),
+            "source": words_of(np.zeros(len(mappings), np.int64), ps.SOURCES),
+        },
+    )

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import pair_state as ps
 from mmreplay.importers.names import fold
-from mmreplay.importers.snapshot import Mapping
 from mmreplay.trace.chunks import Column
 
 # LCB_F_*: include/trace/events/lock.h@6.18.
@@ -29,7 +28,7 @@ def vmas(
     # Only the names that occur: which others are known by now depends on the reading.
     chosen, place = np.unique(2 * rows[:, ps.V_NAME] + (prot >> 2 & 1), return_inverse=True)
     words = [names[one >> 1][one & 1] for one in chosen.tolist()]
-    return _table(
+    return table_of(
         {
             "address_space": alias[rows[:, ps.V_SPACE]],
             "ns": rows[:, ps.V_NS],
@@ -40,33 +39,9 @@ def vmas(
             "file_offset": rows[:, ps.V_OFFSET],
             "inode": rows[:, ps.V_INODE],
             "device": rows[:, ps.V_DEVICE],
-            "name": _words(place, words),
+            "name": words_of(place, words),
             "has_anon_vma": (np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)),
-            "source": _words(rows[:, ps.V_SOURCE], ps.SOURCES),
-        },
-    )
-
-
-def initial(space: int, mappings: Sequence[Mapping]) -> dict[str, Column]:
-    """Mappings of a snapshot as known ones."""
-    words = sorted({one.name for one in mappings})
-    return _table(
-        {
-            "address_space": np.full(len(mappings), space),
-            "ns": np.zeros(len(mappings), np.int64),
-            "start": np.array([one.start for one in mappings], np.uint64),
-            "length": np.array([one.end - one.start for one in mappings], np.uint64),
-            "prot": np.array([one.prot for one in mappings]),
-            "flags": np.array([one.flags for one in mappings]),
-            "file_offset": np.array([one.offset for one in mappings]),
-            "inode": np.array([one.inode for one in mappings], np.uint64),
-            "device": np.array([one.device for one in mappings]),
-            "name": _words(np.array([words.index(one.name) for one in mappings]), words),
-            "has_anon_vma": (
-                np.array([bool(one.has_anon_vma) for one in mappings], np.bool_),
-                np.array([one.has_anon_vma is not None for one in mappings], np.bool_),
-            ),
-            "source": _words(np.zeros(len(mappings), np.int64), ps.SOURCES),
+            "source": words_of(rows[:, ps.V_SOURCE], ps.SOURCES),
         },
     )
 
@@ -81,7 +56,7 @@ def threads(
     ]
     known = rows[:, ps.H_TAIL_KNOWN] != 0
     tail = np.maximum(0, rows[:, ps.H_TAIL_CPU] - (rows[:, ps.H_TAIL_EVENTS] + 1) * probe_ns)
-    return _table(
+    return table_of(
         {
             "tid": rows[:, ps.H_TID],
             "pid": rows[:, ps.H_PID],
@@ -91,9 +66,9 @@ def threads(
             "end_ns": (rows[:, ps.H_END], rows[:, ps.H_END] >= 0),
             "first_ns": rows[:, ps.H_FIRST],
             "last_ns": np.maximum(rows[:, ps.H_LAST], rows[:, ps.H_FIRST]),
-            "start_kind": _words(rows[:, ps.H_KIND], ps.START_KINDS),
-            "comm": _words(np.arange(len(comms)), comms),
-            "group": _words(np.arange(len(comms)), [fold(comm) for comm in comms]),
+            "start_kind": words_of(rows[:, ps.H_KIND], ps.START_KINDS),
+            "comm": words_of(np.arange(len(comms)), comms),
+            "group": words_of(np.arange(len(comms)), [fold(comm) for comm in comms]),
             "tail_cpu_ns": (tail, known),
             "tail_blocked_ns": (rows[:, ps.H_TAIL_BLOCKED], known & switches),
         },
@@ -102,7 +77,7 @@ def threads(
 
 def schedule(rows: NDArray[np.int64]) -> dict[str, Column]:
     """Off-CPU spans."""
-    return _table(
+    return table_of(
         {
             "tid": rows[:, ps.E_TID],
             "off_ns": rows[:, ps.E_OFF],
@@ -116,13 +91,13 @@ def schedule(rows: NDArray[np.int64]) -> dict[str, Column]:
 def locks(rows: NDArray[np.int64], alias: NDArray[np.int64]) -> dict[str, Column]:
     """Lock waits and holds."""
     kind, mode = lock_words(rows[:, ps.L_MODE], rows[:, ps.L_FLAGS])
-    return _table(
+    return table_of(
         {
             "tid": rows[:, ps.L_TID],
             "address_space": alias[rows[:, ps.L_SPACE]],
             "lock_address": rows[:, ps.L_ADDRESS],
-            "kind": _words(kind, _LOCK_KINDS),
-            "mode": _words(mode, _LOCK_MODES),
+            "kind": words_of(kind, _LOCK_KINDS),
+            "mode": words_of(mode, _LOCK_MODES),
             "begin_ns": rows[:, ps.L_BEGIN],
             "wait_ns": (rows[:, ps.L_WAIT], rows[:, ps.L_WAIT] >= 0),
             "hold_ns": (rows[:, ps.L_HOLD], rows[:, ps.L_HOLD] >= 0),
@@ -137,7 +112,7 @@ def wakeups(rows: NDArray[np.int64], probe_ns: int) -> dict[str, Column]:
         corrected: NDArray[np.int64] = rows[:, total] - rows[:, events] * probe_ns
         return np.maximum(0, corrected)
 
-    return _table(
+    return table_of(
         {
             "tid": rows[:, ps.W_TID],
             "off_ns": rows[:, ps.W_OFF],
@@ -172,7 +147,7 @@ def lock_words(
 def gaps(rows: NDArray[np.int64]) -> dict[str, Column]:
     """Where events were lost, or recording was throttled."""
     throttled = rows[:, ps.Z_EVENT] != ps.GAP_LOST
-    return _table(
+    return table_of(
         {
             "ring": rows[:, ps.Z_RING],
             "begin_ns": np.minimum(rows[:, ps.Z_BEGIN], rows[:, ps.Z_END]),
@@ -188,14 +163,14 @@ def gaps(rows: NDArray[np.int64]) -> dict[str, Column]:
     )
 
 
-def _words(index: NDArray[Any], words: Sequence[str]) -> Column:
+def words_of(index: NDArray[Any], words: Sequence[str]) -> Column:
     """Each word once: Parquet's dictionary, and what is held until it is written, want that."""
     places: dict[str, int] = {}
     own = np.array([places.setdefault(word, len(places)) for word in words], np.int64)
     return Column(own[index], words=list(places))
 
 
-def _table(columns: dict[str, Any]) -> dict[str, Column]:
+def table_of(columns: dict[str, Any]) -> dict[str, Column]:
     """From arrays, (array, known), or finished columns."""
     found = {}
     for name, given in columns.items():

@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
+from mmreplay.address_space.plan import Plan
+from mmreplay.engine.setup import Setup
 from mmreplay.engine.states import State
-
-if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation
-    from mmreplay.engine.world import Thread
+from mmreplay.engine.thread import Thread
 
 #: Row of the blame matrix for time in which a waiter waits and nobody holds the lock.
 HAND_OVER = -1
+
+
+class Replay(Protocol):
+    """What a lock sees of the replay that it is part of (:mod:`mmreplay.engine.oracle`)."""
+
+    now: int
+    plan: Plan
+    setup: Setup
+    params: NDArray[Any]
+    thread_wait_ns: NDArray[Any]
+    visible_readers: set[int]
+
+    def at(self, thread: Thread, state: State, time_ns: int | None) -> None:
+        """The thread's next event."""
+
+    def sooner(self, thread: Thread, time_ns: int) -> None:
+        """Its next event comes no later than that."""
+
+    def locked(self, thread: Thread, at_ns: int) -> None:
+        """It has the lock that it waited for."""
+
+    def held(self, thread: Thread, at_ns: int) -> None:
+        """Its LOCK or TRY has succeeded: on with the program."""
+
+    def need_resched(self, thread: Thread) -> bool:
+        """Whether somebody else is to have its CPU."""
+
+    def spin_on(self, thread: Thread, state: State) -> None:
+        """It spins on."""
+
+    def stop_if_all_spin(self) -> None:
+        """End a replay in which nobody can go on."""
+
+    def wake_costs(self, thread: Thread) -> tuple[int, int]:
+        """What waking it takes: of its waker's time, and until it is runnable, ns."""
+
+    def stat(self, lock: int, name: str, by: int) -> None:
+        """Add to a lock's count or sum."""
+
+    def blame(self, lock: int, holder: int, waiter: int, span_ns: int) -> None:
+        """Kind ``waiter`` waited so long for kind ``holder``."""
 
 
 class Line:
@@ -22,7 +64,7 @@ class Line:
     before it; reads of one version run at the same time.
     """
 
-    def __init__(self, sim: Simulation) -> None:
+    def __init__(self, sim: Replay) -> None:
         self.sim = sim
         self.owner = -1  # CPU that wrote it last
         self.last_reader = -1  # CPU that fetched it last since then
@@ -65,7 +107,7 @@ class Line:
 class PrivateLine:
     """A cache line that one thread touches: never contended."""
 
-    def __init__(self, sim: Simulation) -> None:
+    def __init__(self, sim: Replay) -> None:
         self.atomic_ns = sim.setup.atomic
 
     def rmw(self, core: int, at_ns: int) -> int:
@@ -96,7 +138,7 @@ def shares(span_ns: int, by_kind: Counter[int]) -> dict[int, int]:
 class Lock:
     """One instance of a lock: who holds it, who waits, and who is to blame."""
 
-    def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
+    def __init__(self, sim: Replay, index: int, line: Line | PrivateLine) -> None:
         self.sim = sim
         self.index = index  # of the lock in the model
         self.obj = 0  # that it belongs to: its number among the shared ones of its scope

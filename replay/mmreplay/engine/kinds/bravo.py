@@ -14,16 +14,13 @@ no bias.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from mmreplay.engine.kinds.base import shares
+from mmreplay.engine.kinds.base import Lock, shares
 from mmreplay.engine.setup import GOLDEN, mix64
 from mmreplay.engine.states import State
+from mmreplay.engine.thread import Thread
 from mmreplay.locking.isa import Mode
-
-if TYPE_CHECKING:
-    from mmreplay.engine.kinds.rwsem import Rwsem
-    from mmreplay.engine.world import Thread
 
 #: Picoseconds to read one slot of the table in a scan (about 1.1 ns with hardware prefetch,
 #: eight slots a line: Dice and Kogan; assumed, not measured here).
@@ -33,7 +30,7 @@ SCAN_PS: Final = 1100
 class Bravo:
     """The bias of one rwsem."""
 
-    def __init__(self, lock: Rwsem, slots: int, inhibit: int) -> None:
+    def __init__(self, lock: Lock, slots: int, inhibit: int) -> None:
         self.lock = lock
         self.sim = lock.sim
         self.slots = slots

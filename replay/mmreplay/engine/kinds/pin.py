@@ -8,23 +8,18 @@ of the write section drops all marks together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.kinds.base import Line, Lock, PrivateLine, Replay
 from mmreplay.engine.kinds.seq import Seq
 from mmreplay.engine.setup import P
 from mmreplay.engine.states import State
+from mmreplay.engine.thread import Thread
 from mmreplay.locking.isa import Form
-
-if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation
-    from mmreplay.engine.world import Thread
 
 
 class Pin(Lock):
     """See the module docstring."""
 
-    def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
+    def __init__(self, sim: Replay, index: int, line: Line | PrivateLine) -> None:
         super().__init__(sim, index, line)
         self.marked_at = -1  # value of the sequence when it was marked
         self.drainer: Thread | None = None

@@ -29,15 +29,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.kinds.base import Line, Lock, PrivateLine, Replay
 from mmreplay.engine.setup import P
 from mmreplay.engine.states import State
+from mmreplay.engine.thread import Thread
 from mmreplay.locking.isa import Mode, Operand
 
 if TYPE_CHECKING:
     from mmreplay.address_space.plan import Plan
-    from mmreplay.engine.oracle import Simulation
-    from mmreplay.engine.world import Thread
 
 #: Bits of the page number that one level of a page table (or radix tree) resolves.
 LEVEL_BITS: Final = 9
@@ -143,7 +142,7 @@ class Entry:
 class Range(Lock):
     """See the module docstring."""
 
-    def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
+    def __init__(self, sim: Replay, index: int, line: Line | PrivateLine) -> None:
         super().__init__(sim, index, line)
         self.round = Round(int(self.params[P["round"]]))
         self.cost = Cost(int(self.params[P["range_cost"]]))

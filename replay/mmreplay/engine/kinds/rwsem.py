@@ -8,17 +8,12 @@ slow path is not seen by others: each decision is one instant.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.kinds.base import Line, Lock, PrivateLine, Replay
 from mmreplay.engine.kinds.bravo import Bravo
 from mmreplay.engine.setup import P
 from mmreplay.engine.states import State
+from mmreplay.engine.thread import Thread
 from mmreplay.locking.isa import Mode
-
-if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation
-    from mmreplay.engine.world import Thread
 
 #: How a spinner saw the owner last.
 SAW_NOTHING, SAW_READER, SAW_WRITER = 0, 1, 2
@@ -27,7 +22,7 @@ SAW_NOTHING, SAW_READER, SAW_WRITER = 0, 1, 2
 class Rwsem(Lock):
     """See the module docstring.  Method names are those of the kernel's functions."""
 
-    def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
+    def __init__(self, sim: Replay, index: int, line: Line | PrivateLine) -> None:
         super().__init__(sim, index, line)
         self.handoff = False
         self.nonspinnable = False

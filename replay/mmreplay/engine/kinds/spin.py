@@ -8,21 +8,16 @@ others fetch the line again, so that the next release finds it shared.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from mmreplay.engine.kinds.base import Line, Lock, PrivateLine
+from mmreplay.engine.kinds.base import Line, Lock, PrivateLine, Replay
 from mmreplay.engine.setup import P
 from mmreplay.engine.states import State
-
-if TYPE_CHECKING:
-    from mmreplay.engine.oracle import Simulation
-    from mmreplay.engine.world import Thread
+from mmreplay.engine.thread import Thread
 
 
 class Spin(Lock):
     """See the module docstring.  The next waiter has the lock when the line is at its CPU."""
 
-    def __init__(self, sim: Simulation, index: int, line: Line | PrivateLine) -> None:
+    def __init__(self, sim: Replay, index: int, line: Line | PrivateLine) -> None:
         super().__init__(sim, index, line)
         self.queue: list[Thread] = []
         self.fifo = bool(self.params[P["fifo"]])
