@@ -67,7 +67,7 @@ def program(tmp_path: Path) -> Path:
     return file
 
 
-def _run(program: Path, before: str = "") -> list[str]:
+def _run(program: Path, before: str = "", stderr: int = subprocess.PIPE) -> list[str]:
     source = Path(__file__).parents[1] / "replay"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")},
@@ -76,7 +76,12 @@ def _run(program: Path, before: str = "") -> list[str]:
     }
     told = f"import runpy\n{before}\nrunpy.run_path({str(program)!r})"
     done = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", told],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -97,6 +102,21 @@ def test_code_from_the_cache_does_the_same_without_numba(program: Path) -> None:
     # What is not plain enough LLVM links.
     refuse = "from mmreplay.jit import linking; linking._MACHINE = 0"
     assert _run(program, refuse) == [*first[:-1], "False True"]
+
+
+def test_who_looks_is_told_once_that_it_compiles(program: Path) -> None:
+    terminal, end = os.openpty()
+    try:
+        _run(program, stderr=end)
+        assert os.read(terminal, 4096).splitlines() == [
+            b"mmreplay: compiling (only the first time)"
+        ]
+        _run(program, stderr=end)
+    finally:
+        os.close(end)
+    with pytest.raises(OSError, match="error"):  # nothing more came
+        os.read(terminal, 4096)
+    os.close(terminal)
 
 
 def test_damaged_code_is_compiled_again(program: Path) -> None:

@@ -15,7 +15,7 @@ from mmreplay.engine.layout import *
 from mmreplay.engine.result import DELAY_BUCKETS
 from mmreplay.engine.setup import COST_BITS, DRAW_BITS, GOLDEN
 from mmreplay.engine.steps_jit import *
-from mmreplay.jit import borrowing_helper, borrowing_njit, inlined_helper, pointer, prefetch
+from mmreplay.jit import borrowing_helper, inlined_helper, native, pointer, prefetch
 from mmreplay.locking.isa import Count
 
 UG = np.uint64(GOLDEN)
@@ -531,7 +531,7 @@ def _run(
             record(m, longs, HEADER + t * TF)
 
 
-@borrowing_njit
+@native
 def replay(
     m, longs, words, draws, mark_first, mark_vma, mark_set, recorded_sleep, dep_first, dep_op,
     done_ops, dep_head, bits,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mmreplay.address_space.plan import WAKE_POINT, MarkSet, Plan, PlanOp, Trait
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, closest
-from mmreplay.jit import inlined_helper, njit, pointer
+from mmreplay.jit import inlined_helper, native, pointer
 from mmreplay.locking.isa import OP, PARAMS, A, B, FlushScope, Kind, Mode, Op, Operand, Scope
 from mmreplay.locking.model import LockingModel
 from mmreplay.machine.profile import Machine
@@ -185,7 +185,7 @@ def object_of(plan: Plan, row: int, scope: int, operand: int, mark: int) -> int:
 _TABLES: Final = int(MarkSet.TABLES)
 
 
-@njit
+@native
 def _survey(  # type: ignore[no-untyped-def]
     thread_first, op, mm, child, vma, table, file, anon, mark_first, mark_vma, mark_set, dep_op,
     mm_owner, vma_owner, table_owner, file_owner, anon_owner, kinds, dependents,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mmreplay.address_space.plan import WAKE_POINT, MarkSet
 from mmreplay.engine.layout import *  # noqa: F403
 from mmreplay.engine.setup import P, line_scopes, object_scope
-from mmreplay.jit import njit, pointer
+from mmreplay.jit import native, pointer
 from mmreplay.locking.isa import (
     OP,
     TARGET,
@@ -397,7 +397,7 @@ class Emitter:
         code.rows.append(out)
 
 
-@njit
+@native
 def pack(  # type: ignore[no-untyped-def]
     begin, op, traits, masks, think, blocked, pages, scale, vmas, tables, mm, child, vma, table,
     file, anon, dep_first, dependents, touches, new_mm, new_vma, new_table, new_file, new_anon,

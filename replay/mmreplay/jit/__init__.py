@@ -109,6 +109,17 @@ def cache_dir(room: str) -> str:
     return str(cache)
 
 
+def is_cold(name: str) -> bool:
+    """Whether a ``native`` function (its module's name and its own) is still to be compiled.
+
+    Not so where it could not be kept.
+    """
+    if _CHECKED or _INTERPRETED:
+        return False
+    folder = cache_dir(_room_of(name))
+    return bool(folder) and os.access(folder, os.W_OK) and not any(Path(folder).glob(f"{name}-*"))
+
+
 class Lazy:
     """Something that numba makes, made when it is first wanted.
 

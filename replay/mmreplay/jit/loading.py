@@ -58,6 +58,7 @@ def alone(folder: str) -> Iterator[None]:
     ):  # nothing to share; or a function compiled on behalf of another one
         yield
         return
+    _say_so()
     with contextlib.ExitStack() as scope:
         with contextlib.suppress(OSError):  # file systems without locks: each for itself
             lock = scope.enter_context(open(Path(folder) / "lock", "w"))  # noqa: PTH123
@@ -68,6 +69,14 @@ def alone(folder: str) -> Iterator[None]:
             gc.disable()
             scope.callback(gc.enable)
         yield
+
+
+@functools.cache
+def _say_so() -> None:
+    """Once, to who looks: a newcomer's first command seems to do nothing for half a minute."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr.write("mmreplay: compiling (only the first time)\n")
+        sys.stderr.flush()
 
 
 class Native(Lazy):

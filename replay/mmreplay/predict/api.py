@@ -12,6 +12,7 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from mmreplay.engine.beside import engine_compiled
 from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, plural
 from mmreplay.predict import gains, rooms
@@ -117,7 +118,8 @@ def predict(
         for model in (from_model, to_model)
         for count in counts
     }
-    planner.build([*wanted.values(), *([base.wanted] if base.wanted else [])])
+    with engine_compiled():
+        planner.build([*wanted.values(), *([base.wanted] if base.wanted else [])])
     found_base = baseline(base, planner)
     sides = []
     for model in (from_model, to_model):
@@ -226,7 +228,8 @@ def replay(
     whole = exact or found.ops * factor <= rooms.EXACT_OPS
     window = max(GROWN_OPS[1], int(rooms.EXACT_OPS / max(factor, 1)))
     wanted = Wanted(model.vma_rules, threads, None if whole else (WINDOWS, window))
-    planner.build([wanted, *([base.wanted] if base.wanted else [])])
+    with engine_compiled():
+        planner.build([wanted, *([base.wanted] if base.wanted else [])])
     found_base = baseline(base, planner)
     bundles = planner.bundles(wanted)
     parts = {
