@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scenario
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scenario import assert_equal, check_accounts
@@ -295,3 +296,16 @@ def test_every_trait_reaches_the_compiled_loop() -> None:
         expected = simulate_oracle(the_plan, the_model, the_machine, Options(cores=1))
         assert expected.makespan_ns == 7100, trait
         assert_equal(simulate(the_plan, the_model, the_machine, Options(cores=1)), expected)
+
+
+def test_a_branch_that_traits_decide_looks_at_no_bit() -> None:
+    """It is no ordered step: the operation's end is one then, and pays for an interrupt."""
+    traits, bit = int(Trait.WRITE), int(RuntimeBit.VMA_ANON_VMA)
+    flush = [(Op.FLUSH, FlushScope.MM), (Op.DONE,)]
+    plain = [(Op.BRANCH, (traits, 0, 0, bit), "l"), (Op.COST, "b"), "l", (Op.COST, "b"), (Op.DONE,)]
+    the_model = model({PlanOp.FAULT: flush, PlanOp.MMAP: plain})
+    shared = {"vma": 0, "anon_slot": 0}
+    fault = op(PlanOp.FAULT, think_cpu_ns=100, **shared)
+    the_plan = plan([[fault], [op(PlanOp.MMAP, **shared)] * 2])
+    expected = scenario.replay(the_plan, the_model, machine(costs={"b": 5000.0}), Options(cores=2))
+    assert int(expected.op_busy_ns[PlanOp.MMAP]) == 4 * 5000 + 400

@@ -309,7 +309,7 @@ class Simulation(Books, Replay):
                     for x in used
                     if x >= 0
                 )
-            case Op.BRANCH:
+            case Op.BRANCH if self._traits_hold(thread, a):
                 bits = int(self.model.cond_bits_set[a]) | int(self.model.cond_bits_clear[a])
                 return self._bits_shared(thread, bits)
             case Op.SET:

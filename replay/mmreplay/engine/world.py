@@ -183,12 +183,15 @@ class World:
         value = (int(setup.cost_q[cost]) * units * int(plan.scale[row]) >> 10) // parts
         return (value * draw >> DRAW_BITS) >> COST_BITS
 
+    def _traits_hold(self, thread: Thread, cond: int) -> bool:
+        """Where they do not, a condition does not hold, whatever the bits are."""
+        traits = int(self.plan.traits[thread.row])
+        wanted = int(self.model.cond_traits_set[cond])
+        return traits & wanted == wanted and not traits & int(self.model.cond_traits_clear[cond])
+
     def _holds(self, thread: Thread, cond: int) -> bool:
         model = self.model
-        traits = int(self.plan.traits[thread.row])
-        if traits & int(model.cond_traits_set[cond]) != int(model.cond_traits_set[cond]):
-            return False
-        if traits & int(model.cond_traits_clear[cond]):
+        if not self._traits_hold(thread, cond):
             return False
         for bit in RuntimeBit:
             if int(model.cond_bits_set[cond]) & bit and not self._bit(thread, bit):
