@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import re
 import subprocess
@@ -115,6 +116,31 @@ def test_imports_point_one_way() -> None:
             if not _allowed(room, wanted) and wanted.split(".")[0] in MAY_IMPORT:
                 wrong.append(f"{file.relative_to(ROOT)}:{line} imports mmreplay.{wanted}")
     assert wrong == []
+
+
+def _graph() -> dict[str, set[str]]:
+    """Each module, and those that it imports: at any time, or for its types only."""
+    modules = {}
+    for file in _modules():
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        modules[".".join(part for part in parts if part != "__init__")] = file
+    graph: dict[str, set[str]] = {}
+    for module, file in modules.items():
+        graph[module] = set()
+        for _, wanted in _imports(file):
+            name = wanted if wanted in modules else wanted.rpartition(".")[0]
+            if name in modules and name != module:
+                graph[module].add(name)
+    return graph
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = _graph()
+    assert "engine.setup" in graph["engine.processors"]
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 def test_the_import_scan_sees_what_it_must_refuse(

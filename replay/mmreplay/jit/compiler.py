@@ -26,8 +26,8 @@ from numba.core.compiler import Compiler
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
-from mmreplay.jit.linking import ENTRY
-from mmreplay.jit.loading import MOST_RESULTS, alone
+from mmreplay.jit.cache import alone
+from mmreplay.jit.linking import ENTRY, MOST_RESULTS
 from mmreplay.jit.shortcuts import (
     Options,
     leave_results_unset,

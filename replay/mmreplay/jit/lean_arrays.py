@@ -10,7 +10,7 @@ import numba.extending
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global
 
-from mmreplay.jit import COLUMNS
+from mmreplay.jit.shapes import COLUMNS
 
 _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
 

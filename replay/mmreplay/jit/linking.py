@@ -18,6 +18,8 @@ from typing import Any, Final
 
 #: The symbol that object code is called by: int32 failed(words, results), both int64.
 ENTRY: Final = "mmreplay_entry"
+#: Integers that it may return.
+MOST_RESULTS: Final = 8
 _Code = Callable[[Any, Any], int]
 _KIND: Final = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
 _OWNERS: Final[list[Any]] = []  # of code that is called

@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import functools
-import gc
 import os
 import platform
 import sys
 import threading
 import weakref
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from mmreplay.jit import Lazy, digest, version_of
-from mmreplay.jit.linking import link
+from mmreplay.jit.cache import alone, digest, version_of
+from mmreplay.jit.lazy import Lazy
+from mmreplay.jit.linking import MOST_RESULTS, link
 
-MOST_RESULTS: Final = 8
 _RESULTS: Final = ctypes.c_int64 * MOST_RESULTS
 _DIGEST_BYTES: Final = 8
 _LOCK: Final = threading.Lock()
@@ -41,42 +39,6 @@ _CPU_KEYS: Final = frozenset(
     )
 )
 _Entry = tuple[int, Callable[[Any, Any], int]]  # how many results, the code
-
-
-_HELD: Final[set[str]] = set()  # cache directories that this process compiles into
-
-
-@contextlib.contextmanager
-def alone(folder: str) -> Iterator[None]:
-    """While compiling: no other process does so for this cache, and no garbage is collected.
-
-    Several processes that start together (tests, a batch) would all compile the same.  Of
-    the time to compile, 13 % went to looking for garbage; what piles up is about 160 MB.
-    """
-    if (
-        not folder or folder in _HELD
-    ):  # nothing to share; or a function compiled on behalf of another one
-        yield
-        return
-    _say_so()
-    with contextlib.ExitStack() as scope:
-        with contextlib.suppress(OSError):  # file systems without locks: each for itself
-            lock = scope.enter_context(open(Path(folder) / "lock", "w"))  # noqa: PTH123
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        _HELD.add(folder)
-        scope.callback(_HELD.discard, folder)
-        if gc.isenabled():
-            gc.disable()
-            scope.callback(gc.enable)
-        yield
-
-
-@functools.cache
-def _say_so() -> None:
-    """Once, to who looks: a newcomer's first command seems to do nothing for half a minute."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        sys.stderr.write("mmreplay: compiling (only the first time)\n")
-        sys.stderr.flush()
 
 
 class Native(Lazy):
