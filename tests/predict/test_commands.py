@@ -309,8 +309,11 @@ class TestPredict:
         assert found.headline.startswith("Not to be trusted")
 
     def test_no_faults_is_a_warning(self) -> None:
-        found = api.predict(worker_trace(faults=False), to_kernel="linux-6.18", cores=(2,), seeds=1)
-        assert any("no page faults" in note for note in found.notes)
+        for asked, how in (("none", "To record them: perf record"), ("measured", "takes memory.")):
+            calls = worker_trace(faults=False, fault_duration=asked)
+            found = api.replay(calls, kernel="linux-6.18")
+            (note,) = (note for note in found.notes if "no page faults" in note)
+            assert how in note
 
 
 KERNELS = ("--to", "linux-6.18")

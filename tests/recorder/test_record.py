@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -145,15 +146,22 @@ def test_a_program_that_cannot_be_run_is_named_before_perf_is(tmp_path: Path) ->
 
 
 def test_a_recording_does_not_take_a_traces_name(tmp_path: Path) -> None:
-    file = tmp_path / "app.mmt"
-    with pytest.raises(UserError, match=r"record to app\.data, then mmreplay import app\.data"):
+    file = tmp_path / "my app.mmt"
+    told = r"record to my app\.data, then mmreplay import 'my app\.data' -o 'my app\.mmt'"
+    with pytest.raises(UserError, match=told):
         record(Wanted(program=("true",)), file)
     assert not file.exists()
 
 
 def test_the_programs_own_status_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    main(["record", "-o", str(tmp_path / "a.data"), "--", "sh", "-c", "exit 3"])
-    assert "the program ended with status 3" in capfd.readouterr().err
+    file = tmp_path / "my app.data"
+    main(["record", "-o", str(file), "--", "sh", "-c", "exit 3"])
+    told = capfd.readouterr().err
+    assert "the program ended with status 3" in told
+    (line,) = (line for line in told.splitlines() if "next: " in line)
+    _, words = line.split("next: ")
+    trace = str(tmp_path / "my app.mmt")
+    assert shlex.split(words) == ["mmreplay", "import", str(file), "-o", trace]
 
 
 def test_attached_for_a_while(

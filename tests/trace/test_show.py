@@ -302,12 +302,18 @@ def test_no_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Calls alone, as strace has them, are shown; what is missing is said first."""
     rows = _rows()
     tables = {"threads": rows["threads"], "operations": rows["operations"][3:]}
-    path = _store(tmp_path / "a.mmt", _header(), tables)
+    header = _header(capabilities=replace(FULL, fault_duration="none"))
+    path = _store(tmp_path / "a.mmt", header, tables)
     text = _show(capsys, str(path))
     assert "munmap" in text
     lacks = text[text.index("The trace lacks") :]
     assert lacks.splitlines()[1].startswith("  ✗ no page faults")
     assert "-e exceptions:page_fault_user" in lacks
+    path = _store(tmp_path / "asked.mmt", _header(), tables)  # the events were recorded
+    text = _show(capsys, str(path))
+    lacks = text[text.index("The trace lacks") :]
+    assert lacks.splitlines()[1].startswith("  ✗ no page fault happened")
+    assert "add a time in which the program takes memory" in lacks
     path = _store(tmp_path / "b.mmt", _header(), tables | {"operations": []})
     assert "no page fault and no memory-map call" in _refused(capsys, str(path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -198,7 +199,8 @@ def _report(outcome: Outcome) -> None:
     if outcome.snapshot is not None:
         _say(f"{outcome.snapshot}: the address space before")
     file = outcome.files[-1]
-    _say(f"next: mmreplay import {file} -o {file.with_suffix('.mmt')}")
+    words = ["mmreplay", "import", str(file), "-o", str(file.with_suffix(".mmt"))]
+    _say(f"next: {shlex.join(words)}")
 
 
 #: Turns of --calibrate, and how long after the first one another may begin.

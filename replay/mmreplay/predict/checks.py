@@ -58,9 +58,13 @@ def check_replayable(trace: Trace) -> tuple[rooms.Facts, list[str]]:
         )
     warnings = []
     if found.faults == 0 and not trace.header.generated:
+        if trace.header.capabilities.fault_duration != "none":  # they were asked for
+            how = "Record while the program takes memory."
+        else:
+            how = f"To record them: {command}"
         warnings.append(
             "The trace has no page faults, only mappings: waits between faults and mappings are "
-            f"not in it. To record them: {command}"
+            f"not in it. {how}"
         )
     if found.mmaps_unseen > found.mmaps / 2:
         warnings.append(

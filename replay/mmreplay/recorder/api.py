@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -153,8 +154,8 @@ def check_name(output: Path) -> None:
         raise UserError(
             "a recording is not a trace yet",
             where=str(output),
-            fix=f"record to {output.stem}.data, then mmreplay import {output.stem}.data "
-            f"-o {output.name}",
+            fix=f"record to {output.stem}.data, then "
+            + shlex.join(["mmreplay", "import", f"{output.stem}.data", "-o", output.name]),
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -330,6 +331,6 @@ def _not_a_trace(path: Path) -> tuple[str]:
     if path.is_file():
         return (
             "is a file, not a trace directory; import it first: "
-            f"mmreplay import {path.name} -o {path.stem}.mmt",
+            + shlex.join(["mmreplay", "import", path.name, "-o", f"{path.stem}.mmt"]),
         )
     return ("is not a trace (no header.json); name the NAME.mmt directory that import wrote",)

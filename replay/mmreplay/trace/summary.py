@@ -221,9 +221,12 @@ def summarise(trace: Trace) -> Summary:
     names = [_kind_name(kind) for kind in _FAULTS]
     if not trace.header.generated and not any(row.kind in names for row in kinds):
         words = " ".join(record_command(trace.header))
-        lack = "no page faults: what waits for what beside the calls is unknown, and so are gains"
+        happened, added = "page faults", ADDED_BY["faults"]
+        if trace.header.capabilities.fault_duration != "none":  # they were asked for
+            happened, added = "page fault happened", "a time in which the program takes memory"
+        lack = f"no {happened}: what waits for what beside the calls is unknown, and so are gains"
         missing = [
-            Missing("faults", lack, ADDED_BY["faults"], words),
+            Missing("faults", lack, added, words),
             *(row for row in missing if row.capability != "fault_duration"),
         ]
     tasks = trace.collect(
