@@ -168,6 +168,17 @@ def test_replay_counts_every_operation_of_the_trace_once(
     assert writes >= shown["mmap"] + shown["munmap"]
 
 
+@pytest.mark.parametrize("group", [[], ["models"], ["machines"], ["workloads"], ["locks"]])
+def test_without_a_command_the_help_is_shown(
+    group: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(group)
+    told = capfd.readouterr()
+    assert told.err == ""
+    assert told.out.startswith("Usage: ")
+    assert "\nCommands:\n" in told.out
+
+
 def test_predict(trace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("--from", "linux-6.1", "--to", "linux-6.18", "--cores", "1,4", "--threads", "2,4")
     found = output(capfd, "predict", trace, *words)

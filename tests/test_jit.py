@@ -67,12 +67,15 @@ def program(tmp_path: Path) -> Path:
     return file
 
 
-def _run(program: Path, before: str = "", stderr: int = subprocess.PIPE) -> list[str]:
+def _run(
+    program: Path, before: str = "", stderr: int = subprocess.PIPE, **changed: str
+) -> list[str]:
     source = Path(__file__).parents[1] / "replay"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")},
         "MMREPLAY_CACHE": str(program.parent / "cache"),
         "PYTHONPATH": str(source),
+        **changed,
     }
     told = f"import runpy\n{before}\nrunpy.run_path({str(program)!r})"
     done = subprocess.run(
@@ -117,6 +120,17 @@ def test_who_looks_is_told_once_that_it_compiles(program: Path) -> None:
     with pytest.raises(OSError, match="error"):  # nothing more came
         os.read(terminal, 4096)
     os.close(terminal)
+
+
+def test_who_looks_is_told_where_nothing_is_kept(program: Path) -> None:
+    terminal, end = os.openpty()
+    first = _run(program, stderr=end, MMREPLAY_CACHE="/dev/null/cache")
+    assert b"each time: MMREPLAY_CACHE=DIR" in os.read(terminal, 4096)
+    os.close(end)
+    os.close(terminal)
+    home = program.parent / "home"
+    assert _run(program, MMREPLAY_CACHE="", XDG_CACHE_HOME="", HOME=str(home)) == first
+    assert list((home / ".cache" / "mmreplay").rglob("*.o"))  # empty is as good as unset
 
 
 def test_damaged_code_is_compiled_again(program: Path) -> None:

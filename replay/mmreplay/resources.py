@@ -30,6 +30,6 @@ def datasets_dir(kind: str) -> Path:
 
 def cache_base() -> Path:
     """Where compiled code and measured costs are kept between runs."""
-    if "MMREPLAY_CACHE" in os.environ:
-        return Path(os.environ["MMREPLAY_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmreplay"
+    if own := os.environ.get("MMREPLAY_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmreplay"

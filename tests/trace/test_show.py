@@ -332,6 +332,36 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "TRACE" in _refused(capsys)
 
 
+def test_a_file_that_others_own_is_not_called_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _store(tmp_path / "a.mmt", _header(), _rows())
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    for what in ("pyarrow.parquet.ParquetFile", "pathlib.Path.read_text"):
+        with monkeypatch.context() as others:
+            others.setattr(what, refuse)
+            assert "no permission to read it; ask its owner" in _refused(capsys, str(path))
+
+
+def test_what_a_terminal_cannot_show_is_replaced(tmp_path: Path) -> None:
+    path = _store(tmp_path / "a.mmt", _header(), _rows())
+    done = subprocess.run(
+        [sys.executable, "-m", "mmreplay", "show", str(path)],
+        capture_output=True,
+        check=False,
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[2] / "replay"),
+            "PATH": "/usr/bin",
+            "PYTHONIOENCODING": "latin-1",
+        },
+    )
+    assert done.stderr == b""
+    assert b"  ? waits of page faults" in done.stdout
+
+
 def test_stdout_is_data_in_a_pipe(tmp_path: Path) -> None:
     path = _store(tmp_path / "a.mmt", _header(), _rows())
     done = subprocess.run(

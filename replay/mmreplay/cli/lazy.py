@@ -1,4 +1,4 @@
-"""A command group that imports each of its subcommands only when it runs."""
+"""Command groups: what they do without a command; one imports its commands only when they run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import click
 from mmreplay.errors import UserError, closest
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """A group that prints its help where no command is given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+
+class LazyGroup(Group):
     """A group whose subcommands are imported on use; help text comes from a table.
 
     Parameters

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmreplay.cli.lazy import Group
 from mmreplay.errors import plural
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ SCALARS = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """List and show machine profiles: topology and costs, each number with its origin."""
 
@@ -100,7 +101,7 @@ def show(machine: str, format_: str) -> None:
     """Show every number of MACHINE (a name, or the path of a .toml file)."""
     from mmreplay.machine import load_machine
 
-    loaded = load_machine(machine)
+    loaded = load_machine(machine, "NAME")
     summary, numbers = _summary(loaded), _numbers(loaded)
     if format_ == "json":
         document = {

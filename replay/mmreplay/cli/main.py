@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> Any:
     """Entry point: a user error is one line on stderr and exit code 2; a bug its traceback."""
     if sys.stdout is None:  # closed by who started us: what is printed goes nowhere, as print's
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # latin-1 and such: what they lack becomes "?"
     try:
         result = cli.main(args=argv, prog_name="mmreplay", standalone_mode=False)
         if argv is None:

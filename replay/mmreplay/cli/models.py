@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mmreplay.cli.lazy import Group
 from mmreplay.errors import UserError
 
 _FORMAT = click.option(
@@ -20,7 +21,7 @@ _FORMAT = click.option(
 )
 
 
-@click.group(help="List, show, check and compare locking models.")
+@click.group(cls=Group, help="List, show, check and compare locking models.")
 def command() -> None:
     pass
 

@@ -6,12 +6,14 @@ import json
 
 import click
 
+from mmreplay.cli.lazy import Group
+
 FORMAT = click.option(
     "--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def command() -> None:
     """List and show workload definitions: what is generated as a trace, or run for real."""
 

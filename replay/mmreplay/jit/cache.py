@@ -95,13 +95,13 @@ def _prune(base: Path, room: str, keep: Path) -> None:
 @functools.cache
 def cache_dir(room: str) -> str:
     """The room's cache directory, made; empty (numba's own choice) where it cannot be."""
-    base = cache_base()
-    cache = base / f"jit-{room}-{_key(room)}"
     try:
+        base = cache_base()
+        cache = base / f"jit-{room}-{_key(room)}"
         if not cache.is_dir():
             cache.mkdir(parents=True, exist_ok=True)
             _prune(base, room, cache)
-    except OSError:
+    except (OSError, RuntimeError):  # nowhere to write, no home
         return ""
     return str(cache)
 
@@ -116,12 +116,13 @@ def alone(folder: str) -> Iterator[None]:
     Several processes that start together (tests, a batch) would all compile the same.  Of
     the time to compile, 13 % went to looking for garbage; what piles up is about 160 MB.
     """
-    if (
-        not folder or folder in _HELD
-    ):  # nothing to share; or a function compiled on behalf of another one
+    if folder in _HELD:  # a function compiled on behalf of another one
         yield
         return
-    _say_so()
+    _say_so(kept=bool(folder) and os.access(folder, os.W_OK))
+    if not folder:  # nothing to share
+        yield
+        return
     with contextlib.ExitStack() as scope:
         with contextlib.suppress(OSError):  # file systems without locks: each for itself
             lock = scope.enter_context(open(Path(folder) / "lock", "w"))  # noqa: PTH123
@@ -135,8 +136,10 @@ def alone(folder: str) -> Iterator[None]:
 
 
 @functools.cache
-def _say_so() -> None:
+def _say_so(*, kept: bool) -> None:
     """Once, to who looks: a newcomer's first command seems to do nothing for half a minute."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        sys.stderr.write("mmreplay: compiling (only the first time)\n")
-        sys.stderr.flush()
+    if sys.stderr is None or not sys.stderr.isatty():
+        return
+    told = "only the first time" if kept else "each time: MMREPLAY_CACHE=DIR gives it a place"
+    sys.stderr.write(f"mmreplay: compiling ({told})\n")
+    sys.stderr.flush()

@@ -71,7 +71,11 @@ def read_counts(path: str | Path) -> dict[str, dict[str, Counted]]:
                 rows[row.phase] = row
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot read the counts: {reason}", where=where) from None
+        raise UserError(
+            f"cannot read the counts: {reason}",
+            where=where,
+            fix="give the CSV file that mmreplay locks verify -o wrote, or one like it",
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"not a CSV file: {error}", where=where, fix="see datasets/lockcounts/lockcounts.csv"

@@ -302,7 +302,7 @@ def _with_strace(
                 where=option,
                 fix="run as root where perf is, or leave the option out",
             )
-    say(f"recording with strace ({reason})")
+    say(f"recording with strace ({reason}); mmreplay doctor says what perf lacks here")
     say(STRACE_LACKS)
     target = replace(wanted, duration_s=None).target()
     argv = strace_argv(target, str(file), dependencies=wanted.dependencies)

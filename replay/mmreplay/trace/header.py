@@ -255,11 +255,20 @@ def parse_header(text: str, where: str) -> Header:
         raise _as_user_error(error, where) from None
 
 
+def not_allowed(file: Path) -> UserError:
+    """The error of a trace's file that others own."""
+    return UserError(
+        "no permission to read it", where=str(file), fix="ask its owner: chmod -R a+rX TRACE"
+    )
+
+
 def read_header(directory: Path) -> Header:
     """The header of the trace directory."""
     file = directory / "header.json"
     try:
         text = file.read_text(encoding="utf-8")
+    except PermissionError:
+        raise not_allowed(file) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot read the trace header ({error})",

@@ -26,6 +26,7 @@ from mmreplay.trace.header import (
     Probe,
     Source,
     file_facts,
+    not_allowed,
     plain_release,
     read_header,
 )
@@ -310,6 +311,8 @@ def _reading(file: Path) -> Iterator[None]:
     """Tell a file that is damaged from a bug."""
     try:
         yield
+    except PermissionError:
+        raise not_allowed(file) from None
     except _unreadable() as error:
         raise UserError(
             f"not a readable Parquet file ({_first_line(error)})",
