@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from traces import beside, change, worker_trace
 
-from mmreplay.predict import api
+from mmreplay.predict import api, effort
 from mmreplay.predict.prediction import Prediction, Row
 from mmreplay.trace.store import Trace
 
@@ -113,3 +113,19 @@ def test_windows_tell_what_the_whole_tells(trace: Trace) -> None:
         assert one.lower is not None
         assert one.upper is not None
         assert 0.97 * one.lower <= other.throughput_ops_per_s <= 1.03 * one.upper
+
+
+def test_where_thread_counts_are_of_different_parts_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(effort, "GROWN_OPS", (3_000, 100))
+    trace = worker_trace(2, 60)  # 1,200 operations
+
+    def told(*threads: int, exact: bool = False) -> bool:
+        found = api.predict(trace, to_kernel=NEW, cores=(2,), threads=threads, seeds=1, exact=exact)
+        return any("not rates between thread counts" in note for note in found.notes)
+
+    assert told(2, 8)
+    assert not told(2, 4)  # the whole of it in both
+    assert not told(8)
+    assert not told(2, 8, exact=True)

@@ -144,6 +144,15 @@ def predict(
     notes = [*found_base.notes, *planner.notes, *notes]
     notes += _caveats(base, cores, counts, recorded_threads, old, new, planner.scope)
     notes += _starving(old, new, rows, cells)
+    spans = {
+        tuple(bundle.window for bundle in planner.bundles(wanted[from_model.vma_rules, count]))
+        for count in counts
+    }
+    if len(spans) > 1:
+        notes.append(
+            "The more threads, the smaller the part of the recording that is replayed: compare the "
+            "kernels at one thread count, not rates between thread counts. --exact replays all."
+        )
     return Prediction(
         trace=rooms.trace_name(source),
         from_kernel=from_model.name,
