@@ -168,6 +168,15 @@ def test_replay_counts_every_operation_of_the_trace_once(
     assert writes >= shown["mmap"] + shown["munmap"]
 
 
+def test_formats_that_are_not_there_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["import", str(RECORDING), "--formats", "no.data", "-o", str(tmp_path / "a.mmt")])
+    assert capfd.readouterr().err.startswith("mmreplay: --formats: ")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("group", [[], ["models"], ["machines"], ["workloads"], ["locks"]])
 def test_without_a_command_the_help_is_shown(
     group: list[str], capfd: pytest.CaptureFixture[str]

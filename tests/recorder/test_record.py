@@ -151,6 +151,8 @@ def test_a_recording_does_not_take_a_traces_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
         record(Wanted(program=("true",)), file)
     assert not file.exists()
+    with pytest.raises(UserError, match="into a pipe .* --print -o - "):
+        record(Wanted(program=("true",)), Path("-"))
 
 
 def test_the_programs_own_status_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

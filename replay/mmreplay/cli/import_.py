@@ -38,7 +38,7 @@ _KEPT_BYTES = 4 << 20
 @click.option("--force", is_flag=True, help="Replace a trace of that name.")
 @click.option(
     "--formats",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True),
     help="Another recording of the same machine: the formats of tracepoints that a recording "
     "cut short lacks.",
 )

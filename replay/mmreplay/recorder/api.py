@@ -234,6 +234,12 @@ def record(
     """
     if output is not None:
         check_name(output)
+    if output == Path("-"):
+        raise UserError(
+            "what goes into a pipe cannot be looked at when it ends",
+            where="-o -",
+            fix="name a file, or run the line of --print -o - | mmreplay import -",
+        )
     here.check_program(wanted.program)
     threads = here.processes(wanted.pids)
     has = here.tracepoints()
