@@ -151,7 +151,7 @@ def test_a_recording_does_not_take_a_traces_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
         record(Wanted(program=("true",)), file)
     assert not file.exists()
-    with pytest.raises(UserError, match="into a pipe .* --print -o - "):
+    with pytest.raises(UserError, match=r"into a pipe .* --print -o - "):
         record(Wanted(program=("true",)), Path("-"))
 
 
