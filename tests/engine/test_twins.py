@@ -120,7 +120,12 @@ def bodies(draw: Any, depth: int, held: tuple[str, ...], sleep: bool, tag: list[
                 label,
             ]
         elif choice == 10:
-            out.append((Op.FLUSH, draw(st.sampled_from([FlushScope.MM, FlushScope.TOUCHED]))))
+            out.append(
+                (
+                    Op.FLUSH,
+                    draw(st.sampled_from([FlushScope.MM, FlushScope.TOUCHED, FlushScope.TABLES])),
+                )
+            )
         elif choice == 11:
             lock = draw(st.sampled_from(ORDER))
             out += [(Op.CONTENDED, lock, label), draw(costs), label]

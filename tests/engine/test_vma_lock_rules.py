@@ -163,6 +163,26 @@ def test_shootdown_waits_and_steals_from_its_targets() -> None:
     assert int(result.op_busy_ns[PlanOp.FAULT]) == 2 * 50_400
 
 
+def test_freed_page_tables_interrupt_lazy_cpus_once() -> None:
+    def end(scope: FlushScope, back_ns: int = 0) -> int:
+        programs = {
+            PlanOp.MUNMAP: [(Op.FLUSH, scope), (Op.DONE,)],
+            PlanOp.FAULT: [(Op.COST, LONG), (Op.DONE,)],
+        }
+        others = [op()]
+        if back_ns:  # the other thread runs once more, before the second unmapping
+            others.append(op(think_blocked_ns=back_ns))
+        flushes = [op(PlanOp.MUNMAP), op(PlanOp.MUNMAP, think_cpu_ns=100_000)]
+        return ends(run(programs, [flushes, others], [60_000, 0]))[0]
+
+    # T1 has left its CPU at 50000: it is lazy, and only asked where page tables are freed.
+    assert end(FlushScope.MM) == 160_200
+    # 100 + 1000, and it is out of the address space: the second costs 100.
+    assert end(FlushScope.TABLES) == 161_200
+    # T1 comes back at 70000 for 50000 and leaves again: 1000 once more.
+    assert end(FlushScope.TABLES, 20_000) == 162_200
+
+
 def test_who_waits_for_acknowledgements_serves_other_shootdowns_meanwhile() -> None:
     body = [(Op.FLUSH, FlushScope.MM), (Op.DONE,)]
     programs = {PlanOp.MUNMAP: body, PlanOp.FAULT: [(Op.COST, LONG), (Op.DONE,)]}

@@ -263,8 +263,10 @@ class Processors(World):
         """TLB shootdown: wait for the other CPUs concerned; they owe the handler.
 
         ``mm``: those that run a thread of the address space; a CPU that went idle from one is
-        lazy and is left out (should_flush_tlb, arch/x86/mm/tlb.c@6.18; that freeing page tables
-        interrupts it once, and that takes it out of the mask, is not modelled).  ``touched``:
+        lazy and is left out (should_flush_tlb, arch/x86/mm/tlb.c@6.18).  ``tables``: page tables
+        are freed, which a lazy CPU may still walk by itself: it is interrupted too, and leaves
+        the address space, so not again before it runs one of its threads (flush_tlb_func; the
+        wait is taken for that of a CPU that runs).  ``touched``:
         those that made translations of the range since it was last flushed, whatever they
         run now.  Who waits for acknowledgements has interrupts on and serves those of others
         meanwhile (csd_lock_wait in smp_call_function_many_cond, kernel/smp.c@6.18): a handler
@@ -278,7 +280,7 @@ class Processors(World):
         concerned = {
             cpu
             for cpu, last in enumerate(self.cpu_mm)
-            if last == mm and self.running[cpu] is not None
+            if last == mm and (self.running[cpu] is not None or scope == FlushScope.TABLES)
         }
         if scope == FlushScope.TOUCHED:
             concerned = set()
@@ -292,6 +294,8 @@ class Processors(World):
                 self.due_ns[cpu] = self.now + setup.flight
                 self.owed_ns[cpu] += setup.handler
                 self._serve(cpu)
+            elif scope == FlushScope.TABLES:
+                self.cpu_mm[cpu] = -1
         if targets == 0:
             return setup.flush_base
         span_ns = setup.flush_base + setup.flush_first + setup.flush_next * (targets - 1)

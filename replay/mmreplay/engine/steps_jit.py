@@ -17,9 +17,10 @@ from mmreplay.engine.kinds.spin_jit import *
 from mmreplay.engine.layout import *
 from mmreplay.engine.objects_jit import *
 from mmreplay.jit import borrowing_helper
-from mmreplay.locking.isa import Kind, Op, RuntimeBit
+from mmreplay.locking.isa import FlushScope, Kind, Op, RuntimeBit
 
 # Enumerations as plain integers, which the compiler folds.
+FLUSH_TABLES = int(FlushScope.TABLES)
 COST, SLEEP, FLUSH, TOUCH = (X_MODEL + int(x) for x in (Op.COST, Op.SLEEP, Op.FLUSH, Op.TOUCH))
 LOCK, TRY, UNLOCK = (X_MODEL + int(x) for x in (Op.LOCK, Op.TRY, Op.UNLOCK))
 DOWNGRADE, MARK, SNAP = (X_MODEL + int(x) for x in (Op.DOWNGRADE, Op.MARK, Op.SNAP))
@@ -133,14 +134,19 @@ def wait_event(m, words, mark_vma, t, b):
 
 
 @borrowing_helper
-def flush_others(m, cpu, mm, clock):
-    """Processors.flush of an address space."""
+def flush_others(m, cpu, mm, lazy, clock):
+    """Processors.flush of an address space; ``lazy``: CPUs that went idle from it, too."""
     targets = 0
     for other in range(m[H_CORES]):
         c = m[H_CORE] + other * CF
-        if other != cpu and m[c + C_MM] == mm and m[c + C_RUNNING] >= 0:
+        if other == cpu or m[c + C_MM] != mm:
+            continue
+        if m[c + C_RUNNING] >= 0:
             targets += 1
             interrupt(m, c, clock)
+        elif lazy:
+            targets += 1
+            m[c + C_MM] = -1
     return await_acks(m, cpu, targets, clock)
 
 
@@ -391,7 +397,7 @@ def step(m, words, mark_first, mark_vma, mark_set, recorded_sleep, bits, t, b, p
     elif op == FLUSH:
         if a:
             mm = np.int64(words[(m[b + T_ROW] << 4) + W_MM])
-            return clock + flush_others(m, m[b + T_CPU], mm, clock)
+            return clock + flush_others(m, m[b + T_CPU], mm, a == FLUSH_TABLES, clock)
     elif op == BRANCH:
         if holds(m, words, mark_vma, bits, b, a):
             m[H_RET] = m[pc + X_TARGET]

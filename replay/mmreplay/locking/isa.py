@@ -65,6 +65,7 @@ class FlushScope(IntEnum):
     NONE = 0
     MM = 1  # all CPUs that run threads of the address space
     TOUCHED = 2  # only CPUs that touched the range (RadixVM)
+    TABLES = 3  # as MM, and CPUs that went idle from one of them: page tables are freed
 
 
 class Operand(IntEnum):

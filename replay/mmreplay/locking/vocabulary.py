@@ -163,7 +163,7 @@ OPERANDS: Final[dict[str, Operand]] = {
 WORDS: Final[dict[str, str]] = {
     "cost": "cost NAME [* pages|vmas|tables|pages / vmas|pages / tables]",
     "sleep": "sleep NAME",
-    "flush": "flush mm|touched|none",
+    "flush": "flush mm|touched|tables|none",
     "touch": "touch LINE [write]",
     "lock": "lock LOCK read|write [@RANGE]",
     "try": "try LOCK read|write [@RANGE] else LABEL",
