@@ -118,17 +118,18 @@ def test_of_a_child_its_threads_are_not_kept(tmp_path: Path) -> None:
     assert trace.threads.collect()["tid"].sort().to_list() == [100, 200]
 
 
-def test_children_say_what_a_clone3_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("error", "kind"), [(0x14, OpKind.FORK), (6, OpKind.CLONE)])
+def test_children_say_what_a_clone3_was(tmp_path: Path, error: int, kind: OpKind) -> None:
     w = pw.default()
     w.fault(pw.FAULT, 1000, 100, 0x7F0000001000)
     w.call(pw.CLONE3_IN, 10_000, 100, 0x1000, 88)
     w.fork(11_000, 300, 100, 300, 100)
-    w.fault(pw.FAULT, 12_000, 300, 0x7F0000002000, pid=300)
+    w.fault(pw.FAULT, 12_000, 300, 0x7F0000002000, error, pid=300)
     w.call(pw.CLONE3_OUT, 20_000, 100, 300)
     w.exit(30_000, 300, 300)
     trace = load(w, tmp_path, process="100")
     kinds = trace.operations.collect()
-    assert kinds.filter(pl.col("pid") == 100)["kind"].to_list() == [OpKind.FAULT_USER, OpKind.FORK]
+    assert kinds.filter(pl.col("pid") == 100)["kind"].to_list() == [OpKind.FAULT_USER, kind]
     assert OpKind.FAULT_USER not in kinds.filter(pl.col("pid") == 300)["kind"].to_list()
 
 

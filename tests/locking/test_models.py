@@ -113,6 +113,9 @@ CASES = {
     "exec, other users": (P.EXEC, Trait(0), {}, 0, (1, 0, 0), (1, 0, 0), (0, 0)),
     "thread start": (P.THREAD_START, Trait(0), {}, 0, (0, 0, 0), (0, 0, 0), (0, 0)),
     "thread exit": (P.THREAD_EXIT, Trait(0), {}, 0, (1, 0, 0), (1, 0, 0), (0, 0)),
+    "thread exit, the last one's": (  # of process exit below it is the exit_mm
+        P.THREAD_EXIT, Trait.LAST_USER, {}, 0, (0, 0, 0), (0, 0, 0), (0, 0),
+    ),
     "process exit": (P.PROCESS_EXIT, Trait.LAST_USER, {S.REMOVED: 4}, 0, (3, 1, 0), (3, 1, 0), (0, 4)),
     "vfork child exits": (P.VFORK_EXIT, Trait(0), {}, 0, (2, 0, 0), (2, 0, 0), (0, 0)),
     "vfork child execs": (P.VFORK_EXIT, Trait.SHARES_MM, {}, 0, (1, 0, 0), (1, 0, 0), (0, 0)),

@@ -425,4 +425,11 @@ def _open_groups(state: ps.State) -> set[int] | None:
         return None
     calls = threads[threads[:, ps.S_CALL] != 0, ps.S_CALL_ROW]
     faults = threads[threads[:, ps.S_FAULT] != 0, ps.S_FAULT_ROW]
-    return set((np.concatenate([calls, faults]) // GROUP_ROWS).tolist())
+    groups = set((np.concatenate([calls, faults]) // GROUP_ROWS).tolist())
+    made = procs[procs[:, ps.P_GUESS_OPEN] > 0, ps.P_GUESS_ROW]
+    made = made[made >= state.count[ps.C_BASE]]  # else it is too late
+    if len(made):
+        groups.update(
+            range(int(made.min()) // GROUP_ROWS, int(state.count[ps.C_ROOM]) // GROUP_ROWS + 1)
+        )
+    return groups

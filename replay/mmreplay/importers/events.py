@@ -22,6 +22,7 @@ COMM               exec, then two words of name
 MAPPING            start, length, offset, prot | flags << 32, inode, device, name id
 LOST               events lost
 THROTTLE           -
+CHILD_SHOWS        what a process that is not wanted, a wanted one's child, did first (SHOWS_*)
 =================  ==========================================================
 """
 
@@ -59,6 +60,11 @@ COMM: Final = 23
 MAPPING: Final = 24
 LOST: Final = 25
 THROTTLE: Final = 26
+CHILD_SHOWS: Final = 27
+
+#: What the first deed of a new process says about its memory: nothing; it is the parent's; it is
+#: its own; it is the parent's if faults are recorded at all.
+SHOWS_NOTHING, SHOWS_SHARED, SHOWS_OWN, SHOWS_NO_FAULT = range(4)
 
 #: Roles of events that may begin an operation.
 BEGINNERS: Final = frozenset(

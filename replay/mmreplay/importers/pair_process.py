@@ -93,6 +93,12 @@ def on_fork(a: Any, ops: Any, arg: Any, now: Any, mark: Any) -> None:
         if guess:
             a[ps.procs_at(a, proc) + ps.P_GUESS_PARENT] = parent + 1
             a[ps.procs_at(a, proc) + ps.P_GUESS_SPACE] = space
+            p = ps.threads_at(a, parent)
+            a[ps.procs_at(a, proc) + ps.P_GUESS_OPEN] = 1
+            a[ps.procs_at(a, proc) + ps.P_GUESS_ROW] = a[p + ps.S_CALL_ROW]
+            a[ps.procs_at(a, proc) + ps.P_GUESS_MOTHER] = a[
+                ps.procs_at(a, a[p + ps.S_PROC]) + ps.P_SPACE
+            ]
     slot = new_thread(a, ops, tid, proc, kind, now)
     t = ps.threads_at(a, slot)
     a[t + ps.S_START_NS] = now
@@ -119,6 +125,7 @@ def _resolve_guess(a: Any, ops: Any, proc: Any) -> Any:
     """Whether a clone3 child was vfork-like: its parent waits in clone3 until it is gone."""
     parent = a[ps.procs_at(a, proc) + ps.P_GUESS_PARENT] - 1
     a[ps.procs_at(a, proc) + ps.P_GUESS_PARENT] = 0
+    a[ps.procs_at(a, proc) + ps.P_GUESS_OPEN] = 0
     if parent < 0:
         return False
     p = ps.threads_at(a, parent)
@@ -157,7 +164,8 @@ def on_comm(a: Any, ops: Any, slot: Any, arg: Any, now: Any, mark: Any) -> None:
 @borrowing_helper
 def start_thread(a: Any, ops: Any, t: Any, now: Any, cpu: Any, quality: Any, returns: Any) -> None:
     """The first event of a thread whose creation was recorded: its THREAD_START."""
-    a[t + ps.S_STARTED] = 1
+    guess = a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_GUESS_OPEN]
+    a[t + ps.S_STARTED] = 2 if guess else 1
     if returns:
         quality |= _CHILD_RETURN
     begin_row(a, ops, t, now, _THREAD_START, cpu, _ONE, quality)
@@ -178,7 +186,9 @@ def finish_clone(a: Any, ops: Any, t: Any, call: Any, result: Any) -> Any:
             return _FORK
         return _VFORK if flags & sc.CLONE_VFORK else _CLONE
     if a[t + ps.S_CALL_CHILD_KIND] == 2:
-        return _VFORK if a[t + ps.S_CALL_CHILD_GONE] else _FORK
+        if a[t + ps.S_CALL_CHILD_GONE]:
+            return _VFORK
+        return _CLONE if a[t + ps.S_CALL_CHILD_SHARES] else _FORK
     return _CLONE
 
 

@@ -22,7 +22,7 @@ from mmreplay.jit import borrowing_helper, native
     S_PID,
     S_PROC,
     S_STATE,  # ALIVE, DEAD
-    S_STARTED,  # its THREAD_START was given out, or it was there before
+    S_STARTED,  # its THREAD_START was given out, or it was there before; 2: P_GUESS_OPEN, too
     S_LAST_NS,
     S_LAST_CPU,
     S_RUN,  # RUNNING, BLOCKED, PREEMPTED, OFF_UNKNOWN
@@ -50,6 +50,7 @@ from mmreplay.jit import borrowing_helper, native
     S_CALL_CHILD,
     S_CALL_CHILD_KIND,  # 0 not seen, 1 thread, 2 process
     S_CALL_CHILD_GONE,  # the child has executed or exited meanwhile
+    S_CALL_CHILD_SHARES,  # what the child did first shows that it shares the memory
     S_CALL_LENGTH,
     S_CALL_NESTED,  # time of faults inside it
     # the open fault
@@ -110,7 +111,7 @@ from mmreplay.jit import borrowing_helper, native
     S_NAP_EVENTS,
     S_NAP_BLOCKED,
     S_SIZE,
-) = range(84)
+) = range(85)
 STACK: Final = 4
 # Columns of one open wait (contention span): address, begin, flags.
 WAIT_SIZE: Final = 3
@@ -139,8 +140,11 @@ FUTEX_BUCKETS: Final = 4096
     P_EXECUTING,  # between the exec and the first user-mode event
     P_GUESS_PARENT,  # slot + 1 of the thread whose clone3 made it, until known
     P_GUESS_SPACE,
+    P_GUESS_OPEN,  # 1 until the child's first deed tells whether it shares the parent's memory
+    P_GUESS_ROW,  # the operation that made it
+    P_GUESS_MOTHER,  # the parent's address space then
     P_SIZE,
-) = range(10)
+) = range(13)
 
 # Columns of an address space.
 (A_USERS, A_HIGHEST, A_FAULTS, A_ALIAS, A_MAPPED, A_SIZE) = range(6)

@@ -25,6 +25,7 @@ from mmreplay.importers.pair_process import (
     start_thread,
 )
 from mmreplay.importers.pair_queue import futex_leave
+from mmreplay.importers.pair_shared import child_shows, evidence
 from mmreplay.importers.pair_spans import contention_begin, contention_end, mapping, mmap_lock
 from mmreplay.importers.pair_thread import (
     account,
@@ -226,6 +227,7 @@ def _on_enter(
     a[t + ps.S_CALL_CHILD] = 0
     a[t + ps.S_CALL_CHILD_KIND] = 0
     a[t + ps.S_CALL_CHILD_GONE] = 0
+    a[t + ps.S_CALL_CHILD_SHARES] = 0
     if call == sc.C_EXECVE or call == sc.C_EXECVEAT:
         a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_EXEC_THREAD] = ps.tid_find(a, a[t + ps.S_TID]) + 1
 
@@ -430,6 +432,9 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
             kind = ps.START_ATTACH if mark & ev.SYNTHETIC else ps.START_FIRST_SEEN
             slot = new_thread(a, ops, tid, process_of(a, ops, pid), kind, now)
         t = ps.threads_at(a, slot)
+        if role == ev.CHILD_SHOWS:
+            child_shows(a, ops, t, np.int64(batch.arg[i, 0]))
+            continue
         if role == ev.COMM:
             on_comm(a, ops, slot, batch.arg[i], now, mark)
             continue
@@ -472,6 +477,13 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                 _returns(a, ops, t, now)
             else:
                 account(a, t, now)
+            if a[t + ps.S_STARTED] != 1 and role < ev.SWITCH:
+                child_shows(a, ops, t, evidence(role, np.int64(batch.arg[i, 1])))
+                if (
+                    a[t + ps.S_STARTED]
+                    and not a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_GUESS_OPEN]
+                ):
+                    a[t + ps.S_STARTED] = 1
             if not a[t + ps.S_STARTED] and role < ev.SWITCH:
                 returns = np.int64(role == ev.EXIT and batch.arg[i, 0] == 0)
                 start_thread(a, ops, t, now, cpu, quality, returns)

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers.options import Options
+from mmreplay.importers.pair_shared import evidence
 from mmreplay.importers.pair_state import MAX_TID
 from mmreplay.jit import native
 
 Batches = Iterator[tuple[Any, int]]
 #: Of a process: nothing, all, or how it began and ended (children of one that is wanted).
-_NOTHING, _ALL, _LIFE = range(3)
+#: _LIFE: a child whose life is kept; _LIFE_KNOWN: and what it did first was told.
+_NOTHING, _ALL, _LIFE, _LIFE_KNOWN = range(4)
 #: A task's name has so many bytes at most (TASK_COMM_LEN - 1: include/linux/sched.h@6.18).
 _MOST_NAME: Final = 15
 _NAMED: Final = 8  # processes that an error names
@@ -165,11 +167,18 @@ def _keep(batch: Any, rows: Any, wanted: Any, comms: Any) -> None:
             if 0 < parent < MAX_TID and wanted[parent] == _ALL:
                 wanted[pid] = _LIFE
                 continue
-        elif wanted[pid] == _LIFE and (role == ev.COMM or role == ev.THREAD_END):
+        elif wanted[pid] >= _LIFE and (role == ev.COMM or role == ev.THREAD_END):
             tid = np.int64(batch.tid[i])
             if role == ev.THREAD_END:
                 tid = np.int64(batch.arg[i, 2])
             if tid == pid:
+                continue
+        elif wanted[pid] == _LIFE:
+            shows = evidence(role, np.int64(batch.arg[i, 1]))
+            if shows != ev.SHOWS_NOTHING and batch.tid[i] == pid:
+                wanted[pid] = _LIFE_KNOWN
+                batch.role[i] = ev.CHILD_SHOWS
+                batch.arg[i, 0] = shows
                 continue
         batch.pid[i] = 0
         batch.tid[i] = 0
