@@ -36,6 +36,9 @@ def test_only_what_the_machine_has(tmp_path: Path) -> None:
     assert "fork" not in chosen.calls  # one end of a call is of no use
     assert "mseal" not in chosen.calls
     assert {"mmap", "munmap", "clone3", "execve"} <= set(chosen.calls)
+    assert "task:task_newtask" in chosen.events  # clone3's flags
+    without = choose_events(in_tracefs(tracefs(tmp_path / "less", "task:")))
+    assert "task:task_newtask" not in without.events
     assert chosen.wakeups == ("sched:sched_waking", "syscalls:sys_enter_futex")
 
 

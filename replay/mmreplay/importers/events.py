@@ -14,6 +14,7 @@ RAW_ENTER          six words of the call, -, its number
 RAW_EXIT           return value; number in arg[7]
 SCHED_SWITCH       prev_state, next tid
 WAKING             woken tid, common_flags or UNKNOWN_CONTEXT
+NEW_TASK           new tid, clone flags
 MMAP_LOCK_*        mm, write, success
 SWITCH             out (1) or in (0), preempted
 FORK, THREAD_END   pid, parent pid, tid, parent tid; of a fork by a process that is not
@@ -53,6 +54,7 @@ MMAP_LOCK_RELEASED: Final = 13
 RAW_ENTER: Final = 14
 RAW_EXIT: Final = 15
 WAKING: Final = 16
+NEW_TASK: Final = 17
 SWITCH: Final = 20
 FORK: Final = 21
 THREAD_END: Final = 22

@@ -39,6 +39,8 @@ _THREAD_START = np.int64(int(OpKind.THREAD_START))
 _THREAD_EXIT = np.int64(int(OpKind.THREAD_EXIT))
 _PROCESS_EXIT = np.int64(int(OpKind.PROCESS_EXIT))
 _ORPHAN = np.int64(int(Quality.ORPHAN_EXIT))
+#: In S_CALL_FLAGS of a clone3: task_newtask has told them.
+_FLAGS_TOLD = np.int64(1 << 62)
 _CHILD_RETURN = np.int64(int(Quality.CHILD_RETURN))
 
 
@@ -78,8 +80,9 @@ def on_fork(a: Any, ops: Any, arg: Any, now: Any, mark: Any) -> None:
         if cloning:
             call = a[ps.threads_at(a, parent) + ps.S_CALL] - 1
             flags = a[ps.threads_at(a, parent) + ps.S_CALL_FLAGS]
-            shares = call == sc.C_VFORK or (call == sc.C_CLONE and flags & sc.CLONE_VM != 0)
-            guess = call == sc.C_CLONE3
+            told = call == sc.C_CLONE or flags & _FLAGS_TOLD != 0
+            shares = call == sc.C_VFORK or (told and flags & sc.CLONE_VM != 0)
+            guess = call == sc.C_CLONE3 and not told
         if shares:
             space = a[ps.procs_at(a, a[ps.threads_at(a, parent) + ps.S_PROC]) + ps.P_SPACE]
             a[ps.spaces_at(a, space) + ps.A_USERS] += 1
@@ -118,6 +121,32 @@ def on_fork(a: Any, ops: Any, arg: Any, now: Any, mark: Any) -> None:
         if cloning:
             a[p + ps.S_CALL_CHILD] = tid
             a[p + ps.S_CALL_CHILD_KIND] = 1 if pid == parent_pid else 2
+
+
+@borrowing_helper
+def on_new_task(a: Any, t: Any, tid: Any, flags: Any) -> None:
+    """task_newtask in the parent: the flags, which clone3 passes by a pointer.
+
+    It follows the FORK record at once, before the child runs (copy_process@6.18).
+    """
+    if a[t + ps.S_CALL] != sc.C_CLONE3 + 1:
+        return
+    a[t + ps.S_CALL_FLAGS] = flags | _FLAGS_TOLD
+    slot = ps.tid_find(a, tid) if 0 < tid < ps.MAX_TID else np.int64(-1)
+    if slot < 0:
+        return
+    child = ps.procs_at(a, a[ps.threads_at(a, slot) + ps.S_PROC])
+    if a[child + ps.P_GUESS_PARENT] == 0:
+        return
+    a[child + ps.P_GUESS_PARENT] = 0
+    a[child + ps.P_GUESS_OPEN] = 0
+    if flags & sc.CLONE_VM:
+        space = a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_SPACE]
+        a[ps.spaces_at(a, a[child + ps.P_SPACE]) + ps.A_ALIAS] = space
+        a[child + ps.P_SPACE] = space
+        a[child + ps.P_BEFORE_EXEC] = space
+        a[ps.threads_at(a, slot) + ps.S_SPACE] = space
+        a[ps.spaces_at(a, space) + ps.A_USERS] += 1
 
 
 @borrowing_helper
@@ -180,8 +209,8 @@ def finish_clone(a: Any, ops: Any, t: Any, call: Any, result: Any) -> Any:
         return _FORK
     if call == sc.C_VFORK:
         return _VFORK
-    if call == sc.C_CLONE:
-        flags = a[t + ps.S_CALL_FLAGS]
+    flags = a[t + ps.S_CALL_FLAGS]
+    if call == sc.C_CLONE or flags & _FLAGS_TOLD:
         if not flags & sc.CLONE_VM:
             return _FORK
         return _VFORK if flags & sc.CLONE_VFORK else _CLONE

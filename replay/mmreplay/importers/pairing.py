@@ -20,6 +20,7 @@ from mmreplay.importers.pair_process import (
     finish_clone,
     on_comm,
     on_fork,
+    on_new_task,
     orphan_exit,
     result_of,
     start_thread,
@@ -555,6 +556,8 @@ def pair(arena: Any, ring: Any, batch: Any, first: Any, last: Any) -> Any:
                     mmap_lock(a, ops, slot, role, batch.arg[i], now)
                 elif role == ev.WAKING:
                     waking(a, t, np.int64(batch.arg[i, 0]), np.int64(batch.arg[i, 1]), now)
+                elif role == ev.NEW_TASK:
+                    on_new_task(a, t, np.int64(batch.arg[i, 0]), np.int64(batch.arg[i, 1]))
                 inner_event(a, t)
         a[t + ps.S_LAST_NS] = now
         if cpu >= 0:

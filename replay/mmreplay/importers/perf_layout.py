@@ -61,6 +61,7 @@ _TRACEPOINTS: Final[dict[tuple[str, str], tuple[int, tuple[str, ...]]]] = {
     ("sched", "sched_switch"): (ev.SCHED_SWITCH, ("prev_state", "next_pid")),
     ("sched", "sched_waking"): (ev.WAKING, ("pid", "common_flags")),
     ("sched", "sched_wakeup"): (ev.WAKING, ("pid", "common_flags")),
+    ("task", "task_newtask"): (ev.NEW_TASK, ("pid", "clone_flags")),
     ("mmap_lock", "mmap_lock_start_locking"): (ev.MMAP_LOCK_START, ("mm", "write")),
     ("mmap_lock", "mmap_lock_acquire_returned"): (
         ev.MMAP_LOCK_ACQUIRED,

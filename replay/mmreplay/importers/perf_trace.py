@@ -81,7 +81,7 @@ def import_perf_data(
     ahead: Ahead[tuple[Any, int]] | None = None
     try:
         if all(
-            event.role in (ev.OTHER, ev.WAKING) or event.call >= C_FUTEX
+            event.role in (ev.OTHER, ev.WAKING, ev.NEW_TASK) or event.call >= C_FUTEX
             for event in recording.events
         ):
             raise _nothing_in(recording)

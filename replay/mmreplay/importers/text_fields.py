@@ -310,6 +310,31 @@ def parse_waking(b: Any, at: Any, end: Any, rows: Any, o: Any, context: Any) -> 
 
 
 @borrowing_helper
+def parse_new_task(b: Any, at: Any, end: Any, rows: Any, o: Any) -> Any:
+    """``pid=11 comm=NAME clone_flags=50f00 ...`` into the row at ``o``; whether it is there.
+
+    The flags are found from the right, because names may hold anything.
+    """
+    k = at
+    while k < end and not is_digit(b[k]):
+        k += 1
+    tid, _ = decimal(b, k, end)
+    rows[o + tr.C_ARG] = np.int64(tid)
+    k = end - 1
+    while k > at:
+        if b[k] == 61:  # =
+            word = k
+            while word > at and b[word - 1] != SPACE:
+                word -= 1
+            if hash_word(b, word, k) == _CLONE_FLAGS:
+                flags, _, digits = hexadecimal(b, k + 1, end)
+                rows[o + tr.C_ARG + 1] = np.int64(flags)
+                return digits > 0
+        k -= 1
+    return False
+
+
+@borrowing_helper
 def _is_priority(b: Any, at: Any, end: Any) -> Any:
     """Whether `` [`` follows the number."""
     while at < end and is_digit(b[at]):

@@ -30,6 +30,7 @@ _ROLES: Final = {
     "sched_switch": ev.SCHED_SWITCH,
     "sched_waking": ev.WAKING,
     "sched_wakeup": ev.WAKING,
+    "task_newtask": ev.NEW_TASK,
     "sched_process_exit": SCHED_EXIT,
     "mmap_lock_start_locking": ev.MMAP_LOCK_START,
     "mmap_lock_acquire_returned": ev.MMAP_LOCK_ACQUIRED,
@@ -51,7 +52,7 @@ _SYSTEMS: Final = {
 def _system(event: str) -> str:
     if event.startswith(("sys_enter_", "sys_exit_")):
         return "syscalls"
-    for prefix in ("mmap_lock", "sched"):
+    for prefix in ("mmap_lock", "sched", "task"):
         if event.startswith(f"{prefix}_"):
             return prefix
     return _SYSTEMS.get(event, "")

@@ -37,6 +37,7 @@ from mmreplay.importers.text_fields import (
     lock_flags,
     parse_enter,
     parse_head,
+    parse_new_task,
     parse_pairs,
     parse_raw,
     parse_switch,
@@ -292,6 +293,8 @@ def scan(
             good = parse_switch(b, args, stop, out, o)
         elif role == ev.WAKING:
             good = parse_waking(b, args, stop, out, o, head[H_CONTEXT])
+        elif role == ev.NEW_TASK:
+            good = parse_new_task(b, args, stop, out, o)
         elif role == SCHED_EXIT:
             if x[tr.X_TASK_EVENTS]:
                 continue

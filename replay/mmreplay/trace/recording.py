@@ -48,6 +48,8 @@ _FAULTS: Final = ("exceptions:page_fault_user", "exceptions:page_fault_kernel")
 _PORTABLE_FAULT: Final = "faults"
 _FAULT_ENDS: Final = ("minor-faults", "major-faults")
 _CONTENTION: Final = ("lock:contention_begin", "lock:contention_end")
+#: The flags of clone3, which the call passes by a pointer; an event for each new task.
+_NEW_TASK: Final = "task:task_newtask"
 _WAKEUPS: Final = "sched:sched_waking"
 #: The same by the calls of who waits and who wakes, where the scheduler's event is missing.
 FUTEXES: Final = ("futex", "futex_waitv", "futex_wait", "futex_wake", "futex_requeue")
@@ -93,13 +95,18 @@ class EventSet:
     contention: tuple[str, ...]
     wakeups: tuple[str, ...]
     compat: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
 
     @property
     def events(self) -> tuple[str, ...]:
         """All of them, as perf names them."""
         calls = (f"syscalls:sys_{side}_{call}" for call in self.calls for side in ("enter", "exit"))
-        ends = (*self.fault_ends, *calls, *self.contention, *self.wakeups, *self.compat)
-        return (*self.faults, *ends)
+        return (*self.faults, *self.fault_ends, *calls, *self.others)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """All but faults and system calls."""
+        return (*self.contention, *self.tasks, *self.wakeups, *self.compat)
 
     def option(self, event: str) -> tuple[str, ...]:
         """The options that record one of the events."""
@@ -145,6 +152,7 @@ def choose_events(
         contention,
         waking if wakeups else (),
         _COMPAT if compat and all(map(has, _COMPAT)) else (),
+        (_NEW_TASK,) if has(_NEW_TASK) else (),
     )
 
 
@@ -195,8 +203,7 @@ class Recording:
             if calls:
                 listed = f"{{{','.join(calls)}}}" if len(calls) > 1 else calls[0]
                 words.append(f"-esyscalls:sys_{{enter,exit}}_{listed}")
-        others = (*self.events.contention, *self.events.wakeups, *self.events.compat)
-        words += [shlex.join(self.events.option(event)) for event in others]
+        words += [shlex.join(self.events.option(event)) for event in self.events.others]
         return [*words, shlex.join(self.target)]
 
     def argv(self) -> list[str]:
