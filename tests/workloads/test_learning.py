@@ -66,8 +66,10 @@ def learnt_trace(name: str, threads: int) -> tuple[Trace, Trace]:
     return trace, synthesise(again, threads=threads, ops=60_000, duration_s=100, seed=7).trace
 
 
-#: What docs/workloads.md states as the largest error of workloads that do the same all the time.
+#: What docs/workloads.md states as the largest errors of workloads that do the same all the time:
+#: of throughput, and of the time spent waiting (buffer-pool 0.31, over six pairs of seeds).
 STATED = 0.25
+STATED_WAITS = 0.35
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_the_replay_of_what_was_learnt_is_that_of_the_original(name: str) -> Non
         found.append((done.ops / done.makespan_ns, waited / trace.rows("operations")))
     (was, waited), (now, waits) = found
     assert abs(now / was - 1) < STATED
-    assert abs(waits - waited) < STATED * waited + 100  # ns an operation
+    assert abs(waits - waited) < STATED_WAITS * waited + 100  # ns an operation
 
 
 def test_threads_that_come_and_go_are_started_in_the_text_too() -> None:
