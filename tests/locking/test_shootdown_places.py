@@ -83,3 +83,20 @@ def test_pages_are_freed_after_the_flush(name: str, op: PlanOp) -> None:
     steps = done(name, op, sets={MarkSet.REMOVED: 1}).steps
     free = next(i for i, step in enumerate(steps) if step.startswith("cost free_page"))
     assert steps.index("flush mm") < free
+
+
+def flushes(found: Walk) -> list[str]:
+    return [step for step in found.steps if step.startswith("flush ")]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_freed_page_tables_are_flushed_from_lazy_cpus_too(name: str) -> None:
+    """Once, with the pages where there are any; at the end of an address space all tables go."""
+    removed = {MarkSet.REMOVED: 1}
+    frees = TOUCHED | Trait.FREES_TABLES
+    assert flushes(done(name, PlanOp.MUNMAP, sets=removed)) == ["flush mm"]
+    assert flushes(done(name, PlanOp.MUNMAP, frees, removed)) == ["flush tables"]
+    empty = Trait.ANON | Trait.FREES_TABLES  # DONTNEED took the pages, and left the tables
+    assert flushes(done(name, PlanOp.MUNMAP, empty, removed)) == ["flush tables"]
+    assert flushes(done(name, PlanOp.MMAP, frees | Trait.OVERLAPS, removed)) == ["flush tables"]
+    assert flushes(done(name, PlanOp.PROCESS_EXIT)) == ["flush tables"]
