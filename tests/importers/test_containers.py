@@ -162,6 +162,19 @@ def test_a_pipe_that_breaks_is_read_as_far_as_it_goes(tmp_path: Path, writer: pw
     assert any("cut" in text for text in trace.header.warnings)
 
 
+def test_a_packed_stream_may_lack_the_end_of_its_last_record(
+    tmp_path: Path, writer: pw.Writer
+) -> None:
+    """perf record -z leaves it out now and then; the file itself is whole."""
+    cut = pw.dataclasses.replace(writer, records=[*writer.records[:-1], writer.records[-1][:-5]])
+    trace = load(cut.packed(piece=700).save(tmp_path / "perf.data"))
+    left_out = len(writer.records[-1]) - 5
+    assert trace.header.counters["cut_bytes"] == left_out
+    assert f"{left_out} bytes of a record that was cut are left out" in trace.header.warnings
+    without = pw.dataclasses.replace(writer, records=writer.records[:-1])
+    same(trace, rows(load(without.save(tmp_path / "whole.data"))))
+
+
 # -- directories ------------------------------------------------------------------------------
 
 

@@ -281,7 +281,7 @@ class ZstdFeed:
     def _end(self) -> bool:
         self._ended = True
         left = self._window.rest()
-        if (left or self._partial or self._plain_left) and not self._salvage:
+        if (left or self._plain_left) and not self._salvage:
             raise ph.truncated("the compressed records end inside a record", self._where)
         # The walk sees that it is no whole record, and counts it.
         self._ready += [memoryview(self._partial)] if self._partial else []

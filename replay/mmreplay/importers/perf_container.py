@@ -9,7 +9,7 @@ import mmap
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,7 +124,9 @@ def _stream(
 ) -> Stream:
     if order == "<" and not packed:
         return Mapped(kind, mapped, start, end)
-    return Fed(kind, _unwrapped(kind, MappedFeed(mapped, start, end), order, packed), start)
+    feed = _unwrapped(kind, MappedFeed(mapped, start, end), order, packed)
+    # perf record -z may leave out the end of its last record, though it ended normally.
+    return Fed(replace(kind, salvage=True) if packed else kind, feed, start)
 
 
 def _unwrapped(kind: Kind, feed: Feed, order: str, packed: bool) -> Feed:
