@@ -197,6 +197,10 @@ def test_ctrl_c_ends_the_recording_cleanly(tmp_path: Path, running: int) -> None
     file = tmp_path / "app.data"
     process = start("-p", str(running), "--no-estimate", "-o", str(file))
     wait_for(process, "Ctrl-C ends it")
+    end = time.monotonic() + 60  # perf writes its head when its events are open
+    while not any(one.is_file() and one.stat().st_size for one in tmp_path.glob("app.data*")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
