@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from traces import worker_trace
 
+from mmreplay.address_space import planner as room
 from mmreplay.address_space.planner import PlanBundle, build_plan, build_plans
 from mmreplay.address_space.rules import load_rules
 from mmreplay.address_space.scale import scale_group
@@ -50,11 +53,28 @@ def test_plans_of_one_reading_are_those_of_many(trace: Trace, threads: int | Non
         assert_same(bundle, build_plan(trace, rules, window=span, threads=who, chunk=64))
 
 
+def test_the_planner_is_compiled_where_ctrl_c_ends_it(
+    trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[bool] = []  # by the main thread, per call: an executor waits for its threads
+    real = room.advance
+
+    def advance(*words: Any) -> Any:
+        compiled.append(threading.current_thread() is threading.main_thread())
+        return real(*words)
+
+    monkeypatch.setattr(room, "advance", advance)
+    monkeypatch.setattr(room, "is_cold", lambda name: not compiled, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    wanted = [(load_rules(rules), None) for rules in (OLD, NEW)]
+    build_plans(trace, wanted, chunk=64)
+    assert compiled[:2] == [True, True]
+    assert not any(compiled[2:])  # and then beside each other
+
+
 def test_planner_reads_the_trace_once_for_all_that_is_wanted(
     trace: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmreplay.address_space import planner as room
-
     calls = []
     real = room.build_plans
 

@@ -43,7 +43,9 @@ from mmreplay.address_space.times import COLUMNS, Times
 from mmreplay.address_space.vma_state import OWN_FILES, MapState, Num, grow, new_state
 from mmreplay.address_space.wakeups import Wakeups, read_wakeups
 from mmreplay.errors import UserError
+from mmreplay.jit import is_cold
 
+_PASS: Final = "mmreplay.address_space.plan_core.advance"
 #: Part of every cache key: raise it when the same trace gives another plan.
 PLANNER: Final = 10
 
@@ -243,8 +245,9 @@ def build_plans(
     # A clone's row is changed while it is planned, so passes over clones take turns.
     workers = 1 if who.n > who.n_recorded else min(len(passes), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers, thread_name_prefix="plan") as pool:
-        apply = pool.map if workers > 1 else map
         for rows, order in stream:
+            # Compiling takes 16 s, and Ctrl-C ends it in the main thread only.
+            apply = pool.map if workers > 1 and not is_cold(_PASS) else map
             for one in times.values():
                 one.add(stream.columns, stream.first_row, stream.row_threads)
             going = [i for i in range(len(passes)) if i not in done]
