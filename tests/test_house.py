@@ -85,6 +85,8 @@ def _imports(file: Path) -> Iterator[tuple[int, str]]:
             base = list(package[: len(package) - node.level + 1]) if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             names = [f"{module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"mmreplay(\.\w+)+", str(node.value)):
+            names = [str(node.value)]  # loaded by name: native_of, import_module, -m
         else:
             continue
         for name in names:
