@@ -40,6 +40,16 @@ class Source:
     streams: list[Stream]
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def target(self) -> str:
+        """What was recorded: ``command``, ``all``, ``pids`` or ``unknown``."""
+        if self.header.attrs[0].enable_on_exec:
+            return "command"
+        told = {int(stream.state[pw.W_TARGET]) for stream in self.streams}
+        if pw.TARGET_ALL in told:
+            return "all"
+        return "pids" if pw.TARGET_PIDS in told else "unknown"
+
     def close(self) -> None:
         """Give the files back."""
         for stream in self.streams:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers import perf_decode as pd
 from mmreplay.importers import perf_walk as pw
@@ -30,6 +29,7 @@ from mmreplay.importers.syscalls import offsets_in_bytes
 
 if TYPE_CHECKING:
     from mmreplay.importers.perf_groups import GroupReads
+    from mmreplay.importers.perf_together import Together
     from mmreplay.importers.stacks import Frames, Stacks
     from mmreplay.importers.twice import Twice
 
@@ -46,8 +46,12 @@ class Recording:
     batch's ``event`` is a place in it.
     """
 
-    def __init__(self, sources: list[Source]) -> None:
+    def __init__(self, sources: list[Source], notes: list[str]) -> None:
         self.sources = sources
+        #: What is odd about these files as parts of one recording.
+        self.notes = notes
+        #: Says, when all is read, whether they are that; nothing where there is one file.
+        self.together: Together | None = None
         self.streams: list[Stream] = []
         #: Where each stream's events begin in :attr:`events`.
         self.first_events: list[int] = []
@@ -65,6 +69,10 @@ class Recording:
         self.frames: deque[Frames] = deque()
         #: Leaves out what several events tell, where there are such.
         self.twice: Twice | None = None
+        if len(sources) > 1:
+            from mmreplay.importers.perf_together import Together
+
+            self.together = Together(sources)
         if any(plan.has_chains for plan in self.plans):
             from mmreplay.importers.stacks import Stacks
 
@@ -97,12 +105,10 @@ class Recording:
     @property
     def target(self) -> str:
         """What was recorded: ``command``, ``all``, ``pids`` or ``unknown``."""
-        if self.header.attrs[0].enable_on_exec:
-            return "command"
-        told = {int(stream.state[pw.W_TARGET]) for stream in self.streams}
-        if pw.TARGET_ALL in told:
-            return "all"
-        return "pids" if pw.TARGET_PIDS in told else "unknown"
+        told = [source.target for source in self.sources]
+        if told[0] == "command":
+            return told[0]
+        return next((kind for kind in ("all", "pids") if kind in told), "unknown")
 
     def total(self, entry: int) -> int:
         """Sum of one W_* entry over all streams."""
@@ -136,26 +142,16 @@ def open_recording(paths: Path | list[Path], formats: Path | None = None) -> Rec
     try:
         for path in [paths] if isinstance(paths, Path) else paths:
             sources.append(open_source(path, formats))
-        _check_clocks(sources)
+        notes: list[str] = []
+        if len(sources) > 1:
+            from mmreplay.importers.perf_together import check_heads
+
+            notes = check_heads(sources)
     except BaseException:
         for source in sources:
             source.close()
         raise
-    return Recording(sources)
-
-
-def _check_clocks(sources: list[Source]) -> None:
-    clocks = [
-        (attr.use_clockid, attr.use_clockid and attr.clockid)
-        for attr in (source.header.attrs[0] for source in sources)
-    ]
-    for source, clock in zip(sources, clocks, strict=True):
-        if clock != clocks[0]:
-            raise UserError(
-                f"its times are of another clock than those of {sources[0].where}",
-                where=source.where,
-                fix="record both with -k CLOCK_MONOTONIC, or import them apart",
-            )
+    return Recording(sources, notes)
 
 
 def batches(
@@ -206,6 +202,8 @@ def batches(
                 names.read(stream)
                 if groups and (group := groups[index]) is not None:
                     group.count(ready, first, last, index, stream)
+            if rec.together is not None:
+                rec.together.watch(ready, first, last, batch)
             if rec.twice is not None:
                 rec.twice.leave_out(batch, last - first)
             offsets_in_bytes(batch, last - first, paged)

@@ -166,7 +166,7 @@ def _counters(rec: source.Recording, state: ps.State, tables: Assembler) -> dict
 
 
 def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[str]:
-    found: list[str] = []
+    found = list(rec.notes)
     for one in rec.sources:
         told = [*one.warnings, *one.header.warnings, *one.plan.warnings]
         found += [text for text in told if text not in found]

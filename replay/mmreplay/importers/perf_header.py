@@ -26,7 +26,7 @@ ATTR_MIN: Final = 64  # PERF_ATTR_SIZE_VER0
 
 # Feature bits: tools/perf/util/header.h@6.12.
 F_TRACING_DATA: Final = 1
-_F_HOSTNAME: Final = 3
+F_HOSTNAME: Final = 3
 F_OSRELEASE: Final = 4
 F_VERSION: Final = 5
 F_ARCH: Final = 6
@@ -244,9 +244,9 @@ def _bitmap(data: Any, order: str) -> int:
         return sum(word << bits * index for index, word in enumerate(words))
 
     bitmap = joined(struct.unpack_from(order + "4Q", data, 72), 64)
-    if order == ">" and not bitmap >> _F_HOSTNAME & 1:  # which every file has: longs of 32 bits
+    if order == ">" and not bitmap >> F_HOSTNAME & 1:  # which every file has: longs of 32 bits
         narrow = joined(struct.unpack_from(order + "8I", data, 72), 32)
-        return narrow if narrow >> _F_HOSTNAME & 1 else bitmap
+        return narrow if narrow >> F_HOSTNAME & 1 else bitmap
     return bitmap
 
 

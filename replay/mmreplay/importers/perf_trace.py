@@ -163,6 +163,8 @@ def _transfer(
     except BaseException:
         tables.abandon()
         raise
+    if rec.together is not None:
+        rec.notes += rec.together.check()
     selection.check(tables.operations)
     if options.snapshot is not None:
         from mmreplay.importers import snapshot
