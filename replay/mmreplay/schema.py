@@ -7,9 +7,8 @@ it.  Enumerations are append-only: a number once given keeps its meaning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
 TRACE_SCHEMA: Final = 1
 PAGE_SHIFT: Final = 12
@@ -138,8 +137,7 @@ class SpanEnd(IntEnum):
     PREEMPTED = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One column: polars dtype name, unit, whether null is allowed, meaning.
 
     ``later``: added since traces were first written; where a trace has no such column,
@@ -154,8 +152,7 @@ class Column:
     later: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """One Parquet file of a trace directory."""
 
     name: str

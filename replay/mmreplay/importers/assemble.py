@@ -7,7 +7,6 @@ if the ring comes round before that, it waits in a file, where ends are written 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from mmreplay.importers import syscalls as sc
 from mmreplay.trace.chunks import Column
 from mmreplay.trace.parts import Parts
 from mmreplay.trace.splitstream import SplitRows, SplitStream
+from mmreplay.trace.unnamed import unnamed_file
 
 if TYPE_CHECKING:
     from mmreplay.importers.columns import Block
@@ -89,7 +89,7 @@ class _Waiting:
 
     def move_out(self, folder: Any) -> None:
         """Make room in the ring."""
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with unnamed_file(folder) as file:
             stored: NDArray[np.int64] = np.memmap(file, np.int64, "w+", shape=self.rows.shape)
         stored[:] = self.rows
         self.rows = stored

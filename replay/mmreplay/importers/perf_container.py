@@ -9,7 +9,7 @@ import mmap
 import os
 import re
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -136,7 +136,7 @@ def _stream(
         return Mapped(kind, mapped, start, end)
     feed = _unwrapped(kind, MappedFeed(mapped, start, end), order, packed)
     # perf record -z may leave out the end of its last record, though it ended normally.
-    return Fed(replace(kind, salvage=True) if packed else kind, feed, start)
+    return Fed(kind._replace(salvage=True) if packed else kind, feed, start)
 
 
 def _unwrapped(kind: Kind, feed: Feed, order: str, packed: bool) -> Feed:

@@ -7,7 +7,7 @@ RAW go to which argument (by the format text).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -105,14 +105,13 @@ class EventInfo:
         return name.removeprefix("sys_enter_") in PAGED
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Layout plus what is known about the events as a whole."""
 
     layout: Layout
     events: list[EventInfo]
-    switch_records: bool = False
-    warnings: list[str] = field(default_factory=list)
+    switch_records: bool
+    warnings: list[str]
 
     def has(self, *roles: int) -> bool:
         """Whether any event has one of the roles."""

@@ -6,9 +6,8 @@ A new format is one module and one entry in :data:`FORMATS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mmreplay.errors import UserError
 from mmreplay.importers.options import Options
@@ -23,8 +22,7 @@ _HEAD: Final = 4096
 Reader = Callable[[list[Path], Path, Options, "Progress | None"], "Trace"]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """One format.
 
     ``sniff`` gets the path and its first bytes (none for a directory); ``read`` imports

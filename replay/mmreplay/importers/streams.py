@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -54,8 +53,7 @@ def _room(rows: int) -> Ready:
     return Ready(times, positions, codes)
 
 
-@dataclass(slots=True)
-class Kind:
+class Kind(NamedTuple):
     """What the streams of one file have in common.
 
     ``where`` names it in errors.  ``salvage``: a stream may end inside a record, because

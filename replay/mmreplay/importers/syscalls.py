@@ -7,7 +7,6 @@ format text have changed (``len`` became ``len_in``), the positions have not.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,8 +20,7 @@ ADDRESS, LENGTH, ADDRESS2, LENGTH2, PROT, FLAGS, OFFSET, FD = range(8)
 _NO: Final = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One system call: name, kind (None: it makes no operation), target slot of each argument."""
 
     name: str

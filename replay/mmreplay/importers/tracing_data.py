@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmreplay.errors import UserError
 
@@ -20,8 +20,7 @@ _FIELD = re.compile(
 _NAME = re.compile(r"(\w+)\s*(\[[^\]]*\])?\s*$")
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One field of an event: byte offset and size within RAW, signedness.
 
     ``dynamic`` is ``"data_loc"`` or ``"rel_loc"`` where the field holds a reference
@@ -36,8 +35,7 @@ class Field:
     array: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """One event format: system, name, id (``attr.config`` of the tracepoint), fields."""
 
     system: str
@@ -50,8 +48,7 @@ class Format:
         return next((f for f in self.fields if f.name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class TracingData:
+class TracingData(NamedTuple):
     """What the blob says: page size, size of a user long, and the formats by id."""
 
     version: str

@@ -71,9 +71,14 @@ def _key(room: str) -> str:
     )
     parts = [part.encode() for part in told]
     for source in _sources(room):
-        with open(source, "rb", buffering=0) as file:  # noqa: PTH123
-            parts += (source.encode(), file.read())
+        parts += (source.encode(), _digest_of(source))
     return digest(b"\0".join(parts)).hex()
+
+
+@functools.cache  # rooms share sources
+def _digest_of(source: str) -> bytes:
+    with open(source, "rb", buffering=0) as file:  # noqa: PTH123
+        return digest(file.read())
 
 
 def digest(content: bytes) -> bytes:

@@ -244,10 +244,10 @@ def _known_of(column: Column, bits: NDArray[np.uint8]) -> NDArray[Any]:
 def _levels(column: Column, bits: NDArray[np.uint8]) -> bytes:
     rows = len(column.values)
     if column.nulls in (0, rows):
-        levels = _varint(rows << 1) + bytes([column.nulls == 0])
+        levels = varint(rows << 1) + bytes([column.nulls == 0])
     else:
         groups = (rows + 7) >> 3
-        levels = _varint(groups << 1 | 1) + bits[:groups].tobytes()
+        levels = varint(groups << 1 | 1) + bits[:groups].tobytes()
     return len(levels).to_bytes(4, "little") + levels
 
 
@@ -257,26 +257,29 @@ _NOTHING: Final = np.zeros(0, np.uint8)
 # -- page headers, in Thrift's compact protocol ----------------------------------------------
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+def varint(value: int) -> bytes:
+    """A number that is not negative, seven bits a byte, the lowest first."""
+    if value < 1 << 7:
+        return bytes((value,))
+    if value < 1 << 14:
+        return bytes((value & 127 | 128, value >> 7))
+    if value < 1 << 21:
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14))
+    low = (value & 127 | 128, value >> 7 & 127 | 128, value >> 14 & 127 | 128)
+    return bytes(low) + varint(value >> 21)
 
 
 @functools.cache
 def _data_rest(rows: int, how: int) -> bytes:
     """DataPageHeader: values, encodings of them and levels."""
     encoding = (0, 8, 9, 5, 0)[how]
-    told = (b"\x2c\x15", _varint(2 * rows), b"\x15", _varint(2 * encoding))
+    told = (b"\x2c\x15", varint(2 * rows), b"\x15", varint(2 * encoding))
     return b"".join((*told, b"\x15\x06\x15\x06\x00\x00"))
 
 
 def _data_head(plain: int, packed: int, rows: int, how: int) -> bytes:
     """PageHeader: DATA_PAGE, its sizes, and the rest."""
-    sizes = (b"\x15\x00\x15", _varint(2 * plain), b"\x15", _varint(2 * packed))
+    sizes = (b"\x15\x00\x15", varint(2 * plain), b"\x15", varint(2 * packed))
     return b"".join((*sizes, _data_rest(rows, how)))
 
 
@@ -285,11 +288,11 @@ def _dictionary_head(plain: int, packed: int, entries: int) -> bytes:
     return b"".join(
         (
             b"\x15\x04\x15",
-            _varint(2 * plain),
+            varint(2 * plain),
             b"\x15",
-            _varint(2 * packed),
+            varint(2 * packed),
             b"\x4c\x15",
-            _varint(2 * entries),
+            varint(2 * entries),
             b"\x15\x00\x00\x00",
         )
     )

@@ -14,7 +14,7 @@ import functools
 import json
 import re
 import zlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
@@ -208,8 +208,19 @@ class Header(_Strict):
     def to_json(self) -> str:
         """The content of ``header.json``."""
         self.__post_init__()  # keys may have been set since
-        keys = asdict(self)
-        return json.dumps({"schema": keys.pop("schema_"), **keys}, indent=1) + "\n"
+        lines = (f' "{key.rstrip("_")}": {_text(value)}' for key, value in _keys(self).items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _keys(told: Any) -> dict[str, Any]:
+    return {one.name: getattr(told, one.name) for one in fields(told)}
+
+
+def _text(value: Any) -> str:
+    """A line, or one for each entry of a list."""
+    if isinstance(value, list) and value:
+        return "[\n  " + ",\n  ".join(map(_text, value)) + "\n ]"
+    return json.dumps(value, default=_keys)
 
 
 def plain_release(release: str) -> str | None:

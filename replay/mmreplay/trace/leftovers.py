@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 
@@ -25,12 +23,13 @@ def make(path: Path) -> tuple[Path, int]:
     """
     while True:
         # PID for people, the random rest for two writers in one process.
-        made = tempfile.mkdtemp(prefix=f"{path.name}.partial-{os.getpid()}-", dir=path.parent)
+        made = path.with_name(f"{path.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
+        made.mkdir()
         held = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(OSError):  # it cannot be locked, so nobody will remove it
             fcntl.flock(held, fcntl.LOCK_EX)
-        if Path(made).exists():
-            return Path(made), held
+        if made.exists():
+            return made, held
         os.close(held)  # somebody cleaned between the two
 
 
@@ -44,7 +43,7 @@ def clean(path: Path) -> None:
                 old = left.with_name(left.name.replace(".partial-", ".replaced-"))
                 if old.is_dir() and not path.exists():
                     old.rename(path)
-                shutil.rmtree(left, ignore_errors=True)
+                remove(left)
             finally:
                 os.close(held)
     for left in path.parent.glob(f"{_literal(path.name)}.replaced-*"):
@@ -52,7 +51,14 @@ def clean(path: Path) -> None:
             path.exists()
             and not left.with_name(left.name.replace(".replaced-", ".partial-")).exists()
         ):
-            shutil.rmtree(left, ignore_errors=True)
+            remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory with all that lies in it, as far as that can be done."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _literal(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from mmreplay import schema
 from mmreplay.trace import chunks as encoded
-from mmreplay.trace.chunks import Column, Wanted
+from mmreplay.trace.chunks import Column, Wanted, varint
 
 _MAGIC: Final = b"PAR1"
 #: Enumerations of parquet.thrift.
@@ -190,10 +190,7 @@ class _Compact:
         self._last = [0]
 
     def _varint(self, value: int) -> None:
-        while value > 127:
-            self.out.append(value & 127 | 128)
-            value >>= 7
-        self.out.append(value)
+        self.out += varint(value)
 
     def _head(self, field: int, kind: int) -> None:
         self.out.append(field - self._last[-1] << 4 | kind)
@@ -202,11 +199,6 @@ class _Compact:
     def integer(self, field: int, value: int, kind: int = _I64) -> None:
         self._head(field, kind)
         self._varint(value << 1 ^ value >> 63)
-
-    def go_on(self, fields: bytes, last: int) -> None:
-        """Fields of the current struct up to number ``last``, written before."""
-        self.out += fields
-        self._last[-1] = last
 
     def byte(self, field: int, value: int) -> None:
         self._head(field, _BYTE)
@@ -288,35 +280,47 @@ def _footer(columns: Sequence[schema.Column], rows: int, groups: Sequence[bytes]
 
 
 def _row_group(placed: Sequence[tuple[int, _Chunk]], rows: int) -> bytes:
-    """RowGroup, an element of a list: by column, how far it was moved, and the chunk."""
-    t = _Compact()
-    t.begin()
-    t.items(1, _STRUCT, len(placed))
+    """RowGroup, an element of a list: by column, how far it was moved, and the chunk.
+
+    Field by field, as :class:`_Compact` would: each of its heads is known.
+    """
+    parts = [b"\x19", _count_of_structs(len(placed))]
     for moved, chunk in placed:
-        t.begin()
-        t.integer(2, 0)
-        t.begin(3)
-        t.go_on(chunk.head, 4)
-        t.integer(5, chunk.values)
-        t.integer(6, chunk.plain_size)
-        t.integer(7, chunk.size)
-        t.integer(9, moved + chunk.data)
+        parts += (
+            b"\x26\x00\x1c",  # ColumnChunk: file_offset 0; meta_data
+            chunk.head,
+            b"\x16",
+            varint(2 * chunk.values),
+            b"\x16",
+            varint(2 * chunk.plain_size),
+            b"\x16",
+            varint(2 * chunk.size),
+            b"\x26",
+            varint(2 * (moved + chunk.data)),
+        )
         if chunk.begin != chunk.data:
-            t.integer(11, moved + chunk.begin)
+            parts += (b"\x26", varint(2 * (moved + chunk.begin)))
         if chunk.statistics is not None:
             least, greatest = (n.to_bytes(8, "little", signed=True) for n in chunk.statistics)
-            t.begin(12)
-            t.binary(5, greatest)
-            t.binary(6, least)
-            t.end()
-        t.end()
-        t.end()
-    t.integer(2, sum(chunk.plain_size for _, chunk in placed))
-    t.integer(3, rows)
-    t.integer(5, min(moved + chunk.begin for moved, chunk in placed))
-    t.integer(6, sum(chunk.size for _, chunk in placed))
-    t.end()
-    return bytes(t.out)
+            head = b"\x1c" if chunk.begin != chunk.data else b"\x3c"
+            parts += (head, b"\x58\x08", greatest, b"\x18\x08", least, b"\x00")
+        parts.append(b"\x00\x00")
+    parts += (
+        b"\x16",
+        varint(2 * sum(chunk.plain_size for _, chunk in placed)),
+        b"\x16",
+        varint(2 * rows),
+        b"\x26",
+        varint(2 * min(moved + chunk.begin for moved, chunk in placed)),
+        b"\x16",
+        varint(2 * sum(chunk.size for _, chunk in placed)),
+        b"\x00",
+    )
+    return b"".join(parts)
+
+
+def _count_of_structs(count: int) -> bytes:
+    return bytes([count << 4 | _STRUCT]) if count < 15 else b"\xfc" + varint(count)
 
 
 def _element(t: _Compact, column: schema.Column) -> None:

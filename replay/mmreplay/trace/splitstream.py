@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from mmreplay.trace.exposure import add_exposure, new_open_set
 from mmreplay.trace.memory import cut
 from mmreplay.trace.services import Classes, SplitReport, Tally, usual_services
 from mmreplay.trace.splitrules import BOUNDED, MOST_NS, TIMED, UNTIMED, divide_one
+from mmreplay.trace.unnamed import unnamed_file
 
 #: Groups that may wait in memory for the groups before them; further ones wait in the file.
 _MOST_PENDING: Final = 3
@@ -125,7 +125,7 @@ class SplitStream:
         self.report = SplitReport()
         self._group_rows = group_rows
         self._lasting = _LASTING if bounded else _LASTING - 1
-        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+        self._file = unnamed_file(directory)
         self._sizes: dict[int, int] = {}
         self._free: deque[SplitRows] = deque()
         self._pending: dict[int, SplitRows | None] = {}  # None: in the file

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -332,6 +331,8 @@ def _not_a_trace(path: Path) -> tuple[str]:
             "there is no such trace; import a recording: mmreplay import perf.data -o NAME.mmt",
         )
     if path.is_file():
+        import shlex
+
         return (
             "is a file, not a trace directory; import it first: "
             + shlex.join(["mmreplay", "import", path.name, "-o", f"{path.stem}.mmt"]),

@@ -7,7 +7,6 @@ polars: an import of a recording does without it.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -125,9 +124,6 @@ class TraceWriter:
             ) from None
         #: Where the tables lie until ``close``.
         self.directory = made
-        mask = os.umask(0)
-        os.umask(mask)
-        self.directory.chmod(0o777 & ~mask)  # mkdtemp makes it private
 
     def _check_free(self) -> None:
         if not self.path.exists():
@@ -165,7 +161,7 @@ class TraceWriter:
         self._columns.clear()
         self._gathered.clear()
         self._held.clear()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        leftovers.remove(self.directory)
         self._let_be()
 
     def _let_be(self) -> None:
@@ -300,7 +296,7 @@ class TraceWriter:
                     old.rename(self.path)
                 raise
             if old is not None:
-                shutil.rmtree(old, ignore_errors=True)
+                leftovers.remove(old)
         except OSError as error:
             self.discard()
             raise UserError(
