@@ -43,6 +43,16 @@ def test_estimate_by_hand() -> None:
     assert "--light" not in told(heavy, light=True)[1]
 
 
+def test_what_is_counted_stands_for_all() -> None:
+    every = choose_events(in_release(None), wakeups=True, compat=True)
+    counted = every.counted
+    assert counted.keys() < set(every.events)
+    counts = dict.fromkeys(every.events, 10.0)  # as many returns as entries, ends as begins
+    found = project(counts, every, 2.0, cost.EventCost(1000, 100, "given"))
+    assert found.events_per_s == 10 * len(every.events) / 2
+    assert len(counted) < 0.6 * len(every.events)
+
+
 def test_an_idle_process_costs_nothing() -> None:
     found = project({"task-clock": 0.0}, EVENTS, 2.0, cost.EventCost(900, 90, "given"))
     assert (found.added_cpu_ratio, found.events_per_s) == (0.0, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ _LEAST_RING_PAGES: Final = 16
 #: perf writes the formats of the tracepoints behind the events, and counts only the events: 170 KB
 #: for the largest event set (perf 6.1, Linux 6.18).
 _BEHIND_EVENTS: Final = 256 << 10
+#: 36 tracepoints take the kernel a second (30 ms each), and three beside other programs.
+_ON_AND_OFF: Final = "the kernel turns tracepoints on and off, for some seconds if it is busy"
 #: Rings of a recording of limited size take at most this share of it.
 _RINGS_OF_SIZE: Final = 1 / 4
 
@@ -244,25 +247,35 @@ def record(
     threads = here.processes(wanted.pids)
     has = here.tracepoints()
     recording = describe(wanted, has, here_=True) if has is not None else None
-    tool = here.choose_tool(wanted.tool, has, recording)
-    file = output or Path("perf.data" if tool.name == "perf" else "strace.txt")
-    if file.exists() and not force:
-        raise UserError(
-            "the file exists", where=str(file), fix="add --force, or name another with -o"
-        )
-    require_parent(file)
+    if recording is not None and shutil.which("perf"):
+        recording = replace(recording, no_bpf=here.perf_knows("--no-bpf-event"))
+    # Counting the events of what runs already shows whether perf can record it.
+    counts = bool(wanted.pids) and wanted.estimate and wanted.tool != "strace"
+    if wanted.pids and not counts:
+        say("trying perf on a short program")
+    tool = here.choose_tool(wanted.tool, has, recording, trial=not counts)
+    file = _free(output, tool, force)
+    guess = taken = None
+    if tool.name == "perf" and counts:
+        assert recording is not None
+        here.allow_events(recording, threads)
+        say(f"counting events for {SAMPLE_S:.0f} s, then {_ON_AND_OFF}")
+        try:
+            guess = estimate(wanted.pids, recording.events, known_cost())
+        except UserError:
+            tool = here.choose_tool(wanted.tool, has, recording)
+            if tool.name == "perf":
+                raise
+            file = _free(output, tool, force)
     if tool.name == "strace":
         return _with_strace(wanted, file, tool.why_not_perf, data_on_stdout, say)
     assert recording is not None
     recording = replace(recording, output=str(file))
-    guess = taken = None
+    if guess is not None:
+        for line in told(guess, light=wanted.light):
+            say(line)
     if wanted.pids:
         here.allow_events(recording, threads)
-        if wanted.estimate:
-            say(f"counting events for {SAMPLE_S:.0f} s")
-            guess = estimate(wanted.pids, recording.events, known_cost())
-            for line in told(guess, light=wanted.light):
-                say(line)
         taken = file.with_name(file.name + ".snapshot")
         snapshot(wanted.pids, taken)
     limit = size_limit(wanted, recording.ring_pages)
@@ -274,8 +287,9 @@ def record(
     before = _dumps(file)
     if wanted.keep is not None:
         say("SIGUSR2 writes what the rings hold; Ctrl-C writes it and ends")
-    elif not wanted.program and wanted.duration_s is None:
-        say("recording; Ctrl-C ends it")
+    elif not wanted.program:
+        end = "; Ctrl-C ends it" if wanted.duration_s is None else f" for {wanted.duration_s:g} s"
+        say(f"recording{end}; before and after it {_ON_AND_OFF}")
     timer = wanted.duration_s if wanted.program else None
     ended = supervise(
         recording.argv(),
@@ -287,7 +301,7 @@ def record(
     files = sorted(_dumps(file) - before) if wanted.keep is not None else [file]
     if not files:
         raise UserError("perf wrote no recording", where=str(file), fix="see what perf says above")
-    # Only now: what it compiles takes a second, in which a program would not be recorded.
+    # Only now: loading it takes time, in which a program would not be recorded.
     from mmreplay.recorder.check import check
 
     outcome = Outcome("perf", files, ended, recording.argv(), snapshot=taken, estimate=guess)
@@ -295,6 +309,17 @@ def record(
     if wanted.keep is None:  # between two dumps a flight recorder loses by design
         outcome.advice = advice(outcome.content, recording)
     return outcome
+
+
+def _free(output: Path | None, tool: here.Tool, force: bool) -> Path:
+    """The file to write, which may not be there yet."""
+    file = output or Path("perf.data" if tool.name == "perf" else "strace.txt")
+    if file.exists() and not force:
+        raise UserError(
+            "the file exists", where=str(file), fix="add --force, or name another with -o"
+        )
+    require_parent(file)
+    return file
 
 
 def _with_strace(
@@ -353,6 +378,8 @@ def told(guess: Estimate, *, light: bool) -> list[str]:
 
 def advice(content: Content, recording: Recording) -> list[str]:
     """What to do about losses; nothing where there are none that matter."""
+    if not content.lost:
+        return []
     from mmreplay.trace.summary import LOSS_REFUSE, LOSS_WARN
 
     if content.lost_ratio <= LOSS_WARN:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmreplay.errors import UserError
 from mmreplay.importers.binary import load_u16, load_u32, load_u64
-from mmreplay.jit import njit
+from mmreplay.jit import native
 
 _HEADER: Final = struct.Struct("<8s7Q")
 _LOST, _SAMPLE, _LOST_SAMPLES = 2, 9, 13
@@ -34,14 +34,14 @@ class Content:
         return self.lost / (self.lost + self.events) if self.lost else 0.0
 
 
-@njit
-def _count(buffer: Any, at: Any, end: Any, found: Any) -> None:
+@native
+def _count(buffer: Any, at: Any, end: Any, found: Any) -> Any:
     while at + 8 <= end:
         kind = load_u32(buffer, at)
         size = np.int64(load_u16(buffer, at + 6))
         if size < 8 or at + size > end:
             found[K_DAMAGED] = 1
-            return
+            return 0
         found[K_RECORDS] += 1
         if kind == _SAMPLE:
             found[K_SAMPLES] += 1
@@ -50,6 +50,7 @@ def _count(buffer: Any, at: Any, end: Any, found: Any) -> None:
         elif kind == _LOST_SAMPLES and size >= 16:
             found[K_LOST_SAMPLES] += np.int64(load_u64(buffer, at + 8))
         at += size
+    return 0
 
 
 def check(path: Path) -> Content:

@@ -56,7 +56,7 @@ def project(
     counts: Mapping[str, float], events: EventSet, seconds: float, cost: EventCost
 ) -> Estimate:
     """The estimate from counts of ``events``, ``task-clock`` (ms) and ``context-switches``."""
-    rate = sum(counts.get(event, 0.0) for event in events.events) / seconds
+    rate = sum(times * counts.get(event, 0.0) for event, times in events.counted.items()) / seconds
     rate += _SWITCH_EVENTS * counts.get("context-switches", 0.0) / seconds
     cpus = counts.get("task-clock", 0.0) / 1000 / seconds
     faults = sum(counts.get(event, 0.0) for event in events.faults) / seconds
@@ -84,7 +84,7 @@ def estimate(pids: tuple[int, ...], events: EventSet, cost: EventCost) -> Estima
     with tempfile.TemporaryDirectory(prefix="mmreplay-") as folder:
         file = Path(folder) / "counts.csv"
         words = ["perf", "stat", "-x,", "-o", str(file), "-p", ",".join(map(str, pids))]
-        for event in ("task-clock", "context-switches", *events.events):
+        for event in ("task-clock", "context-switches", *events.counted):
             words += events.option(event)
         done = subprocess.run(
             [*words, "--", "sleep", str(SAMPLE_S)], capture_output=True, text=True, errors="replace"

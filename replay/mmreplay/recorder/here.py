@@ -97,6 +97,14 @@ def check_program(program: Sequence[str]) -> None:
         )
 
 
+def perf_knows(option: str) -> bool:
+    """Whether ``perf record`` of this machine has that option."""
+    done = subprocess.run(
+        ["perf", "record", "-h"], capture_output=True, text=True, errors="replace"
+    )
+    return option in (done.stdout + done.stderr).split()
+
+
 def allow_events(recording: Recording, threads: int) -> None:
     """Raise this process's limit of open files to what attaching takes.
 
@@ -124,7 +132,9 @@ def allow_events(recording: Recording, threads: int) -> None:
         ) from None
 
 
-def choose_tool(wanted: str, has: Has | None, recording: Recording | None) -> Tool:
+def choose_tool(
+    wanted: str, has: Has | None, recording: Recording | None, *, trial: bool = True
+) -> Tool:
     """perf where it can record here, else strace.
 
     Parameters
@@ -132,14 +142,15 @@ def choose_tool(wanted: str, has: Has | None, recording: Recording | None) -> To
     wanted:
         ``auto``, ``perf`` or ``strace``.
     recording:
-        Tried on ``true``; None where the tracepoints cannot be read.
+        Tried on ``true`` unless there is to be no ``trial``; None where the tracepoints cannot
+        be read.
 
     Raises
     ------
     UserError
         Neither can, or not the one that is wanted.
     """
-    reason = "it was asked for" if wanted == "strace" else _why_not_perf(has, recording)
+    reason = "it was asked for" if wanted == "strace" else _why_not_perf(has, recording, trial)
     if not reason:
         return Tool("perf")
     if wanted == "perf":
@@ -152,15 +163,17 @@ def choose_tool(wanted: str, has: Has | None, recording: Recording | None) -> To
     return Tool("strace", reason)
 
 
-def _why_not_perf(has: Has | None, recording: Recording | None) -> str:
+def _why_not_perf(has: Has | None, recording: Recording | None, trial: bool = True) -> str:
     if shutil.which("perf") is None:
         return "perf is not installed"
     if has is None or recording is None:
         return "the tracepoints in /sys/kernel/tracing cannot be read, which takes root"
+    if not trial:
+        return ""
     with tempfile.TemporaryDirectory(prefix="mmreplay-") as folder:
         file = Path(folder) / "try.data"
         # One call stands for all: turning each on and off takes the kernel some 30 ms.
-        trial = replace(
+        short = replace(
             recording,
             events=replace(recording.events, calls=recording.events.calls[:1]),
             target=("--", "true"),
@@ -168,7 +181,7 @@ def _why_not_perf(has: Has | None, recording: Recording | None) -> str:
             keep=False,
             ring_pages=FEWEST_PAGES,
         )
-        done = subprocess.run(trial.argv(), capture_output=True, text=True, errors="replace")
+        done = subprocess.run(short.argv(), capture_output=True, text=True, errors="replace")
         if done.returncode == 0 and file.exists():
             return ""
     lines = [line.strip() for line in done.stderr.splitlines()]

@@ -104,6 +104,17 @@ class EventSet:
         return (*self.faults, *self.fault_ends, *calls, *self.others)
 
     @property
+    def counted(self) -> dict[str, int]:
+        """Those that must be counted to know how many all are, and how many each stands for.
+
+        A call's entry and return are as many, and so are a wait's begin and end; the kernel takes
+        some 30 ms to turn each tracepoint on, and the same to turn it off.
+        """
+        found = dict.fromkeys((*self.faults, *self.fault_ends, *self.tasks, *self.wakeups), 1)
+        found |= dict.fromkeys((f"syscalls:sys_enter_{call}" for call in self.calls), 2)
+        return found | dict.fromkeys((*self.contention[:1], *self.compat[:1]), 2)
+
+    @property
     def others(self) -> tuple[str, ...]:
         """All but faults and system calls."""
         return (*self.contention, *self.tasks, *self.wakeups, *self.compat)
@@ -191,6 +202,9 @@ class Recording:
     keep: bool = False
     max_size: str | None = None
     output: str | None = None
+    #: Without perf's thread that waits for BPF programs, for whose end perf's own may wait a
+    #: second (``--no-bpf-event``, perf 5.1).
+    no_bpf: bool = False
 
     def words(self) -> list[str]:
         """The shell command, an option and its value a word; the calls as brace lists of bash."""
@@ -222,6 +236,8 @@ class Recording:
             options.append(("-d",))
         options += [("-k", "CLOCK_MONOTONIC"), ("--switch-events",), ("-c", "1")]
         options.append(("-m", str(self.ring_pages)))
+        if self.no_bpf:
+            options.append(("--no-bpf-event",))
         if self.stacks:
             options.append(("-g",))
         if self.keep:
