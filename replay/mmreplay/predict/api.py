@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mmreplay.engine.beside import engine_compiled
@@ -21,7 +21,7 @@ from mmreplay.predict.checks import check_choice, check_predictable, check_repla
 from mmreplay.predict.counts import check_count
 from mmreplay.predict.detail import blame_table, lock_table, op_table
 from mmreplay.predict.effort import GROWN_OPS, WINDOWS, check_growth, effort, growth_of
-from mmreplay.predict.explain import headline, headline_row, series
+from mmreplay.predict.explain import MUCH_SLEEP, headline, headline_row, percent, series
 from mmreplay.predict.gains import Cell
 from mmreplay.predict.pace import Ways, busy_means_ns, pace
 from mmreplay.predict.planning import WITH_DEPENDENCIES, Planner, Wanted
@@ -29,7 +29,7 @@ from mmreplay.predict.prediction import Prediction, ProcessShare, Replay, Row, S
 from mmreplay.predict.processes import People, foreign_holders, people, process_shares, processes
 from mmreplay.predict.recorded import LOSS_LIMIT, quality
 from mmreplay.predict.runner import Progress, run_all
-from mmreplay.predict.steady import measured
+from mmreplay.predict.steady import Part, measured
 from mmreplay.predict.sweep import Grid, Load, Placement, Side, rows_of, simulate_grid
 
 if TYPE_CHECKING:
@@ -142,7 +142,15 @@ def predict(
     who = people(source)
     first_parts = old.parts[counts[0]]
     notes = [*found_base.notes, *planner.notes, *notes]
+    asleep = 0.0 if planner.scope == WITH_DEPENDENCIES else _asleep(old.parts[counts[0]].values())
     notes += _caveats(base, cores, counts, recorded_threads, old, new, planner.scope)
+    if asleep >= MUCH_SLEEP and "saturated" in loads:
+        notes.append(
+            f"At the saturated load no busy thread sleeps; in the recording they did for "
+            f"{percent(asleep)} of their time, and it does not say what for. If for each other (a "
+            "mutex, an interpreter's lock), the recorded load is nearer to the truth; mmreplay "
+            "record --dependencies tells."
+        )
     notes += _starving(old, new, rows, cells)
     spans = {
         tuple(bundle.window for bundle in planner.bundles(wanted[from_model.vma_rules, count]))
@@ -172,7 +180,7 @@ def predict(
         processes=_shares(who, old, new, rows, cells),
         foreign_holders=foreign_holders(source, who),
         notes=tuple(dict.fromkeys(notes)),
-        headline=headline(rows, from_model.name, to_model.name, drift),
+        headline=headline(rows, from_model.name, to_model.name, drift, asleep),
         simulations=simulations,
         windows=len(first_parts),
         window_ops=max(
@@ -355,6 +363,12 @@ def _counts(values: Sequence[int], option: str, what: str) -> tuple[int, ...]:
     if not values:
         raise UserError(f"the list of {what} is empty", where=option, fix="write for example 1,2,4")
     return tuple(sorted({check_count(int(value), option, what) for value in values}))
+
+
+def _asleep(parts: Iterable[Part]) -> float:
+    """Share of the busy threads' time in which they slept, the windows weighted alike."""
+    shares = [part.asleep for part in parts]
+    return sum(shares) / len(shares)
 
 
 def _caveats(

@@ -10,6 +10,9 @@ from mmreplay.predict.prediction import Blame, Drift, Row
 
 #: Speed-ups closer to 1 than this are called no difference.
 _SAME = 0.015
+#: Those of the two loads further apart than this are both told, where threads slept this much.
+_APART = 0.05
+MUCH_SLEEP = 0.1
 
 
 def times(value: float | None) -> str:
@@ -76,8 +79,13 @@ def _strongest(rows: Sequence[Row]) -> list[Row]:
     return max((s for s in found if s[0].load == first), key=lambda s: s[-1].threads)
 
 
-def headline(rows: Sequence[Row], from_kernel: str, to_kernel: str, drift: Drift) -> str:
-    """The prediction in two or three sentences."""
+def headline(
+    rows: Sequence[Row], from_kernel: str, to_kernel: str, drift: Drift, asleep: float = 0.0
+) -> str:
+    """The prediction in two or three sentences.
+
+    ``asleep``: share of the busy threads' time in which they slept for who knows what.
+    """
     row = headline_row(rows, to_kernel)
     mine = _strongest([r for r in rows if r.kernel == to_kernel])
     before = next(
@@ -101,6 +109,7 @@ def headline(rows: Sequence[Row], from_kernel: str, to_kernel: str, drift: Drift
     parts.append(_limit(before, from_kernel))
     if before.limiting_lock is not None:
         parts.append(_afterwards(row))
+    parts.append(_with_sleep(row, rows, asleep))
     return " ".join(part for part in parts if part)
 
 
@@ -142,6 +151,28 @@ def _afterwards(row: Row) -> str:
     return (
         f"With {row.kernel}, {row.limiting_lock} takes "
         f"{percent(row.lock_share[row.limiting_lock])}."
+    )
+
+
+def _with_sleep(row: Row, rows: Sequence[Row], asleep: float) -> str:
+    """Where sleep that may be waits for each other decides, what it is with that sleep."""
+    kept = next(
+        (
+            r
+            for r in rows
+            if (r.kernel, r.cores, r.threads) == (row.kernel, row.cores, row.threads)
+            and r.load == "recorded" != row.load
+        ),
+        None,
+    )
+    if asleep < MUCH_SLEEP or kept is None or row.speedup is None or kept.speedup is None:
+        return ""
+    if abs(kept.speedup / row.speedup - 1) < _APART:
+        return ""
+    then = "no faster" if abs(kept.speedup - 1) < _SAME else times(kept.speedup)
+    return (
+        f"That is if its threads never slept; with the sleep of the recording ({percent(asleep)} "
+        f"of their time, what for was not recorded) it is {then}."
     )
 
 

@@ -49,6 +49,7 @@ class Part:
     work: Work  # theirs
     idle: bool  # they, or whom they may wait for, sleep between operations
     in_turn: bool = False  # some of them began when others were through
+    asleep: float = 0.0  # share of their time in which they sleep, the trace does not say what for
 
     def plan(self, load: str) -> Plan:
         """The plan for one load."""
@@ -112,6 +113,7 @@ def measured(bundle: PlanBundle, plan: Plan, group: int, times: Recorded) -> Par
         work=work_of(plan, group, service),
         idle=in_turn or bool(blocked[steady].sum() > 0 or (points.any() and blocked.sum() > 0)),
         in_turn=in_turn,
+        asleep=float(1 - pace),
     )
 
 
