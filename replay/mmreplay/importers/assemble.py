@@ -45,6 +45,8 @@ _MOST_TABLES: Final = 8
 #: What one recorded event costs the recorded thread where the trace cannot say it:
 #: 0.86 to 0.94 us by switching recording on and off (2-vCPU EPYC guest, 6.18, perf 6.1).
 DEFAULT_PROBE_NS: Final = 900
+#: What is said of a trace with 32-bit tasks whose calls were not recorded.
+NO_COMPAT: Final = "32-bit tasks: their system calls are not in syscalls:*; record raw_syscalls too"
 #: What it costs is told by what comes before so many operations, or by all where there are less:
 #: the same however operations are grouped.
 PROBE_OPERATIONS = 1 << 15
@@ -249,8 +251,10 @@ class Assembler:
         if not full:
             return
         spaces = state.table("spaces")[: state.count[ps.C_SPACES]]
-        # All of a 64-bit task's addresses below 4 GiB does not happen: its stack is high.
-        low = (spaces[:, ps.A_HIGHEST] < 1 << 32) & (spaces[:, ps.A_FAULTS] > 0)
+        # All of a 64-bit task's addresses below 4 GiB does not happen: its stack is high, and so
+        # is what the kernel places.
+        low = (spaces[:, ps.A_FAULTS] > 0) | (spaces[:, ps.A_PLACED] > 0)
+        low &= spaces[:, ps.A_HIGHEST] < 1 << 32
         low &= spaces[:, ps.A_HIGHEST] > 0
         for group in full:
             if group.low is None:

@@ -39,6 +39,9 @@ _THREAD_START = np.int64(int(OpKind.THREAD_START))
 _THREAD_EXIT = np.int64(int(OpKind.THREAD_EXIT))
 _PROCESS_EXIT = np.int64(int(OpKind.PROCESS_EXIT))
 _ORPHAN = np.int64(int(Quality.ORPHAN_EXIT))
+#: MAP_FIXED and MAP_32BIT: the program says where, or that it be low.
+_MAP_WHERE = np.int64(0x10 | 0x40)
+_FLAGS_KNOWN = np.int64(1 << sc.FLAGS)
 #: In S_CALL_FLAGS of a clone3: task_newtask has told them.
 _FLAGS_TOLD = np.int64(1 << 62)
 _CHILD_RETURN = np.int64(int(Quality.CHILD_RETURN))
@@ -233,6 +236,11 @@ def result_of(a: Any, ops: Any, out: Any, t: Any, call: Any, result: Any) -> Non
         if not failed:
             ops[out + ps.O_ADDRESS] = result
             ops[out + ps.O_KNOWN] |= ps.K_ADDRESS
+            space = ps.spaces_at(a, ops[out + ps.O_SPACE])
+            told = ops[out + ps.O_KNOWN] & _FLAGS_KNOWN
+            if told and not ops[out + ps.O_FLAGS] & _MAP_WHERE:
+                a[space + ps.A_PLACED] += 1
+            a[space + ps.A_HIGHEST] = max(a[space + ps.A_HIGHEST], result)
     elif call == sc.C_BRK:
         # brk returns the break there is now; the range is what lies between.
         proc = a[t + ps.S_PROC]

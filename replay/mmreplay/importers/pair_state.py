@@ -147,7 +147,7 @@ FUTEX_BUCKETS: Final = 4096
 ) = range(13)
 
 # Columns of an address space.
-(A_USERS, A_HIGHEST, A_FAULTS, A_ALIAS, A_MAPPED, A_SIZE) = range(6)
+(A_USERS, A_HIGHEST, A_FAULTS, A_ALIAS, A_MAPPED, A_PLACED, A_SIZE) = range(7)
 
 # Columns of an operation; those behind O_KNOWN are of system calls only.
 (

@@ -103,7 +103,8 @@ def _begin_fault(
         ops[out + ps.O_KNOWN] |= ps.K_BITS
     ops[out + ps.O_IP] = ip
     space = ops[out + ps.O_SPACE]
-    if address < _KERNEL_HALF:
+    executes = a[t + ps.S_CALL] == sc.C_EXECVE + 1 or a[t + ps.S_CALL] == sc.C_EXECVEAT + 1
+    if address < _KERNEL_HALF and not executes:  # then the kernel may write to the new one
         at = ps.spaces_at(a, space)
         a[at + ps.A_FAULTS] += 1
         a[at + ps.A_HIGHEST] = max(a[at + ps.A_HIGHEST], np.int64(address))

@@ -13,7 +13,7 @@ from mmreplay.importers import pair_wakeups
 from mmreplay.importers import perf_data as source
 from mmreplay.importers import perf_decode as pd
 from mmreplay.importers import perf_walk as pw
-from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
+from mmreplay.importers.assemble import DEFAULT_PROBE_NS, NO_COMPAT, Assembler
 from mmreplay.importers.syscalls import CALL_KIND, CALLS, tells_futexes
 from mmreplay.trace.header import (
     Capabilities,
@@ -198,9 +198,7 @@ def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[
             "events were sampled, so nothing pairs; count every event (-c 1, not -F or a larger -c)"
         )
     if header.counters.get("compat32_operations") and not header.capabilities.compat_visible:
-        found.append(
-            "32-bit tasks: their system calls are not in syscalls:*; record raw_syscalls too"
-        )
+        found.append(NO_COMPAT)
     if header.counters.get("malformed_records"):
         found.append(f"{header.counters['malformed_records']} malformed records were skipped")
     return found

@@ -4,8 +4,8 @@ A 32-bit task's numbers are another table's, and its calls are in ``raw_syscalls
 kernel leaves them out of ``syscalls:*`` (trace_get_syscall_nr in kernel/trace/trace_syscalls.c
 @6.18).  What a task is shows when it executes: the kernel sets the number of the call that
 returns then to the new program's own ``execve`` (set_personality_ia32 in
-arch/x86/kernel/process_64.c@6.18).  Of a task that was there before, its addresses tell: all of
-a 64-bit one's are never below 4 GiB.
+arch/x86/kernel/process_64.c@6.18).  Of a task that was there before, its addresses tell, and
+the words of its calls: all of a 64-bit one's are never below 4 GiB.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mmreplay.importers.syscalls import (
     PAGES,
     number_tables,
 )
-from mmreplay.jit import native
+from mmreplay.jit import borrowing_helper, native
 
 if TYPE_CHECKING:
     from mmreplay.importers.perf_layout import EventInfo
 
 # What is known of a process.
-_UNKNOWN, _LOW, _HIGH, _EXECUTING, _IS_COMPAT, _IS_NATIVE = range(6)
+UNKNOWN, LOW, HIGH, _EXECUTING, IS_COMPAT, IS_NATIVE = range(6)
 _FOUR_GIB: Final = np.uint64(1 << 32)
 _KERNEL_HALF: Final = np.uint64(1 << 63)
 
@@ -63,6 +63,12 @@ class RawCalls:
         _name(batch, rows, self._tables, self._abi, self._told)
 
 
+@borrowing_helper
+def is_high(word: Any) -> Any:
+    """Whether no register of a 32-bit task, and no address of its, holds that."""
+    return _FOUR_GIB <= word < _KERNEL_HALF
+
+
 @native
 def _name(batch: Any, rows: Any, tables: Any, abi: Any, told: Any) -> None:
     for i in range(rows):
@@ -81,17 +87,22 @@ def _name(batch: Any, rows: Any, tables: Any, abi: Any, told: Any) -> None:
             abi[pid] = _EXECUTING
         elif role == ev.MAPPING or ev.FAULT_USER <= role <= ev.FAULT_MAJOR:
             address = batch.arg[i, 0]
-            if abi[pid] <= _LOW and address < _KERNEL_HALF:
-                abi[pid] = _HIGH if address >= _FOUR_GIB else _LOW
+            if abi[pid] <= LOW and address < _KERNEL_HALF:
+                abi[pid] = HIGH if is_high(address) else LOW
         if role != ev.RAW_ENTER and role != ev.RAW_EXIT:
             continue
+        high = False
+        for k in range(1 if role == ev.RAW_EXIT else 6):
+            high = high or is_high(batch.arg[i, k])
+        if high and abi[pid] <= LOW:
+            abi[pid] = HIGH
         number = batch.arg[i, 7]
         if abi[pid] == _EXECUTING and role == ev.RAW_EXIT and batch.arg[i, 0] == 0:
             if np.int64(number) == tables.execve[COMPAT]:
-                abi[pid] = _IS_COMPAT
+                abi[pid] = IS_COMPAT
             elif np.int64(number) == tables.execve[NATIVE]:
-                abi[pid] = _IS_NATIVE
-        which = COMPAT if abi[pid] == _LOW or abi[pid] == _IS_COMPAT else NATIVE
+                abi[pid] = IS_NATIVE
+        which = COMPAT if abi[pid] == LOW or abi[pid] == IS_COMPAT else NATIVE
         call = np.int64(-1)
         if number < np.uint64(tables.calls.shape[1]):
             call = np.int64(tables.calls[which, np.int64(number)])

@@ -243,6 +243,7 @@ class _Scanner:
             switches=False,
             contention=False,
             wakings=False,
+            compat_visible=True,
             samples=self.samples,
             ordered=False,
             clock="realtime",

@@ -402,25 +402,21 @@ def parse_enter(
 
 
 @borrowing_helper
-def parse_raw(
-    b: Any, at: Any, end: Any, rows: Any, o: Any, role: Any, raw: Any, numbers: Any, slots: Any
-) -> Any:
-    """``NR 9 (0, 2000, ...)`` or ``NR 9 = -12``; returns the call, -1 for one of no interest."""
+def parse_raw(b: Any, at: Any, end: Any, role: Any, raw: Any) -> Any:
+    """``NR 9 (0, 2000, ...)`` or ``NR 9 = -12``: its words into ``raw``; returns the number, -1:
+    it cannot be read."""
     number, at = decimal(b, skip_spaces(b, word_end(b, at, end), end), end)
-    call = np.int64(-1)
-    if number < np.uint64(512):
-        call = np.int64(numbers[number])
     at = skip_spaces(b, at, end)
-    if call < 0 or at >= end:
+    if number >= np.uint64(sc.NUMBERS) or at >= end:
         return np.int64(-1)
+    for k in range(6):
+        raw[k] = np.uint64(0)
     if role == ev.RAW_EXIT:
-        value, _ = decimal(b, skip_spaces(b, at + 1, end), end)
-        rows[o + tr.C_ARG] = np.int64(value)
-        return call
+        raw[0], _ = decimal(b, skip_spaces(b, at + 1, end), end)
+        return np.int64(number)
     for k in range(6):
         raw[k], at, _ = hexadecimal(b, skip_spaces(b, at + 1, end), end)
-    put_arguments(rows, o, call, raw, slots)
-    return call
+    return np.int64(number)
 
 
 @borrowing_helper

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mmreplay.importers import events as ev
 from mmreplay.importers.binary import new_table, table_put
 from mmreplay.importers.names import plain_name
-from mmreplay.importers.syscalls import BY_NAME, PAGED
+from mmreplay.importers.syscalls import BY_NAME, CALLS, PAGED
 from mmreplay.importers.text_bytes import fnv
 from mmreplay.importers.text_records import RECORDS
 from mmreplay.importers.text_scan import CALL_ENTER, CALL_EXIT, FILE, SCHED_EXIT
@@ -97,6 +97,8 @@ class Names:
     events: list[str] = field(default_factory=list)
     #: Roles that have been met.
     kinds: set[int] = field(default_factory=set)
+    #: (2, calls) whose entries and returns have events of their own.
+    told: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((2, len(CALLS)), np.uint8))
     #: Events whose offset is in pages.
     paged: list[int] = field(default_factory=list)
     files: list[tuple[str, str]] = field(default_factory=list)
@@ -121,6 +123,8 @@ class Names:
             number = len(self.events)
             name, self.roles[number], self.calls[number] = describe(text, form, self.ftrace)
             self.events.append(name)
+            if self.calls[number] >= 0:
+                self.told[int(self.roles[number] == ev.EXIT), self.calls[number]] = 1
             if name.removeprefix("syscalls:sys_enter_") in PAGED:
                 self.paged.append(number)
             self.kinds.add(int(self.roles[number]))

@@ -15,7 +15,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers import text_source as source
 from mmreplay.importers.options import Options
-from mmreplay.importers.syscalls import NATIVE, number_tables
+from mmreplay.importers.syscalls import number_tables
 from mmreplay.importers.text_names import Names
 from mmreplay.importers.text_records import R_COMM, R_FORK, R_SWITCH
 from mmreplay.importers.text_scan import ADDRESS_FIRST, ADDRESS_OF_START, scan
@@ -109,9 +109,10 @@ def import_trace_text(
     file = source.open_text(path)
     try:
         form = looks_like(file.head())
-        kinds = _look(file, form == "ftrace")
+        names = _look(file, form == "ftrace")
+        kinds = frozenset(names.kinds)
         while True:
-            names = Names(form == "ftrace")
+            names = Names(form == "ftrace", told=names.told)
             dialect = _dialect(file, form, kinds, names)
             try:
                 return import_text(file, dialect, out, options, progress)
@@ -121,14 +122,14 @@ def import_trace_text(
         file.close()
 
 
-def _look(file: source.TextFile, ftrace: bool) -> frozenset[int]:
-    """Roles of the events at the beginning."""
+def _look(file: source.TextFile, ftrace: bool) -> Names:
+    """The events at the beginning."""
     file.restart()
     names = Names(ftrace)
     file.x[tr.X_FTRACE] = ftrace
     rows = np.zeros((_LOOK_ROWS, tr.WIDTH), np.int64)
     _scanner(names, None)(file, rows)
-    return frozenset(names.kinds)
+    return names
 
 
 def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Names) -> Dialect:
@@ -228,7 +229,6 @@ def _addresses_of_ends(head: bytes) -> bool:
 
 def _scanner(names: Names, foreseen: _Holds | None, machine: str = "") -> source.Scan:
     tables = number_tables(machine or "x86_64")
-    numbers, slots = tables.calls[NATIVE], tables.slots[NATIVE]
     scratch, words = np.zeros(7, np.int64), np.zeros(6, np.uint64)
 
     def run(file: source.TextFile, rows: NDArray[np.int64]) -> bool:
@@ -247,8 +247,10 @@ def _scanner(names: Names, foreseen: _Holds | None, machine: str = "") -> source
                 names.roles,
                 names.calls,
                 names.counts,
-                numbers,
-                slots,
+                tables.calls,
+                tables.slots,
+                tables.execve,
+                names.told,
                 names.file_keys,
                 names.file_values,
                 scratch,

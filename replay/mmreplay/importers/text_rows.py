@@ -78,8 +78,10 @@ DONE, FULL, NEW_NAME, NEED_THREADS = range(4)
     K_EXEC0,  # the name that an exec will give
     K_EXEC1,
     K_GUESSED,  # whether its process was guessed
-) = range(11)
-K_SIZE: Final = 11
+    K_RAW,  # the number of the call it is in by raw_syscalls + 1; 0 unknown
+    K_ABI,  # what its numbers mean (raw_calls.py)
+) = range(13)
+K_SIZE: Final = 13
 MAX_TID: Final = 1 << 22
 _CLONE_THREAD: Final = 0x10000
 #: Threads inside clone that are remembered.
@@ -117,7 +119,7 @@ def thread_at(task: Any, mask: Any, tid: Any) -> Any:
 
 @borrowing_helper
 def new_thread(task: Any, at: Any, tid: Any, pid: Any, parent: Any) -> None:
-    """Fill a thread's columns; its name is its parent's (``parent`` -1: none)."""
+    """Fill a thread's columns; its name and ABI are its parent's (``parent`` -1: none)."""
     for k in range(K_SIZE):
         task[at + k] = 0
     task[at + K_TID] = tid
@@ -125,6 +127,7 @@ def new_thread(task: Any, at: Any, tid: Any, pid: Any, parent: Any) -> None:
     if parent >= 0:
         task[at + K_COMM0] = task[parent + K_COMM0]
         task[at + K_COMM1] = task[parent + K_COMM1]
+        task[at + K_ABI] = task[parent + K_ABI]
 
 
 @borrowing_helper

@@ -43,6 +43,7 @@ from mmreplay.importers.text_fields import (
     parse_switch,
     parse_waking,
 )
+from mmreplay.importers.text_raw import name_raw, show_address
 from mmreplay.importers.text_records import parse_record
 from mmreplay.jit import borrowing_helper, native
 
@@ -118,6 +119,8 @@ def scan(
     counts: Any,
     numbers: Any,
     slots: Any,
+    execve: Any,
+    told: Any,
     file_keys: Any,
     file_values: Any,
     scratch: Any,
@@ -138,8 +141,10 @@ def scan(
         (OPENERS + 1,) int64: threads inside clone, and how many there have been.
     name_keys, name_values, roles, calls, counts:
         Table of event names by hash -> number, and by number its role, call and lines.
-    numbers, slots:
+    numbers, slots, execve:
         :func:`mmreplay.importers.syscalls.number_tables`.
+    told:
+        (2, calls) uint8: whose entries and returns have events of their own.
     file_keys, file_values:
         Table of names of mapped files by hash -> number.
     scratch, words:
@@ -155,6 +160,7 @@ def scan(
     b, task, out = bare(buffer), bare(threads), bare(rows)
     slot_of, number_of, opened = bare(slots), bare(numbers), bare(ring)
     head, raw = bare(scratch), bare(words)
+    own_execve, own_events = bare(execve), bare(told)
     mask = threads.shape[0] - 1
     room = rows.shape[0] - tr.MOST_ROWS
     n = 0
@@ -264,8 +270,11 @@ def scan(
                 out[o + tr.C_IP] = out[o + tr.C_ARG + 2]
             out[o + tr.C_ARG + 2] = 0
             task[place + tr.K_FAULT] = out[o + tr.C_ARG]
+            show_address(task, place, out[o + tr.C_ARG])
         elif role == ev.FAULT_MINOR or role == ev.FAULT_MAJOR or role == ev.FAULT_SOFTWARE:
             good = _fault_end(b, args, stop, x, task, place, out, o, role)
+            if good:
+                show_address(task, place, out[o + tr.C_ARG])
         elif role == ev.ENTER:
             k = parse_enter(b, args, stop, out, o, call, raw, slot_of)
             good = k >= 0
@@ -277,7 +286,10 @@ def scan(
             out[o + tr.C_ARG] = np.int64(value)
             good = digits > 0
         elif role == ev.RAW_ENTER or role == ev.RAW_EXIT:
-            call = parse_raw(b, args, stop, out, o, role, raw, number_of, slot_of)
+            number = parse_raw(b, args, stop, role, raw)
+            call = name_raw(
+                task, place, out, o, role, number, raw, number_of, slot_of, own_execve, own_events
+            )
             role = np.int64(ev.ENTER if role == ev.RAW_ENTER else ev.EXIT)
             if call < 0:
                 role = np.int64(ev.OTHER)

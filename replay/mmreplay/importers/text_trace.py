@@ -16,7 +16,7 @@ from mmreplay.importers import pair_state as ps
 from mmreplay.importers import pair_wakeups, snapshot
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers import text_source as source
-from mmreplay.importers.assemble import DEFAULT_PROBE_NS, Assembler
+from mmreplay.importers.assemble import DEFAULT_PROBE_NS, NO_COMPAT, Assembler
 from mmreplay.importers.drive import finish_all, pair_all
 from mmreplay.importers.options import Options
 from mmreplay.importers.selection import Selection
@@ -39,7 +39,14 @@ from mmreplay.trace.writer import TraceWriter
 _WARN_LOST: Final = 0.001
 #: How a text names the calls that tell who waits for whom: perf and ftrace, strace.
 _FUTEX: Final = frozenset(
-    name for call in CALLS[C_FUTEX:] for name in (f"syscalls:sys_enter_{call.name}", call.name)
+    (
+        "raw_syscalls:sys_enter",
+        *(
+            name
+            for call in CALLS[C_FUTEX:]
+            for name in (f"syscalls:sys_enter_{call.name}", call.name)
+        ),
+    )
 )
 #: Names of threads that belong to no process: the machine was recorded, if a busy one.
 _KERNEL_THREADS: Final = ("kworker/", "ksoftirqd/", "migration/", "rcu_", "kswapd")
@@ -252,8 +259,7 @@ def _header(file: source.TextFile, dialect: Dialect, state: ps.State, tables: As
         compat_visible=dialect.compat_visible,
         lock_spans=dialect.contention,
         sampling=dialect.sampled,
-        wakeups=dialect.wakings
-        or (both and (dialect.compat_visible or not _FUTEX.isdisjoint(samples))),
+        wakeups=dialect.wakings or (both and not _FUTEX.isdisjoint(samples)),
     )
     header.counters = _counters(file, state, tables)
     header.warnings = [*dialect.warnings, *_warnings(file, dialect, header)]
@@ -313,6 +319,8 @@ def _warnings(file: source.TextFile, dialect: Dialect, header: Header) -> list[s
             "the text does not tell which wake-ups came from interrupts: one that interrupted a "
             "thread counts as that thread's; import the perf.data itself"
         )
+    if header.counters.get("compat32_operations") and not dialect.compat_visible:
+        found.append(NO_COMPAT)
     total = int(x[tr.X_LINES]) + header.lost_events
     if header.lost_events > _WARN_LOST * total:
         share = 100 * header.lost_events / total

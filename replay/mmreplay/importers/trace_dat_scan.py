@@ -16,7 +16,7 @@ from mmreplay.importers import perf_layout as pl
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers.binary import bare, load_i32, load_u16, load_u32, load_u64, table_find
-from mmreplay.importers.text_fields import put_arguments
+from mmreplay.importers.text_raw import name_raw, show_address
 from mmreplay.importers.text_scan import SCHED_EXIT
 from mmreplay.jit import borrowing_helper, native
 
@@ -190,6 +190,8 @@ def scan(
     roles: Any,
     numbers: Any,
     slots: Any,
+    execve: Any,
+    told: Any,
     name_keys: Any,
     name_values: Any,
     name_words: Any,
@@ -204,7 +206,7 @@ def scan(
         uint8: the file, or its unpacked pages.
     y, cpus:
         (Y_SIZE,) int64 and (CPUs, Q_SIZE) int64: pages, and each CPU's place in them.
-    x, threads, ring, numbers, slots, words, rows:
+    x, threads, ring, numbers, slots, execve, told, words, rows:
         As of :func:`mmreplay.importers.text_scan.scan`.
     index:
         (65536,) int32: event of each type, or UNKNOWN.
@@ -222,6 +224,7 @@ def scan(
     q, task, out, opened = bare(cpus), bare(threads), bare(rows), bare(ring)
     flag, step_of, of_type = bare(flags), bare(program), bare(index)
     number_of, slot_of, raw, comms = bare(numbers), bare(slots), bare(words), bare(name_words)
+    own_execve, own_events = bare(execve), bare(told)
     mask = threads.shape[0] - 1
     room = rows.shape[0] - tr.MOST_ROWS
     n = 0
@@ -286,6 +289,8 @@ def scan(
                 step_of[step + pl.P_SIGNED],
             )
         call = flag[pl.G_SIZE * event + pl.G_CALL]
+        if role == ev.FAULT_USER or role == ev.FAULT_KERNEL:
+            show_address(task, place, out[o + tr.C_ARG])
         if role == ev.FAULT_USER:
             pointer = np.uint64(out[o + tr.C_ARG + 2])
             if pointer < np.uint64(_KERNEL_HALF):
@@ -293,19 +298,17 @@ def scan(
             out[o + tr.C_ARG + 2] = 0
         elif role == ev.RAW_ENTER or role == ev.RAW_EXIT:
             number = out[o + tr.C_ARG + 7]
-            call = np.int64(number_of[number]) if 0 <= number < sc.NUMBERS else np.int64(-1)
+            number = number if 0 <= number < sc.NUMBERS else np.int64(-1)
             for k in range(6):
                 raw[k] = np.uint64(out[o + tr.C_ARG + k])
             for k in range(tr.ARGS):
                 out[o + tr.C_ARG + k] = 0
+            call = name_raw(
+                task, place, out, o, role, number, raw, number_of, slot_of, own_execve, own_events
+            )
+            role = np.int64(ev.ENTER if role == ev.RAW_ENTER else ev.EXIT)
             if call < 0:
                 role = np.int64(ev.OTHER)
-            elif role == ev.RAW_ENTER:
-                role = np.int64(ev.ENTER)
-                put_arguments(out, o, call, raw, slot_of)
-            else:
-                role = np.int64(ev.EXIT)
-                out[o + tr.C_ARG] = np.int64(raw[0])
         elif role == SCHED_EXIT:
             out[o + tr.C_ARG], out[o + tr.C_ARG + 2] = pid, tid
             task[place + tr.K_CALL] = -1

@@ -16,7 +16,7 @@ from mmreplay.importers import text_source as source
 from mmreplay.importers import trace_dat_scan as ds
 from mmreplay.importers.binary import new_table, table_put
 from mmreplay.importers.options import Options
-from mmreplay.importers.syscalls import NATIVE, number_tables
+from mmreplay.importers.syscalls import CALLS, number_tables
 from mmreplay.importers.text_scan import SCHED_EXIT
 from mmreplay.importers.text_trace import Dialect, import_text
 from mmreplay.importers.trace_dat import TraceDat, name_words, open_trace_dat
@@ -77,8 +77,11 @@ class _Scanner:
         self.pages[ds.Y_DAMAGED] = 0
         self.cpus = self._sequences()
         ds.start(buffer, self.pages, self.cpus)
-        tables = number_tables(dat.machine or "x86_64")
-        self.numbers, self.slots = tables.calls[NATIVE], tables.slots[NATIVE]
+        self.tables = number_tables(dat.machine or "x86_64")
+        self.told = np.zeros((2, len(CALLS)), np.uint8)
+        for event, number in zip(self.plan.events, self.counts.tolist(), strict=False):
+            if number and event.call >= 0:
+                self.told[int(event.role == ev.EXIT), event.call] = 1
         self.keys, self.values = new_table(max(1, len(dat.names)))
         self.names = np.zeros((max(1, len(dat.names)), 2), np.int64)
         for number, (tid, name) in enumerate(dat.names.items()):
@@ -148,8 +151,10 @@ class _Scanner:
                 layout.flags,
                 layout.program,
                 self.roles,
-                self.numbers,
-                self.slots,
+                self.tables.calls,
+                self.tables.slots,
+                self.tables.execve,
+                self.told,
                 self.keys,
                 self.values,
                 self.names,
