@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections import deque
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -23,13 +24,13 @@ _PIECE: Final = 1 << 20
 #: it (zstd_compress_stream_to_records in tools/perf/util/zstd.c@6.16).
 _LONGEST2: Final = 65_519
 _MOST2: Final = 1 << 30
-#: Packed bytes that are unpacked at a time: at most 32 MiB, since a zstd block of 4 bytes
-#: may stand for 128 KiB.
-_SLICE: Final = 1 << 10
-#: So many times as much, as long as what was unpacked last was not this many times longer
-#: than packed.
-_MORE: Final = 4
-_DENSE: Final = 64
+#: The longest record.
+_LONGEST: Final = 1 << 16
+#: Room of a call of zstd: for what it may have kept back, and for what the last byte of a
+#: piece ends, a block each (128 KiB at most); it is never filled by those.
+_STEP: Final = 3 << 17
+#: With what a pull begins, a record that is not whole.
+_LEAST: Final = _STEP + _LONGEST
 
 
 class Feed(Protocol):
@@ -111,35 +112,70 @@ class Window:
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self._buffer = bytearray()
-        self._at = 0
+        self._buffer = memoryview(bytearray(_PIECE))
+        self._at = self._end = 0
 
     def need(self, count: int) -> bool:
         """Have ``count`` bytes at hand; False where the feed ends before."""
-        while len(self._buffer) - self._at < count:
-            if self._at > _PIECE:
-                del self._buffer[: self._at]
-                self._at = 0
-            piece = bytearray(_PIECE)
-            got = self._feed.pull(memoryview(piece))
+        while self._end - self._at < count:
+            if self._end == len(self._buffer) or self._at + count > len(self._buffer):
+                self._make_room()
+            got = self._feed.pull(self._buffer[self._end :])
             if not got:
                 return False
-            self._buffer += memoryview(piece)[:got]
+            self._end += got
         return True
 
-    def peek(self, count: int) -> bytes:
-        """The next bytes, as far as they are at hand."""
-        return bytes(self._buffer[self._at : self._at + count])
+    def _make_room(self) -> None:
+        """Let go what was looked at; where that is little, have twice the room."""
+        left, buffer = self._buffer[self._at : self._end], self._buffer
+        if 2 * len(left) > len(buffer):
+            buffer = memoryview(bytearray(2 * len(buffer)))
+        buffer[: len(left)] = left
+        self._buffer, self._at, self._end = buffer, 0, len(left)
 
-    def take(self, count: int) -> bytes:
+    def peek(self, count: int) -> memoryview:
+        """The next bytes, as far as they are at hand; they hold until more are needed."""
+        return self._buffer[self._at : min(self._at + count, self._end)]
+
+    def take_view(self, count: int) -> memoryview:
         """The same, and go on behind them."""
         part = self.peek(count)
         self._at += len(part)
         return part
 
+    def take(self, count: int) -> bytes:
+        """The same, to keep."""
+        return bytes(self.take_view(count))
+
     def rest(self) -> bytes:
         """All that is at hand."""
-        return self.take(len(self._buffer) - self._at)
+        return self.take(self._end - self._at)
+
+
+class _Dry(Exception):
+    """Nothing is left to be unpacked."""
+
+
+class _Packed:
+    """What zstd reads: pieces of the stream, as they come."""
+
+    def __init__(self) -> None:
+        self.pieces: deque[memoryview] = deque()
+
+    def put(self, piece: memoryview) -> None:
+        """One more; its last byte apart.
+
+        So zstd is asked once more where a piece filled the room: it may keep back a part
+        of what it unpacked, and gives that only when it reads.
+        """
+        self.pieces += [part for part in (piece[:-1], piece[-1:]) if part]
+
+    def read(self, _: int) -> memoryview:
+        """The next piece (an empty one would be the end of all)."""
+        if not self.pieces:
+            raise _Dry
+        return self.pieces.popleft()
 
 
 class ZstdFeed:
@@ -147,6 +183,10 @@ class ZstdFeed:
 
     Its COMPRESSED records hold pieces of one zstd stream, whose content is records again;
     those cut by the end of a piece go on in the next.  All other records stay what they are.
+
+    It is unpacked into the room given to :meth:`pull`, which gets whole records only: what
+    follows a piece may be a record that is not packed.  Each call of zstd has the same room,
+    so that what it loses in one that fails does not depend on how the feed is pulled.
     """
 
     def __init__(self, feed: Feed, where: str, *, big_endian: bool, salvage: bool) -> None:
@@ -158,11 +198,15 @@ class ZstdFeed:
         self._salvage = salvage
         self._big = big_endian
         self._error: Any = zstandard.ZstdError
-        self._zstd = zstandard.ZstdDecompressor().decompressobj()
-        self._packed: list[memoryview] = []
-        self._slice = _SLICE
-        self._ready: list[memoryview] = []
+        self._packed = _Packed()
+        source: Any = self._packed
+        self._zstd = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
+        self._room = memoryview(b"")  # of the pull that goes on
+        self._whole = 0  # bytes of it that are whole records
+        self._filled = 0
         self._partial = b""  # of a record that a later piece will end
+        self._spare = memoryview(b"")  # for a pull with less room than is needed
+        self._left = memoryview(b"")  # of that
         self._plain_left = 0  # bytes of a payload that is no record
         self._ended = False
 
@@ -178,31 +222,74 @@ class ZstdFeed:
         self._feed.close()
 
     def pull(self, room: memoryview) -> int:
-        filled = 0
-        while filled < len(room):
-            if self._ready:
-                part = self._ready[0][: len(room) - filled]
-                room[filled : filled + len(part)] = part
-                filled += len(part)
-                self._ready[0] = self._ready[0][len(part) :]
-                if not self._ready[0]:
-                    self._ready.pop(0)
-            elif self._packed:
+        if not self._left and len(room) >= _LEAST:
+            return self._fill(room)
+        if not self._left:
+            self._spare = self._spare or memoryview(bytearray(_LEAST))
+            self._left = self._spare[: self._fill(self._spare)]
+        got = min(len(room), len(self._left))
+        room[:got] = self._left[:got]
+        self._left = self._left[got:]
+        return got
+
+    def _fill(self, room: memoryview) -> int:
+        """Put whole records into ``room``; what the stream ends with may be none."""
+        self._room, self._whole, self._filled = room, 0, 0
+        self._put(self._partial)
+        self._partial = b""
+        while len(room) - self._filled >= _STEP and not self._ended:
+            if self._packed.pieces:
                 self._unpack()
-            elif self._ended or not self._next():
-                break
+            else:
+                self._ended = not self._next()
+        filled = self._filled
+        if not self._ended:
+            self._count_whole()
+            self._partial = bytes(room[self._whole : filled])
+            filled = self._whole
+        self._room = memoryview(b"")
         return filled
 
-    def _number(self, part: bytes) -> int:
+    def _put(self, part: bytes | memoryview) -> None:
+        self._room[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
+
+    def _put_plain(self, part: memoryview) -> None:
+        """Put what was not packed before the record that is not whole yet."""
+        self._count_whole()
+        partial = bytes(self._room[self._whole : self._filled])
+        self._filled = self._whole
+        self._put(part)
+        self._whole = self._filled
+        self._put(partial)
+
+    def _count_whole(self) -> None:
+        found = np.frombuffer(self._room[self._whole : self._filled], np.uint8)
+        length = int(whole_records(found, self._big))
+        if length < 0:
+            raise ph.damaged("a compressed record shorter than its head", self._where)
+        self._whole += length
+
+    def _unpack(self) -> None:
+        try:
+            self._filled += self._zstd.readinto1(self._room[self._filled : self._filled + _STEP])
+        except _Dry:  # it holds the begin of something
+            pass
+        except self._error as error:
+            if not self._salvage:
+                raise ph.damaged(f"compressed data ({error})", self._where) from None
+            self._ended = True
+
+    def _number(self, part: memoryview) -> int:
         return int.from_bytes(part, "big" if self._big else "little")
 
     def _next(self) -> bool:
         """Take the next record; False at the end."""
         window = self._window
         if self._plain_left:
-            part = window.take(min(self._plain_left, _PIECE)) if window.need(1) else b""
+            part = window.take_view(min(self._plain_left, _LONGEST)) if window.need(1) else b""
             self._plain_left -= len(part)
-            self._ready += [memoryview(part)] if part else []
+            self._put_plain(memoryview(part))
             return bool(part) or self._end()
         if not window.need(8):
             return self._end()
@@ -214,11 +301,11 @@ class ZstdFeed:
             raise ph.damaged("a record shorter than its head", self._where)
         if not window.need(size):
             return self._end()
-        record = window.take(size)
+        record = window.take_view(size)
         if kind == R_COMPRESSED:
-            self._packed += [memoryview(record)[8:]] if size > 8 else []
+            self._packed.put(record[8:])
             return True
-        self._ready.append(memoryview(record))
+        self._put_plain(record)
         if kind == R_AUXTRACE and size >= 16:
             self._plain_left = self._number(record[8:16])
         elif kind == R_TRACING_DATA and size >= 12:
@@ -241,49 +328,21 @@ class ZstdFeed:
         total = padded if padded == size else 16 + length
         if not window.need(total):
             return self._end()
-        body = memoryview(window.take(total))[16 : 16 + length]
+        body = window.take_view(total)[16 : 16 + length]
         piece = min(len(body), _LONGEST2)
         while body:
-            self._packed += [body[:piece]] if piece else []
+            self._packed.put(body[:piece])
             body = body[piece:]
             if not body:
                 break
-            piece = self._number(bytes(body[6:8])) - 16
+            piece = self._number(body[6:8]) - 16
             body = body[16:]
             if not 0 <= piece <= len(body):
                 raise ph.damaged("a compressed record that does not hold together", self._where)
         return True
 
-    def _unpack(self) -> None:
-        """Unpack a little: the more it holds, the less of it lies in memory."""
-        data = self._packed[0][: self._slice]
-        self._packed[0] = self._packed[0][self._slice :]
-        if not self._packed[0]:
-            self._packed.pop(0)
-        try:
-            plain = self._zstd.decompress(data)
-        except self._error as error:
-            if not self._salvage:
-                raise ph.damaged(f"compressed data ({error})", self._where) from None
-            self._packed.clear()
-            self._ended = True
-            return
-        self._slice = _SLICE * (_MORE if len(plain) < _DENSE * len(data) else 1)
-        if self._partial:
-            plain = self._partial + plain
-        end = int(whole_records(np.frombuffer(plain, np.uint8), self._big))
-        if end < 0:
-            raise ph.damaged("a compressed record shorter than its head", self._where)
-        self._partial = plain[end:]
-        if end:
-            self._ready.append(memoryview(plain)[:end])
-
     def _end(self) -> bool:
-        self._ended = True
-        left = self._window.rest()
-        if (left or self._plain_left) and not self._salvage:
+        """Nothing follows; False."""
+        if (self._window.rest() or self._plain_left) and not self._salvage:
             raise ph.truncated("the compressed records end inside a record", self._where)
-        # The walk sees that it is no whole record, and counts it.
-        self._ready += [memoryview(self._partial)] if self._partial else []
-        self._partial = b""
-        return bool(self._ready)
+        return False
