@@ -116,6 +116,77 @@ def test_ftrace_says_what_perf_script_says(tmp_path: Path) -> None:
         assert_frame_equal(one.table(table).collect(), other.table(table).collect())
 
 
+@pytest.mark.parametrize("form", ["-l", "--ts-diff", "stack traces"])
+def test_other_forms_of_lines(tmp_path: Path, form: str) -> None:
+    """What options of trace-cmd report and of tracefs print says the same."""
+    plain, other = tmp_path / "plain.txt", tmp_path / "other.txt"
+    text = REPORT
+    if form == "-l":
+        text = re.sub(r"(-\d+ +)\[003\] ", r"\1  3d..2.", REPORT)
+    elif form == "--ts-diff":
+        text = re.sub(r"(\d: )", r"\1(+2)     ", REPORT)
+    else:
+        trace = "my-app-2-1001  [003]   100.000010: <user stack trace>\n =>  <00007f5790fa09b0>\n"
+        before, fault, after = REPORT.partition("error_code=0x6\n")
+        text = before + fault + trace + after
+    assert text != REPORT
+    plain.write_text(REPORT)
+    other.write_text(text)
+    one, two = (import_trace(file, file.with_suffix(".mmt")) for file in (plain, other))
+    assert one.rows("operations") == 3
+    for table in ("operations", "threads", "schedule"):
+        assert_frame_equal(one.table(table).collect(), two.table(table).collect())
+
+
+#: What trace-cmd report prints of a wait, the call that moves it to another address, and the one
+#: that wakes it there (libtraceevent's plugin_futex).
+FUTEXES = """\
+    prog-10  [000]   100.000000000: sys_enter_munmap: addr: 0x10000, len: 0x00005000
+    prog-10  [000]   100.000001000: sys_exit_munmap:      0x0
+    prog-10  [000]   100.000002000: sys_enter_futex:      op=FUTEX_WAIT_BITSET|FUTEX_PRIVATE_FLAG\
+|FUTEX_CLOCK_REALTIME uaddr=0x7f0000001000 val=0x00000001 utime=0x00000000 val3=0xffffffff
+    prog-11  [001]   100.000010000: sys_enter_futex:      op=FUTEX_CMP_REQUEUE|FUTEX_PRIVATE_FLAG\
+ uaddr=0x7f0000001000 val=0 val2=10 uaddr2=0x7f0000002000 val3=0x00000001
+    prog-11  [001]   100.000011000: sys_exit_futex:       0x1
+    prog-12  [001]   100.000030000: sys_enter_futex:      op=FUTEX_WAKE|FUTEX_PRIVATE_FLAG \
+uaddr=0x7f0000002000 val=1
+    prog-12  [001]   100.000031000: sys_exit_futex:       0x1
+    prog-10  [000]   100.000040000: sys_exit_futex:       0x0
+    prog-10  [000]   100.000050000: sys_enter_munmap: addr: 0x10000, len: 0x00005000
+    prog-10  [000]   100.000051000: sys_exit_munmap:      0x0
+"""
+
+
+def test_futex_calls_as_trace_cmd_prints_them(tmp_path: Path) -> None:
+    file = tmp_path / "trace.txt"
+    file.write_text(FUTEXES)
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.wakeups.select("tid", "waker", "off_ns", "on_ns").collect().rows() == [
+        (10, 12, 2_000, 40_000)
+    ]
+    assert "unread_lines" not in trace.header.counters
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sys_exit_mmap:        __syscall_nr=9 ret=0x7f18393ce000",
+        "sys_enter_mmap: nr=9 addr=0x0 len=0x2000 prot=0x3 flags=0x22 fd=0xffffffff off=0x0",
+        "page_fault_user: address=0x7fb971496000 (140434446311424) ip=0x4 (4) error_code=0x6 (6)",
+        "sched_switch: prev_comm=x prev_pid=0xaa1 (2721) prev_prio=0x78 (120) prev_state=0x0 (0) "
+        "next_comm=python next_pid=0x265 (613) next_prio=0x8b (139)",
+    ],
+)
+def test_raw_fields_are_refused(tmp_path: Path, line: str) -> None:
+    """Of trace-cmd report -R and tracefs' option ``fields``: flags and names stand otherwise."""
+    file = tmp_path / "trace.txt"
+    file.write_text(f"{REPORT}        my-app-2-1001  [003]   100.000070: {line}\n")
+    with pytest.raises(UserError, match="printed raw") as caught:
+        import_trace(file, tmp_path / "t.mmt")
+    assert "without -R" in caught.value.fix
+
+
 def test_a_busy_machine_that_was_never_idle(tmp_path: Path) -> None:
     """The kernel's own threads tell that more than one process was recorded."""
     head = "  {name}-{tid}  [001] d..1.  5.00000{k}: "

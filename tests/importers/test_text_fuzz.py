@@ -52,6 +52,9 @@ address=0x7f0000001000 ip=0x401000 error_code=0x6
 prev_pid=1001 prev_prio=120 prev_state=S ==> next_comm=swapper/3 next_pid=0 next_prio=120
           <idle>-0       (-------) [003] d..2. 100.000050: sched_switch: swapper/3:0 [120] R ==> \
 my-app-2:1001 [120]
+        my-app-2-1001    (   1000) [003] ..... 100.000051: sys_enter_futex: \
+op=FUTEX_WAIT_BITSET|FUTEX_PRIVATE_FLAG uaddr=0x7f18391d9990 val=1 utime=0x0 val3=0xffffffff
+        my-app-2-1001    3d..2. 100.000059: (+8) sys_exit_futex: 0x0
         my-app-2-1001    (   1000) [003] ..... 100.000060: sys_clone(clone_flags: 100, newsp: 0)
         my-app-2-1001    (   1000) [003] ..... 100.000065: sys_clone -> 0x3ea
         my-app-2-1002    (   1002) [003] ..... 100.000069: sys_execve -> 0x0

@@ -29,6 +29,19 @@ _KERNEL_HALF: Final = 1 << 63
 _ADDRESS, _IP, _ERROR_CODE = fnv("address"), fnv("ip"), fnv("error_code")
 _MM, _WRITE, _SUCCESS = fnv("mm"), fnv("write"), fnv("success")
 _CLONE_FLAGS = fnv("clone_flags")
+#: Arguments of futex by position, under the names that trace-cmd prints (its plugin_futex).
+_FUTEX_KEYS = tuple(fnv(word) for word in ("uaddr", "op", "val", "utime", "uaddr2", "val3"))
+_VAL2 = fnv("val2")
+#: Operations of futex by number (include/uapi/linux/futex.h@6.18).
+_FUTEX_OPS = tuple(
+    fnv(f"FUTEX_{word}")
+    for word in (
+        *("WAIT", "WAKE", "FD", "REQUEUE", "CMP_REQUEUE", "WAKE_OP", "LOCK_PI", "UNLOCK_PI"),
+        *("TRYLOCK_PI", "WAIT_BITSET", "WAKE_BITSET", "WAIT_REQUEUE_PI", "CMP_REQUEUE_PI"),
+        "LOCK_PI2",
+    )
+)
+_FUTEX_PRIVATE, _FUTEX_REALTIME = fnv("FUTEX_PRIVATE_FLAG"), fnv("FUTEX_CLOCK_REALTIME")
 _SPIN, _READ, _LOCK_WRITE = fnv("SPIN"), fnv("READ"), fnv("WRITE")
 _RT, _PERCPU, _MUTEX = fnv("RT"), fnv("PERCPU"), fnv("MUTEX")
 _TRUE: Final = 116  # t
@@ -115,6 +128,13 @@ def parse_head(b: Any, at: Any, behind: Any, end: Any, ftrace: Any, head: Any) -
             if k - word >= 4:
                 head[H_CONTEXT] = _context(b[word + 3])
             k = before
+        elif before >= at and is_digit(b[before]):  # trace-cmd report -l: CPU and flags are a word
+            cpu, flags = decimal(b, word + 1, k)
+            if flags > word + 1 and k - flags >= 3:
+                if cpu <= np.uint64(_MAX_CPU):
+                    head[H_CPU] = np.int64(cpu)
+                head[H_CONTEXT] = _context(b[flags + 2])
+                k = before
     if k >= at and b[k] == 93:  # [CPU]
         opening = back_over_digits(b, k - 1, at)
         if opening < at or b[opening] != 91:
@@ -359,12 +379,62 @@ def put_arguments(rows: Any, o: Any, call: Any, raw: Any, slots: Any) -> None:
 
 
 @borrowing_helper
+def _futex_operation(b: Any, at: Any, end: Any) -> Any:
+    """The number of ``FUTEX_WAIT|FUTEX_PRIVATE_FLAG``; unknown words count as nothing."""
+    value = np.uint64(0)
+    while at < end:
+        stop = at
+        while stop < end and b[stop] != 124:
+            stop += 1
+        word = hash_word(b, at, stop)
+        if word == _FUTEX_PRIVATE:
+            value |= np.uint64(128)
+        elif word == _FUTEX_REALTIME:
+            value |= np.uint64(256)
+        for k in range(len(_FUTEX_OPS)):
+            if word == _FUTEX_OPS[k]:
+                value |= np.uint64(k)
+        at = stop + 1
+    return value
+
+
+@borrowing_helper
+def _parse_futex(b: Any, at: Any, end: Any, raw: Any) -> Any:
+    """``op=FUTEX_WAKE|FUTEX_PRIVATE_FLAG uaddr=0x10 val=1`` as trace-cmd prints a futex call;
+    returns whether the operation and the address are there."""
+    found = 0
+    while at < end:
+        key = skip_spaces(b, at, end)
+        stop = word_end(b, key, end)
+        at = key
+        while at < stop and b[at] != 61:
+            at += 1
+        word = hash_word(b, key, at)
+        at += 1
+        for k in range(6):
+            if word == _FUTEX_KEYS[k] or (k == 3 and word == _VAL2):
+                if k == 1:
+                    raw[k] = _futex_operation(b, at, stop)
+                elif at + 1 < stop and b[at + 1] == 120:  # 0x
+                    raw[k], _, _ = hexadecimal(b, at, stop)
+                else:
+                    raw[k], _ = decimal(b, at, stop)
+                found |= 1 << k
+        at = stop
+    return found & 3 == 3
+
+
+@borrowing_helper
 def parse_enter(
     b: Any, at: Any, end: Any, rows: Any, o: Any, call: Any, raw: Any, slots: Any
 ) -> Any:
     """A call's arguments, ``name: VALUE, name: VALUE``; returns where they end, -1: not all."""
     for k in range(6):
         raw[k] = np.uint64(0)
+    if call == sc.C_FUTEX and at + 2 < end and b[at] == 111 and b[at + 2] == 61:  # op=
+        good = _parse_futex(b, at, end, raw)
+        put_arguments(rows, o, call, raw, slots)
+        return end if good else np.int64(-1)
     n = 0
     behind = at
     if at < end and b[at] == 40:

@@ -22,10 +22,17 @@ from mmreplay.importers.text_scan import ADDRESS_FIRST, ADDRESS_OF_START, scan
 from mmreplay.importers.text_trace import Dialect, import_text
 from mmreplay.trace.store import Trace
 
-#: ``COMM-TID (TGID) [CPU] FLAGS TIME: EVENT:`` and ``COMM PID/TID [CPU] TIME: PERIOD EVENT:``.
+#: ``COMM-TID (TGID) [CPU] FLAGS TIME: EVENT:`` (trace-cmd report -l: ``COMM-TID CPUFLAGS TIME:``)
+#: and ``COMM PID/TID [CPU] TIME: PERIOD EVENT:``.
 _FTRACE: Final = re.compile(
-    rb"^ *\S.*-\d+ +(?:\( *(?:\d+|-+)\) +)?\[\d+\] +(?:[^ ]{4,8} +)?\d+\.(\d+): +[^ ]+",
+    rb"^ *\S.*-\d+ +(?:\( *(?:\d+|-+)\) +)?(?:\[\d+\] +(?:[^ ]{4,8} +)?|\d+[^ \d/][^ /]{3,7} +)"
+    rb"\d+\.(\d+): +[^ ]+",
     re.MULTILINE,
+)
+#: Fields as they lie in memory: trace-cmd report -R, and tracefs' option ``fields``.
+_RAW: Final = re.compile(
+    rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)=|lock_addr=|"
+    rb"address=\w+ \(|[^\n]* prev_state=[^\n]*\d\)? next_comm=)"
 )
 _PERF: Final = re.compile(
     rb"^ *(?:\S.*? +)?(?:-?\d+/)?-?\d+ +(?:\[\d+\] +)?(?:[A-Z][A-Za-z]{0,3} +)?\d+\.(\d+): +"
@@ -109,6 +116,12 @@ def import_trace_text(
     file = source.open_text(path)
     try:
         form = looks_like(file.head())
+        if form == "ftrace" and _RAW.search(file.head()):
+            raise UserError(
+                "the fields of its events are printed raw",
+                where=str(path),
+                fix="print them as text: trace-cmd report without -R, tracefs option nofields",
+            )
         names = _look(file, form == "ftrace")
         kinds = frozenset(names.kinds)
         while True:

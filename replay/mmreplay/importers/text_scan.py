@@ -181,6 +181,12 @@ def scan(
             continue
         # The event's name; a period may stand before it.
         name = skip_spaces(b, rest, stop)
+        if ftrace and name + 1 < stop:
+            if b[name] == 60:  # <stack trace>: of the event before
+                x[tr.X_SKIPPED] += 1
+                continue
+            if b[name] == 40 and b[name + 1] == 43:  # trace-cmd report --ts-diff: (+12)
+                name = skip_spaces(b, word_end(b, name, stop), stop)
         after = word_end(b, name, stop)
         k = name
         while k < after and is_digit(b[k]):
