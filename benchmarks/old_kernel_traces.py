@@ -1,8 +1,10 @@
 """Gains predicted from recordings as a kernel before 5.19 makes them, against measured gains.
 
-    python benchmarks/old_kernel_traces.py [--rounds 3] [--machine PROFILE] [--keep FOLDER]
+    python benchmarks/old_kernel_traces.py [--mixes 1+1,2+1] [--rounds 3] [--machine PROFILE]
+        [--keep FOLDER]
 
-A thread faults page by page beside one that maps and unmaps.  The faults take mmap_lock, as
+Threads fault page by page beside others that map and unmap, so many as a mix says
+(faulters+mappers).  The faults take mmap_lock, as
 all did before per-VMA locks: populated one by one (MADV_POPULATE_WRITE), or in kernel mode
 (read(2) into the page).  That is recorded with the events of 5.15 (ends of faults, system calls,
 switches; no lock:contention_*).  The recording is then told as the old kernel would have made
@@ -12,7 +14,9 @@ kernel, which needs per-VMA locks.  There the program that reads touches the pag
 it, and the one that populated reads a byte into a page that is there, which takes about as long
 as the call did beside the fault: so both do the same but for the lock.
 
-Rounds alternate between all of them.  Needs root, perf, two CPUs, and Linux 6.6 or later.
+Rounds alternate between all of them.  Rates are means: all operations over all the time, because
+which thread gets the lock may stay so for all of a run.  Needs root, perf, two CPUs, and Linux 6.6
+or later.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ size = "4 KiB"
 size = "64 KiB"
 prot = "r"
 [roles.mapper]
-threads = 0.5
+threads = {mappers}
 loop = [ {{ do = "mmap", on = "piece" }}, {{ do = "munmap", on = "piece", counts = 1 }} ]
 [roles.faulter]
 threads = "rest"
@@ -74,21 +78,31 @@ ROLES = ("faulter", "mapper")
 
 
 def measure(
-    text: Path, path: str, before: list[str], output: Path, seconds: float
-) -> dict[str, float]:
-    """Rates of both roles, pages and pairs a second."""
+    text: Path, path: str, threads: int, before: list[str], output: Path, seconds: float
+) -> list[dict[str, float]]:
+    """Rates of both roles, pages and pairs a second, in each repetition."""
     words = [sys.executable, "-m", "mmreplay", "measure", str(text), "--path", path]
-    words += ["--threads", "2", "--repetitions", "1", "--seconds", str(seconds)]
+    words += [
+        "--threads",
+        str(threads),
+        "--repetitions",
+        "1" if before else "5",
+        "--seconds",
+        str(seconds),
+    ]
     words += ["--no-check", "--no-probe", "-o", str(output)]
     done = subprocess.run([*before, *words], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    row = pl.read_parquet(output).row(0, named=True)
-    faults = row["minor_faults"] / row["window_s"]
-    pairs = row["munmap_per_s"]
-    if path == "mmap_lock":
-        faults = row["madvise_per_s"]
-    return {"faulter": faults, "mapper": pairs}
+    return [
+        {
+            "faulter": row["madvise_per_s"]
+            if path == "mmap_lock"
+            else row["minor_faults"] / row["window_s"],
+            "mapper": row["munmap_per_s"],
+        }
+        for row in pl.read_parquet(output).rows(named=True)
+    ]
 
 
 def as_recorded_before(trace: Trace) -> Trace:
@@ -120,9 +134,11 @@ def as_recorded_before(trace: Trace) -> Trace:
         faulter=(pl.col("kind") == int(OpKind.FAULT_USER)).sum(),
         mapper=(pl.col("kind") == int(OpKind.MUNMAP)).sum(),
     )
-    for role in ROLES:
-        tid = sums.sort(role)["tid"][-1]
-        group = pl.when(pl.col("tid") == tid).then(pl.lit(role)).otherwise("group")
+    for role, other in (ROLES, ROLES[::-1]):
+        # The thread that starts the others maps and faults a little, too.
+        most = pl.col(role) > 0.05 * pl.col(role).max()
+        tids = sums.filter(most & (pl.col(role) > pl.col(other)))["tid"].to_list()
+        group = pl.when(pl.col("tid").is_in(tids)).then(pl.lit(role)).otherwise("group")
         threads = threads.with_columns(group=group)
     header = replace(trace.header, kernel_release="6.1.0", tables={})
     tables = {name: trace.table(name).collect() for name in ("vmas", "schedule")}
@@ -145,6 +161,7 @@ def predicted(trace: Trace, machine: str | None) -> tuple[dict[str, tuple[float,
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--mixes", default="1+1,2+1,1+2,2+2", help="[%(default)s]")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=0.3)
     options.add_argument("--machine", help="machine profile [matched to the CPU]")
@@ -155,37 +172,41 @@ def main() -> None:
         sys.exit("the tracepoints cannot be read; run as root")
     events = choose_events(in_release("5.15"))
     with contextlib.ExitStack() as stack:
-        folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder.mkdir(parents=True, exist_ok=True)
-        if given.only != "predict":
-            run(folder, events, given.rounds, given.seconds)
-        if given.only != "measure":
-            report(folder, given.machine)
+        whole = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for mix in given.mixes.split(","):
+            folder = whole / mix
+            folder.mkdir(parents=True, exist_ok=True)
+            if given.only != "predict":
+                run(folder, mix, events, given.rounds, given.seconds)
+            if given.only != "measure":
+                report(folder, mix, given.machine)
 
 
-def run(folder: Path, events: Any, rounds: int, seconds: float) -> None:
+def run(folder: Path, mix: str, events: Any, rounds: int, seconds: float) -> None:
     """Measure and record in turns."""
+    faulters, mappers = map(int, mix.split("+"))
+    threads = faulters + mappers
     table = []
     for turn in range(rounds):
         for case, sides in CASES.items():
             for side, (steps, path) in zip(("lock", "vma"), sides, strict=True):
                 text = folder / "faulter-beside-mapper.toml"
-                text.write_text(TEXT.format(steps=steps))
-                rates = measure(text, path, [], folder / "runs.parquet", seconds)
-                table.append({"case": case, "side": side, "turn": turn, **rates})
-            text.write_text(TEXT.format(steps=sides[0][0]))
+                text.write_text(TEXT.format(steps=steps, mappers=mappers))
+                rates = measure(text, path, threads, [], folder / "runs.parquet", seconds)
+                table += [{"case": case, "side": side, "turn": turn, **one} for one in rates]
+            text.write_text(TEXT.format(steps=sides[0][0], mappers=mappers))
             data = folder / f"{case.replace(' ', '-')}.{turn}.data"
             words = Recording(events, ("--",), output=str(data)).argv()
-            rates = measure(text, sides[0][1], words, folder / "runs.parquet", seconds)
-            table.append({"case": case, "side": "recorded", "turn": turn, **rates})
-            print(f"{case}, turn {turn}", file=sys.stderr)
+            rates = measure(text, sides[0][1], threads, words, folder / "runs.parquet", seconds)
+            table += [{"case": case, "side": "recorded", "turn": turn, **one} for one in rates]
+            print(f"{mix} {case}, turn {turn}", file=sys.stderr)
     pl.DataFrame(table).write_parquet(folder / "rates.parquet")
 
 
-def report(folder: Path, machine: str | None) -> None:
+def report(folder: Path, mix: str, machine: str | None) -> None:
     """Predict from the recordings and print all beside each other."""
     rates = pl.read_parquet(folder / "rates.parquet")
-    print(f"{'':21} {'measured: lock':>15} {'vma':>8} {'gain':>6} | ", end="")
+    print(f"{mix:21} {'measured: lock':>15} {'vma':>8} {'gain':>6} | ", end="")
     print(f"{'simulated: lock':>15} {'vma':>8} {'gain':>6} | off")
     for case in CASES:
         old: dict[str, list[float]] = {role: [] for role in ROLES}
@@ -202,26 +223,36 @@ def report(folder: Path, machine: str | None) -> None:
                 new[role].append(after)
         mine = rates.filter(pl.col("case") == case)
         real = {side: mine.filter(pl.col("side") == side) for side in ("lock", "vma", "recorded")}
-        sums = [0.0, 0.0, 0.0, 0.0]
-        for role in ROLES:
-            own = [float(real[side][role].median() or 0) for side in ("lock", "vma")]
-            own += [statistics.median(old[role]), statistics.median(new[role])]
-            sums = [total + one for total, one in zip(sums, own, strict=True)]
-            line(case, role, own)
-        line(case, "both", sums)
-        slower = real["recorded"].select(pl.sum_horizontal(ROLES)).to_series().median()
+        for role in (*ROLES, "both"):
+            which = ROLES if role == "both" else (role,)
+            runs = {
+                side: rows.select(pl.sum_horizontal(which)).to_series().to_list()
+                for side, rows in real.items()
+            }
+            own = [statistics.fmean(runs[side]) for side in ("lock", "vma")]
+            own += [sum(statistics.fmean(side[one]) for one in which) for side in (old, new)]
+            line(case, role, own, [runs["lock"], runs["vma"]])
         print(
-            f"{case:12} recorded run: {float(slower or 0):9,.0f} /s; drift "
+            f"{case:12} {len(runs['lock'])} and {len(runs['vma'])} runs; recorded: "
+            f"{statistics.fmean(runs['recorded']):9,.0f} /s; drift "
             f"{', '.join(f'{ratio:.2f}' for ratio in drifts)}"
         )
 
 
-def line(case: str, role: str, own: list[float]) -> None:
-    """Measured and simulated rates, and how far the simulated gain is from the measured one."""
+def line(case: str, role: str, own: list[float], runs: list[list[float]]) -> None:
+    """Measured and simulated rates, how far the simulated gain is from the measured one, and the
+    measured one's standard error."""
+    errors = [
+        statistics.stdev(rates) / len(rates) ** 0.5 / statistics.fmean(rates)
+        if len(rates) > 1
+        else 0
+        for rates in runs
+    ]
+    error = sum(one * one for one in errors) ** 0.5
     gains = own[1] / own[0], own[3] / own[2]
     print(
         f"{case:12} {role:8} {own[0]:15,.0f} {own[1]:8,.0f} {gains[0]:6.2f} | {own[2]:15,.0f} "
-        f"{own[3]:8,.0f} {gains[1]:6.2f} | {gains[1] / gains[0] - 1:+.0%}"
+        f"{own[3]:8,.0f} {gains[1]:6.2f} | {gains[1] / gains[0] - 1:+.0%} (measured ±{error:.0%})"
     )
 
 
