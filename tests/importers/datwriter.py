@@ -92,10 +92,17 @@ class Writer:
         raw = payload(self.by_name[event], tid, **values)
         self.cpus.setdefault(cpu, []).append((time, raw))
 
+    def _own(self) -> bytes:
+        """The formats of ftrace's own entries."""
+        texts = [text.encode() for system, text in self.formats if system == "ftrace"]
+        out = struct.pack("<I", len(texts))
+        return out + b"".join(struct.pack("<Q", len(text)) + text for text in texts)
+
     def _events(self) -> bytes:
         systems: dict[str, list[bytes]] = {}
         for system, text in self.formats:
-            systems.setdefault(system, []).append(text.encode())
+            if system != "ftrace":
+                systems.setdefault(system, []).append(text.encode())
         out = struct.pack("<I", len(systems))
         for system, texts in systems.items():
             out += system.encode() + b"\0" + struct.pack("<I", len(texts))
@@ -134,7 +141,7 @@ class Writer:
         return path
 
     def _six(self, head: bytes, parts: list[bytes]) -> bytes:
-        head += self._info() + struct.pack("<I", 0) + self._events()
+        head += self._info() + self._own() + self._events()
         head += struct.pack("<II", 0, 0) + self._cmdlines() + struct.pack("<I", len(parts))
         head += b"options  \0"
         for option, data in self._options():
@@ -161,6 +168,7 @@ class Writer:
         options = [(option, data) for option, data in self._options() if option != 4]
         for ident, data in (
             (16, self._info()),
+            (17, self._own()),
             (18, self._events()),
             (21, self._cmdlines()),
         ):

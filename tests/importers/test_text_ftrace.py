@@ -187,6 +187,38 @@ def test_raw_fields_are_refused(tmp_path: Path, line: str) -> None:
     assert "without -R" in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("line", "lost"),
+    [
+        ("CPU:3 [LOST 111 EVENTS]", 111),  # the kernel
+        ("CPU:3 [111 EVENTS DROPPED]", 111),  # trace-cmd report
+        ("CPU:3 [EVENTS DROPPED]", 1),  # how many is not known
+        ("##### CPU 3 buffer started ####", 1),
+    ],
+)
+def test_losses(tmp_path: Path, line: str, lost: int) -> None:
+    before, fault, after = REPORT.partition("        my-app-2-1001  [003]   100.000060: ")
+    file = tmp_path / "trace.txt"
+    stack = "    my-app-2-1001  [003] 100.000055: kernel_stack:  <stack trace >\n=> x (f)\n"
+    file.write_text(f"{before}{line}\n{stack}{fault}{after}")
+    trace = import_trace(file, tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.header.lost_events == lost
+    gap = trace.gaps.collect().row(0, named=True)
+    assert (gap["lost"], gap["begin_ns"], gap["end_ns"]) == (lost, 49_000, 54_000)
+    assert not trace.header.capabilities.sampling
+    assert any("were lost" in warning for warning in trace.header.warnings)
+    assert "kernel_stack" not in {event.name for event in trace.header.events}
+
+
+def test_what_was_overwritten_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "trace"
+    note = "# entries-in-buffer/entries-written: 7/112896   #P:4\n"
+    file.write_text(KERNEL.replace("nop\n", f"nop\n#\n{note}"))
+    trace = import_trace(file, tmp_path / "t.mmt")
+    assert any("112,889 older events" in warning for warning in trace.header.warnings)
+
+
 def test_a_busy_machine_that_was_never_idle(tmp_path: Path) -> None:
     """The kernel's own threads tell that more than one process was recorded."""
     head = "  {name}-{tid}  [001] d..1.  5.00000{k}: "

@@ -54,6 +54,9 @@ prev_pid=1001 prev_prio=120 prev_state=S ==> next_comm=swapper/3 next_pid=0 next
 my-app-2:1001 [120]
         my-app-2-1001    (   1000) [003] ..... 100.000051: sys_enter_futex: \
 op=FUTEX_WAIT_BITSET|FUTEX_PRIVATE_FLAG uaddr=0x7f18391d9990 val=1 utime=0x0 val3=0xffffffff
+CPU:3 [LOST 12 EVENTS]
+        my-app-2-1001    (   1000) [003] ..... 100.000053: <stack trace>
+ => do_syscall_64
         my-app-2-1001    3d..2. 100.000059: (+8) sys_exit_futex: 0x0
         my-app-2-1001    (   1000) [003] ..... 100.000060: sys_clone(clone_flags: 100, newsp: 0)
         my-app-2-1001    (   1000) [003] ..... 100.000065: sys_clone -> 0x3ea

@@ -122,6 +122,25 @@ def test_losses_and_many_pages(tmp_path: Path) -> None:
     assert begins.to_list() == [1_000 * k for k in range(2000)]
 
 
+@pytest.mark.parametrize("version", [6, 7])
+def test_losses_before_an_entry_of_ftrace_itself(tmp_path: Path, version: int) -> None:
+    """A stack trace (``trace-cmd record -T``) is no event, but what was lost before it is lost."""
+    stack = ("ftrace", pw.format_text("kernel_stack", 4, (("int", "size", 8, 4, 1),)))
+    w = dw.Writer([*FORMATS, stack])
+    for k in range(1000):
+        w.add(0, 1_000_000 + 1_000 * k, 100, "kernel_stack", size=1)
+        w.add(0, 1_000_500 + 1_000 * k, 100, "page_fault_user", address=4096 * k)
+    page = dw.pages(w.cpus[0], {})[dw.PAGE + dw.DATA :]
+    assert struct.unpack_from("<xxxxH", page)[0] == 4  # the second page begins with a stack
+    w.lost = {0: {1: 17}}
+    trace = import_trace(w.save(tmp_path / "trace.dat", version), tmp_path / "t.mmt")
+    trace.validate()
+    assert trace.rows("operations") == 1000
+    assert trace.header.lost_events == 17
+    assert trace.gaps.collect()["lost"].to_list() == [17]
+    assert not any("no format" in warning for warning in trace.header.warnings)
+
+
 def test_what_is_not_read_is_refused(tmp_path: Path) -> None:
     w = sample()
     w.clock = "mono [x86-tsc]"

@@ -42,6 +42,9 @@ _FUTEX_OPS = tuple(
     )
 )
 _FUTEX_PRIVATE, _FUTEX_REALTIME = fnv("FUTEX_PRIVATE_FLAG"), fnv("FUTEX_CLOCK_REALTIME")
+_CPU, _STARTED = fnv("CPU:"), fnv("##### CPU ")
+#: A number of lost events above this is no such number.
+_MOST_LOST: Final = 1 << 40
 _SPIN, _READ, _LOCK_WRITE = fnv("SPIN"), fnv("READ"), fnv("WRITE")
 _RT, _PERCPU, _MUTEX = fnv("RT"), fnv("PERCPU"), fnv("MUTEX")
 _TRUE: Final = 116  # t
@@ -177,6 +180,25 @@ def parse_head(b: Any, at: Any, behind: Any, end: Any, ftrace: Any, head: Any) -
         return np.int64(-1)
     head[H_COMM_END] = back_over_spaces(b, k, at) + 1
     return colon + 1
+
+
+@borrowing_helper
+def parse_loss(b: Any, at: Any, end: Any, x: Any) -> None:
+    """Note what was lost: ``CPU:1 [LOST 12 EVENTS]`` of the kernel, ``CPU:1 [12 EVENTS DROPPED]``
+    of trace-cmd, where the number may be missing, or ``##### CPU 1 buffer started ####``, before
+    which events were overwritten, who knows how many.  It stands before the CPU's next event."""
+    if at + 4 < end and hash_word(b, at, at + 4) == _CPU:
+        at += 4
+    elif at + 10 < end and hash_word(b, at, at + 10) == _STARTED:
+        at += 10
+    else:
+        return
+    cpu, at = decimal(b, at, end)
+    while at < end and not is_digit(b[at]):
+        at += 1
+    lost, _ = decimal(b, at, end)
+    x[tr.X_GAP] += max(1, min(np.int64(lost), _MOST_LOST))
+    x[tr.X_GAP_CPU] = np.int64(cpu) if cpu <= np.uint64(_MAX_CPU) else -1
 
 
 @borrowing_helper

@@ -14,7 +14,7 @@ from mmreplay.importers.names import plain_name
 from mmreplay.importers.syscalls import BY_NAME, CALLS, PAGED
 from mmreplay.importers.text_bytes import fnv
 from mmreplay.importers.text_records import RECORDS
-from mmreplay.importers.text_scan import CALL_ENTER, CALL_EXIT, FILE, SCHED_EXIT
+from mmreplay.importers.text_scan import CALL_ENTER, CALL_EXIT, FILE, SCHED_EXIT, STACK
 
 #: Different names that are counted each; what comes then is counted together.
 MOST_NAMES: Final = 4096
@@ -32,6 +32,8 @@ _ROLES: Final = {
     "sched_wakeup": ev.WAKING,
     "task_newtask": ev.NEW_TASK,
     "sched_process_exit": SCHED_EXIT,
+    "kernel_stack": STACK,
+    "user_stack": STACK,
     "mmap_lock_start_locking": ev.MMAP_LOCK_START,
     "mmap_lock_acquire_returned": ev.MMAP_LOCK_ACQUIRED,
     "mmap_lock_released": ev.MMAP_LOCK_RELEASED,
@@ -78,7 +80,7 @@ def describe(text: str, form: int, ftrace: bool) -> tuple[str, int, int]:
                 call = BY_NAME.get(event.removeprefix(prefix), -1)
                 return (name, role, call) if call >= 0 else (name, ev.OTHER, -1)
     role = _ROLES.get(event, ev.OTHER)
-    if system != _system(event) or (role == SCHED_EXIT and not ftrace):
+    if system != _system(event) or (role in (SCHED_EXIT, STACK) and not ftrace):
         role = ev.OTHER
     return name, role, -1
 
@@ -152,6 +154,6 @@ class Names:
         """Lines of each event, in order of first appearance; records are no events."""
         found: dict[str, int] = {}
         for name, count in zip(self.events, self.counts.tolist(), strict=False):
-            if name not in RECORDS:
+            if name not in RECORDS and count:
                 found[name] = found.get(name, 0) + count
         return found

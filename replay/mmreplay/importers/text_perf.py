@@ -29,6 +29,10 @@ _FTRACE: Final = re.compile(
     rb"\d+\.(\d+): +[^ ]+",
     re.MULTILINE,
 )
+#: What tracefs' ``trace`` says of its buffer.
+_ENTRIES: Final = re.compile(
+    rb"^# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18}) ", re.MULTILINE
+)
 #: Fields as they lie in memory: trace-cmd report -R, and tracefs' option ``fields``.
 _RAW: Final = re.compile(
     rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)=|lock_addr=|"
@@ -188,6 +192,12 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
     clock = _CLOCK.search(head)
     if clock:
         dialect.clock = (clock[1] or clock[2]).decode().lower()
+    overwritten = _overwritten(head) if ftrace else 0
+    if overwritten:
+        dialect.warnings.append(
+            f"{overwritten:,} older events were overwritten: only the end of the recording is "
+            "there; read trace_pipe while it runs, or enlarge buffer_size_kb"
+        )
     if (has_ends or holds.software_faults) and not _PERIOD.search(head) and not ftrace:
         unknown = "" if dialect.sampled else ", so whether events were sampled is not known"
         dialect.warnings.append(
@@ -200,6 +210,12 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
             "last fault; perf script -F +addr prints it"
         )
     return dialect
+
+
+def _overwritten(head: bytes) -> int:
+    """Events that were no longer in the buffer when tracefs' ``trace`` was read."""
+    found = _ENTRIES.search(head)
+    return max(0, int(found[2]) - int(found[1])) if found else 0
 
 
 def _is_sampled(head: bytes) -> bool:

@@ -34,7 +34,7 @@ from mmreplay.jit import borrowing_helper, native
 ARGS: Final = 8
 WIDTH: Final = C_ARG + ARGS
 #: Rows that one line may make.
-MOST_ROWS: Final = 6
+MOST_ROWS: Final = 7
 
 # Entries of a scanner's state.
 (
@@ -54,13 +54,15 @@ MOST_ROWS: Final = 6
     X_NAME_END,
     X_NAME_FORM,
     X_NO_DURATION,  # calls whose duration is not told
+    X_GAP,  # events that were lost before the next line, and on which CPU
+    X_GAP_CPU,
     # How to read, set by the caller.
     X_FTRACE,
     X_END_ADDRESS,
     X_TASK_EVENTS,  # creation, names and ends of threads have lines of their own
     X_STARTS,  # starts of faults are told: ends need no mode and no instruction pointer
     X_SIZE,
-) = range(21)
+) = range(23)
 
 # Why a scanner comes back: at the end, to have rows taken, a name numbered, or a table grown.
 DONE, FULL, NEW_NAME, NEED_THREADS = range(4)

@@ -37,6 +37,7 @@ from mmreplay.importers.text_fields import (
     lock_flags,
     parse_enter,
     parse_head,
+    parse_loss,
     parse_new_task,
     parse_pairs,
     parse_raw,
@@ -55,6 +56,8 @@ FILE: Final = -1
 ADDRESS_FIRST, ADDRESS_OF_START = 0, 1
 #: Roles that only text has: sched_process_exit, and PERF_RECORD_* (from FIRST_RECORD on).
 SCHED_EXIT: Final = 41
+#: A stack of the event before, no event of its own.
+STACK: Final = 42
 FIRST_RECORD: Final = 50
 _KERNEL_HALF: Final = 1 << 63
 _CLONE_THREAD: Final = 0x10000
@@ -177,6 +180,8 @@ def scan(
         if rest < 0:  # what looks like a time may be the thread's name
             rest = parse_head(b, line, head[H_COLON] + 1, stop, ftrace, head)
         if rest < 0:
+            if ftrace:
+                parse_loss(b, line, stop, x)
             x[tr.X_SKIPPED] += 1
             continue
         # The event's name; a period may stand before it.
@@ -234,6 +239,15 @@ def scan(
             x[tr.X_LINES] += 1
             counts[event] += 1
             n += made
+            continue
+        if x[tr.X_GAP]:
+            o = tr.begin(out, n, head[H_TIME], 0, 0, x[tr.X_GAP_CPU], line)
+            out[o + tr.C_ROLE], out[o + tr.C_ARG] = ev.LOST, x[tr.X_GAP]
+            x[tr.X_LOST] += x[tr.X_GAP]
+            x[tr.X_GAP] = 0
+            n += 1
+        if role == STACK:
+            x[tr.X_SKIPPED] += 1
             continue
         x[tr.X_LINES] += 1
         counts[event] += 1

@@ -21,7 +21,7 @@ from mmreplay.importers.tracing_data import Format, parse_format
 MAGIC: Final = b"\x17\x08\x44tracing"
 # Options.
 (_DONE, _BUFFER, _CLOCK, _UNAME, _VERSION, _PROC_MAPS) = (0, 3, 4, 5, 9, 10)
-_TSC2NSEC, _HEADER_INFO, _EVENT_FORMATS, _CMDLINES = 14, 16, 18, 21
+_TSC2NSEC, _HEADER_INFO, _OWN_FORMATS, _EVENT_FORMATS, _CMDLINES = 14, 16, 17, 18, 21
 _COMPRESSED: Final = 1
 _MOST_CPUS: Final = 4096
 #: Of what is not trace data, unpacked.
@@ -53,6 +53,8 @@ class TraceDat:
     processes: list[int] = field(default_factory=list)
     #: Other buffers (instances), which are not read.
     others: int = 0
+    #: Types that are no tracepoints: stacks and such, which ftrace itself writes.
+    own_types: set[int] = field(default_factory=set)
 
 
 class _Cursor:
@@ -156,8 +158,7 @@ def _check_layout(dat: TraceDat, where: str) -> None:
 
 def _read_6(dat: TraceDat, at: _Cursor) -> None:
     _header_info(dat, at)
-    for _ in range(at.number(4)):
-        at.take(at.number(8))
+    _own_types(dat, at)
     _events(dat, at)
     at.take(at.number(4))  # kallsyms
     at.take(at.number(4))  # printk
@@ -187,6 +188,14 @@ def _header_info(dat: TraceDat, at: _Cursor) -> None:
     if at.string() != b"header_event":
         raise _refuse("damaged: header_event is missing", at.where, "copy the file again")
     at.take(at.number(8))
+
+
+def _own_types(dat: TraceDat, at: _Cursor) -> None:
+    """The formats of ftrace's own entries; none is an event of a thread."""
+    for _ in range(at.number(4)):
+        form = parse_format("ftrace", at.take(at.number(8)).decode("utf-8", "replace"))
+        if form is not None:
+            dat.own_types.add(form.id)
 
 
 def _events(dat: TraceDat, at: _Cursor) -> None:
@@ -241,7 +250,12 @@ def _read_7(dat: TraceDat, head: _Cursor) -> None:
         raise _refuse(f"compressed with {compression[:20]}, which is not read", head.where)
     options = head.number(8)
     buffers: list[bytes] = []
-    parts = {_HEADER_INFO: _header_info, _EVENT_FORMATS: _events, _CMDLINES: _names}
+    parts = {
+        _HEADER_INFO: _header_info,
+        _OWN_FORMATS: _own_types,
+        _EVENT_FORMATS: _events,
+        _CMDLINES: _names,
+    }
     seen = {0}
     done: set[int] = set()
     while options not in seen:

@@ -44,6 +44,8 @@ _UPPER_BITS: Final = 0xF8 << 56
 _KERNEL_HALF: Final = 1 << 63
 #: Index of types that no format is known of.
 UNKNOWN: Final = -1
+#: And of those of ftrace itself, which are passed over.
+OWN: Final = -2
 
 
 @borrowing_helper
@@ -137,7 +139,7 @@ def count(buffer: Any, y: Any, cpus: Any, index: Any, counts: Any) -> Any:
             event = of_type[load_u16(buffer, q[o + Q_EVENT])]
             if event == UNKNOWN:
                 unknown += 1
-            else:
+            elif event >= 0:
                 found[event] += 1
             advance(buffer, y, q, o)
     return unknown
@@ -209,7 +211,7 @@ def scan(
     x, threads, ring, numbers, slots, execve, told, words, rows:
         As of :func:`mmreplay.importers.text_scan.scan`.
     index:
-        (65536,) int32: event of each type, or UNKNOWN.
+        (65536,) int32: event of each type, or UNKNOWN, or OWN.
     flags, program:
         Of :class:`mmreplay.importers.perf_layout.Layout`.
     roles:
@@ -249,7 +251,7 @@ def scan(
         x[tr.X_POSITION] += length
         event = np.int64(of_type[load_u16(buffer, at)])
         tid = np.int64(load_i32(buffer, at + 4))
-        if time < 0 or event == UNKNOWN:
+        if time < 0 or (event < 0 and lost == 0):
             x[tr.X_SKIPPED] += 1
             continue
         if x[tr.X_T0] < 0 and time > 0:
@@ -259,6 +261,9 @@ def scan(
             out[o + tr.C_ROLE], out[o + tr.C_ARG] = ev.LOST, lost
             x[tr.X_LOST] += lost
             n += 1
+        if event < 0:
+            x[tr.X_SKIPPED] += 1
+            continue
         x[tr.X_LINES] += 1
         if tid == 0:
             x[tr.X_IDLE] = 1

@@ -64,6 +64,9 @@ class _Scanner:
         self.paged = [number for number, event in enumerate(self.plan.events) if event.paged]
         self.roles: NDArray[np.int64] = self.plan.layout.flags[:, pl.G_ROLE].copy()
         self.index = np.full(1 << 16, ds.UNKNOWN, np.int32)
+        for kind in dat.own_types:
+            if 0 <= kind < 1 << 16:
+                self.index[kind] = ds.OWN
         for number, (form, event) in enumerate(zip(formats, self.plan.events, strict=True)):
             if 0 <= form.id < 1 << 16:
                 self.index[form.id] = number
