@@ -93,7 +93,12 @@ def counted(folder: Path, *names: str) -> dict[str, int]:
     """Samples by event, over the files one by one."""
     found: dict[str, int] = {}
     for name in names:
-        header = import_trace(folder / name, folder / "one.mmt", force=True).header
+        try:
+            header = import_trace(folder / name, folder / "one.mmt", force=True).header
+        except UserError as error:
+            if "holds no events" in error.line():  # the last dump may be empty
+                continue
+            raise
         for event in header.events:
             found[event.name] = found.get(event.name, 0) + event.samples
     return found
@@ -254,7 +259,7 @@ def test_threads_of_other_names_are_of_another_machine(tmp_path: Path) -> None:
 def test_ids_are_of_one_session_or_of_two(tmp_path: Path) -> None:
     other = one(ids=1)
     other.events[3].ids = (other.events[3].ids[0] - 1,)  # which the first one has
-    with pytest.raises(UserError, match="ids of its events, which machines give once"):
+    with pytest.raises(UserError, match=r"event ids of .* which a machine gives once"):
         together(tmp_path, one(), other)
 
 

@@ -46,6 +46,8 @@ def check_heads(sources: list[Source]) -> list[str]:
         They cannot be of one recording, or one was given twice.
     """
     notes: list[str] = []
+    ids = {id(source): _ids(source) for source in sources}
+    numbers = {id(source): _tracepoints(source) for source in sources}
     for first, other in combinations(sources, 2):
         if _same_file(first.where, other.where):
             raise UserError("is given twice", where=other.where, fix="name each file once")
@@ -55,8 +57,18 @@ def check_heads(sources: list[Source]) -> list[str]:
             if a and b and a != b:
                 raise _refused(first, other, f"is of another {what}")
         _check_clock(first, other)
-        _check_ids(first, other)
-        _check_tracepoints(first, other)
+        mine, others = ids[id(first)], ids[id(other)]
+        if mine != others and not mine.isdisjoint(others):
+            raise UserError(
+                f"has some of the event ids of {first.where}, which a machine gives once: not files "
+                "of one recording",
+                where=other.where,
+                fix=_FIX,
+            )
+        known = numbers[id(first)]
+        for event, number in numbers[id(other)].items():
+            if known.get(event, number) != number:
+                raise _refused(first, other, f"is of another kernel ({event} has another number)")
         for what, name in _DOUBTFUL:
             a, b = name(one), name(two)
             if a and b and a != b:
@@ -132,21 +144,15 @@ def _one_session(first: Source, other: Source) -> bool:
     return bool(_ids(first)) and _ids(first) == _ids(other)
 
 
-def _check_ids(first: Source, other: Source) -> None:
-    if _ids(first) & _ids(other) and not _one_session(first, other):
-        raise _refused(first, other, "has some ids of its events, which machines give once, rather")
+def _tracepoints(source: Source) -> dict[str, int]:
+    """Number of each tracepoint that matters: one start of a kernel gives it one.
 
-
-def _check_tracepoints(first: Source, other: Source) -> None:
-    """One start of a kernel gives each tracepoint one number."""
-    told = []
-    for source in (first, other):
-        cut = ph.F_TRACING_DATA not in source.header.features  # taken from elsewhere
-        used = [event for event in source.plan.events if event.format is not None and not cut]
-        told.append({event.name: event.config for event in used if event.role != ev.OTHER})
-    for name in told[0].keys() & told[1].keys():
-        if told[0][name] != told[1][name]:
-            raise _refused(first, other, f"is of another kernel ({name} has another number)")
+    Of a file that was cut before its formats nothing is known: they were taken from elsewhere.
+    """
+    if ph.F_TRACING_DATA not in source.header.features:
+        return {}
+    used = [event for event in source.plan.events if event.format and event.role != ev.OTHER]
+    return {event.name: event.config for event in used}
 
 
 @dataclass(slots=True)
@@ -178,8 +184,8 @@ class Together:
         source = self._source_of[ready.positions[first:last] >> STREAM_SHIFT]
         real = (codes & pw.SYNTHETIC == 0) & (times > 0)
         rows = last - first
-        for number, met in enumerate(self._met):
-            mine = source == number
+        for number in np.flatnonzero(np.bincount(source)).tolist():
+            met, mine = self._met[number], source == number
             timed = times[mine & real]
             if len(timed):
                 met.first_ns = int(timed[0]) if met.first_ns < 0 else met.first_ns
