@@ -60,8 +60,8 @@ def check_heads(sources: list[Source]) -> list[str]:
         mine, others = ids[id(first)], ids[id(other)]
         if mine != others and not mine.isdisjoint(others):
             raise UserError(
-                f"has some of the event ids of {first.where}, which a machine gives once: not files "
-                "of one recording",
+                f"has some of the event ids of {first.where}, which a machine gives once: not "
+                "files of one recording",
                 where=other.where,
                 fix=_FIX,
             )
