@@ -58,6 +58,22 @@ MAP_PRIVATE|MAP_ANONYMOUS|MAP_HUGETLB|21<<MAP_HUGE_SHIFT, -1, 0) = 0x7f000000000
 """
 
 
+@pytest.mark.parametrize("option", ["-i", "-n", "-r", "-k", "-Y"])
+def test_what_options_print_before_a_call(tmp_path: Path, option: str) -> None:
+    """Instruction pointer, number, time since the last line, stacks, and the thread's name."""
+    time = r"(?m)^(\d+ [\d.]+) "
+    text = {
+        "-i": re.sub(time, r"\1 [00007f2a75a72ad7] ", LOG),
+        "-n": re.sub(time, r"\1 [   9] ", LOG),
+        "-r": re.sub(time, r"\1 (+     0.000507) ", LOG),
+        "-k": LOG.replace(">\n", ">\n > /usr/lib/libc.so.6(__libc_start_main+0x85) [0x27305]\n"),
+        "-Y": re.sub(r"(?m)^(\d+) ", r"\1<my wk-2> ", LOG),
+    }[option]
+    assert text != LOG
+    plain, other = load(tmp_path, LOG), load(tmp_path, text)
+    assert plain.operations.collect().equals(other.operations.collect())
+
+
 def test_calls_threads_and_processes(tmp_path: Path) -> None:
     trace = load(tmp_path, LOG)
     private = 2 | 0x20 | 0x40000 | 21 << 26

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import subprocess
 import sys
@@ -217,6 +218,49 @@ def test_what_was_overwritten_is_told(tmp_path: Path) -> None:
     file.write_text(KERNEL.replace("nop\n", f"nop\n#\n{note}"))
     trace = import_trace(file, tmp_path / "t.mmt")
     assert any("112,889 older events" in warning for warning in trace.header.warnings)
+
+
+def test_lines_end_as_on_windows(tmp_path: Path) -> None:
+    plain, other = tmp_path / "plain.txt", tmp_path / "other.txt"
+    plain.write_text(KERNEL)
+    other.write_bytes(KERNEL.replace("\n", "\r\n").encode())
+    one, two = (import_trace(file, file.with_suffix(".mmt")) for file in (plain, other))
+    assert one.rows("operations") == 3
+    assert_frame_equal(one.operations.collect(), two.operations.collect())
+
+
+@pytest.mark.parametrize("end", [b"", b"\r", b" "])
+def test_a_megabyte_without_a_newline_is_refused_at_once(tmp_path: Path, end: bytes) -> None:
+    """Its lines' ends were lost; the look at it had taken minutes."""
+    file = tmp_path / "trace.txt"
+    lines = [line.encode() for line in KERNEL.splitlines()[4:]]
+    file.write_bytes(end.join(lines * 1000))
+    words = [sys.executable, "-m", "mmreplay", "import", str(file), "-o", str(tmp_path / "t.mmt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "not text of perf script" in done.stderr
+
+
+def test_packed_text_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "trace.txt"
+    for data, fix in (
+        (gzip.compress(KERNEL.encode()), "gunzip"),
+        (KERNEL.encode("utf-16"), "iconv"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            import_trace(file, tmp_path / "t.mmt")
+        assert fix in caught.value.fix
+
+
+def test_a_very_long_word_is_no_name(tmp_path: Path) -> None:
+    """A byte that was lost joins a line to what follows: no name of some megabytes is kept."""
+    file = tmp_path / "trace.txt"
+    long = "        my-app-2-1001  [003]   100.000055: " + "x" * 300_000 + "\n"
+    file.write_text(REPORT + long)
+    trace = import_trace(file, tmp_path / "t.mmt")
+    assert trace.rows("operations") == 3
+    assert max(len(event.name) for event in trace.header.events) < 100
 
 
 def test_a_busy_machine_that_was_never_idle(tmp_path: Path) -> None:

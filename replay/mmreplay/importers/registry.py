@@ -111,6 +111,9 @@ def _is_text(head: bytes) -> bool:
     return bool(head) and all(byte in b"\t\n\r\x1b" or byte >= 32 for byte in head)
 
 
+#: What gzip, zstd, xz, bzip2 and zip begin with.
+_PACKED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04")
+
 FORMATS: Final[tuple[Format, ...]] = (
     Format(
         "perf.data",
@@ -130,6 +133,16 @@ FORMATS: Final[tuple[Format, ...]] = (
         "trace",
         lambda path, head: path.is_dir() and (path / "header.json").is_file(),
         _refuse("is a trace already", "use it as it is: mmreplay show TRACE"),
+    ),
+    Format(
+        "compressed",
+        lambda path, head: head.startswith(_PACKED),
+        _refuse("is compressed", "unpack it first: gunzip, zstd -d, xz -d, bunzip2 or unzip"),
+    ),
+    Format(
+        "UTF-16",
+        lambda path, head: head[:2] in (b"\xff\xfe", b"\xfe\xff"),
+        _refuse("is text in UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > OTHER, and import that"),
     ),
     Format(
         "ftrace latency format",

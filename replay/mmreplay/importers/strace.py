@@ -23,11 +23,15 @@ from mmreplay.importers.text_names import MOST_NAMES
 from mmreplay.importers.text_trace import Dialect, import_text
 from mmreplay.trace.store import Trace
 
-_WHO: Final = rb"^(?:\[pid +\d+\] +|\d+ +)?"
-_WHAT: Final = rb"(?:\w+\(.*|<\.\.\. \w+ resumed>.*|(?:\+\+\+|---) .*)$"
+_WHO: Final = rb"^(?:\[pid +\d+(?:<[^>\n]*>)?\] +|\d+(?:<[^>\n]*>)? +)?"
+#: What -r beside -ttt, -i and -n print behind the time.
+_MORE: Final = rb"(?:\(\+ *[\d.]+\) )?(?:\[[ ?\da-f]+\] )*"
+_WHAT: Final = _MORE + rb"(?:\w+\(.*|<\.\.\. \w+ resumed>.*|(?:\+\+\+|---) .*)$"
 #: A line with any of the times that strace prints, and with that of -ttt.
 _LINE: Final = re.compile(_WHO + rb"(?:[\d:.]+ )?" + _WHAT, re.MULTILINE)
-_CALL: Final = re.compile(_WHO + rb"(?:[\d:.]+ )?\w+\(.*\) += (?:-?\d|0x|\?)", re.MULTILINE)
+_CALL: Final = re.compile(
+    _WHO + rb"(?:[\d:.]+ )?" + _MORE + rb"\w+\(.*\) += (?:-?\d|0x|\?)", re.MULTILINE
+)
 _EPOCH: Final = re.compile(_WHO + rb"\d{9,11}\.\d{3,9} " + _WHAT, re.MULTILINE)
 _TOOK: Final = re.compile(rb" <\d+\.\d+>$", re.MULTILINE)
 _ATTACHED: Final = re.compile(rb"[Pp]rocess (\d+) attached")
@@ -164,7 +168,7 @@ _SAME: Final = {"clone3": "clone", "clone2": "clone", "mmap2": "mmap", "old_mmap
 
 def looks_like(head: bytes) -> bool:
     """Whether these are the first bytes of a strace log."""
-    lines = head.count(b"\n") + 1
+    lines = head.count(b"\n") + 1 - head.count(b"\n > ")  # stacks (-k)
     return bool(_CALL.search(head)) and len(_LINE.findall(head)) > lines // 2
 
 

@@ -16,6 +16,7 @@ from mmreplay.importers import syscalls as sc
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers.binary import bare, table_find
 from mmreplay.importers.text_bytes import (
+    MOST_NAME,
     SPACE,
     decimal,
     fnv,
@@ -282,6 +283,10 @@ def scan(
         tid = x[tr.X_ROOT]
         if after < stop and after > k and b[after] != _DOT:
             tid = np.int64(value)
+            if b[after] == _LESS:  # its name (-Y)
+                while after < stop and b[after] != _MORE:
+                    after += 1
+                after = min(after + 1, stop - 1)
             if b[after] == 93:
                 after += 1
             k = skip_spaces(b, after, stop)
@@ -290,6 +295,11 @@ def scan(
             x[tr.X_SKIPPED] += 1
             continue
         name = skip_spaces(b, after, stop)
+        # The time since the last line (-r), the instruction pointer (-i), the call's number (-n).
+        while name < stop and (b[name] == 91 or (b[name] == 40 and name + 1 < stop)):
+            while name < stop and b[name] != 93 and b[name] != 41:
+                name += 1
+            name = skip_spaces(b, min(name + 1, stop), stop)
         if name >= stop:
             x[tr.X_SKIPPED] += 1
             continue
@@ -310,7 +320,12 @@ def scan(
         after = name
         while after < stop and _is_word(b[after]):
             after += 1
-        if after == name or after >= stop or b[after] != (SPACE if resumed else 40):
+        if (
+            after == name
+            or after - name > MOST_NAME
+            or after >= stop
+            or b[after] != (SPACE if resumed else 40)
+        ):
             x[tr.X_SKIPPED] += 1  # signals, "strace: Process 5 attached"
             continue
         event = table_find(name_keys, name_values, hash_word(b, name, after))

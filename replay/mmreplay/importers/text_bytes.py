@@ -15,6 +15,8 @@ from mmreplay.jit import helper
 NEWLINE, TAB, SPACE = 10, 9, 32
 _0, _9, _A, _F, _X = 48, 57, 97, 102, 120
 _UPPER_A, _UPPER_F = 65, 70
+#: No name of an event, a call or a file is longer.
+MOST_NAME: Final = 4096
 _ONES: Final = 0x0101010101010101
 _HIGHS: Final = 0x8080808080808080
 _FNV_OFFSET: Final = 0xCBF29CE484222325

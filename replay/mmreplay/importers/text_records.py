@@ -10,6 +10,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers.binary import table_find
 from mmreplay.importers.text_bytes import (
+    MOST_NAME,
     SPACE,
     decimal,
     hash_word,
@@ -192,7 +193,7 @@ def parse_record(
         )
         return 1
     name = _mapping(b, at, end, rows, o)
-    if name < 0:
+    if name < 0 or end - name > MOST_NAME:
         x[tr.X_UNREAD] += 1
         return 0
     found = table_find(file_keys, file_values, hash_word(b, name, end))

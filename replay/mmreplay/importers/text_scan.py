@@ -16,6 +16,7 @@ from mmreplay.importers import events as ev
 from mmreplay.importers import text_rows as tr
 from mmreplay.importers.binary import bare, table_find
 from mmreplay.importers.text_bytes import (
+    MOST_NAME,
     decimal,
     hash_word,
     hexadecimal,
@@ -176,6 +177,8 @@ def scan(
         stop = line_end(buffer, b, at, end)
         line, at = at, stop + 1
         x[tr.X_POSITION] = line
+        if stop > line and b[stop - 1] == 13:
+            stop -= 1
         rest = parse_head(b, line, line, stop, ftrace, head)
         if rest < 0:  # what looks like a time may be the thread's name
             rest = parse_head(b, line, head[H_COLON] + 1, stop, ftrace, head)
@@ -215,7 +218,7 @@ def scan(
             after -= 1
         elif after + 2 < stop and b[after + 1] == 45 and b[after + 2] == 62:
             args, form = after + 3, CALL_EXIT
-        if after <= name:
+        if after <= name or after - name > MOST_NAME:
             x[tr.X_SKIPPED] += 1
             continue
         hashed = hash_word(b, name, after) ^ np.uint64(form)

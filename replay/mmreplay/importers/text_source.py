@@ -29,6 +29,7 @@ _WINDOW_ROWS: Final = 1 << 16
 #: How far lines may be out of order.
 LAG_NS: Final = 50_000_000
 _HEAD: Final = 1 << 20
+_LONG: Final = re.compile(rb"[^\n]{4096,}")
 _RELEASE_BYTES: Final = 1 << 24
 
 Progress = Callable[[int, int], None]
@@ -63,8 +64,11 @@ class TextFile:
             self.mapped.close()
 
     def head(self) -> bytes:
-        """The first megabyte, for a look at how it is written."""
-        return self.mapped[self.start : self.start + _HEAD]
+        """The first megabyte without very long lines, for a look at how it is written.
+
+        Looking takes time by the square of a line's length, and no line of a trace is that long.
+        """
+        return _LONG.sub(b"", self.mapped[self.start : self.start + _HEAD])
 
     def restart(self) -> None:
         """Forget what scanning found."""
