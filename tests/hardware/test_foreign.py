@@ -47,9 +47,10 @@ pft faults
                                        6.3.0                  6.4.0
                                      vanilla                vanilla
 Min       faults/sec-1   250000.0000 (   0.00%)   255000.0000 (   2.00%)
+Amean     system-1          1.0300 (   0.00%)        1.0200 (   0.97%)
 Hmean     faults/cpu-1   260000.0000 (   0.00%)   261000.0000 (   0.38%)
 Hmean     faults/sec-1   257000.2500 (   0.00%)   258000.5000 (   0.39%)
-Hmean     faults/sec-4   238312.7300 (   0.00%)   700000.0000 ( 193.73%)
+Hmean     faults/sec-4   238312.7300 (   0.00%)   700000.0000 * 193.73%*
 Amean     page_fault1-threads-4    500.0 (   0.00%)    900.0 (  80.00%)
 """
 
@@ -128,7 +129,9 @@ source = "https://example.org/table"
 
 
 def test_any_csv_with_a_mapping(tmp_path: Path) -> None:
-    runs = load(tmp_path, "t.csv", "# note\ntest;tasks;kops\nmmap1;1;2.5\nmmap1;8;1.25\n", MAPPING)
+    runs = load(
+        tmp_path, "t.csv", "\ufefftest;tasks;kops\n# note\nmmap1;1;2.5\nmmap1;8;1.25\n", MAPPING
+    )
     assert points(runs) == [("mmap1", 1, 0, 2500.0), ("mmap1", 8, 0, 1250.0)]
     assert {row["placement"] for row in runs.rows} == {"pinned"}
     out = tmp_path / "runs.parquet"

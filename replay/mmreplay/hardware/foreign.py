@@ -47,7 +47,10 @@ _PFT: Final = re.compile(
     rf"{_NUMBER}\s+{_NUMBER}\s*$"
 )
 _REPORT: Final = re.compile(r"^[HA]mean\s+(\S+)-(\d{1,8})\s+(.*)$")
-_VALUE: Final = re.compile(rf"{_NUMBER}\s*\(\s*-?[\d.]+%\)")
+#: What a report of pft tells besides faults per second: rates of CPU time, and seconds.
+_NO_RATES: Final = ("faults/cpu", "user", "system", "elapsed")
+#: ``123.45 (   0.00%)``; with ``*   1.09%*`` where the difference is significant.
+_VALUE: Final = re.compile(rf"{_NUMBER}\s*(?:\(\s*-?[\d.]+%\)|\*\s*-?[\d.]+%\*)")
 
 
 @dataclass(slots=True)
@@ -163,7 +166,7 @@ def _rows(path: Path, told: Mapping) -> tuple[str, list[dict[str, Any]]]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError("is too large for a table of runs", where=where, fix="check the name")
-        text = path.read_bytes().decode("utf-8", "replace")
+        text = path.read_bytes().decode("utf-8-sig", "replace")
     except OSError as error:
         raise UserError(
             f"cannot be read ({error.strerror})", where=where, fix="check the name"
@@ -320,7 +323,7 @@ def _mmtests(text: str, path: Path, told: Mapping) -> list[dict[str, Any]]:
             kernels = ["-".join(words) for words in zip(*parts, strict=True)]
         at = _which(kernels, len(values), told.column, str(path))
         operation = found[1]
-        if operation == "faults/cpu":
+        if operation in _NO_RATES:
             continue
         named = _WIS_NAME.search(operation)
         name = _workload(named[1], named[2]) if named else operation

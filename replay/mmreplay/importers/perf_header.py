@@ -182,7 +182,7 @@ def byte_order(head: bytes, size: int, where: str) -> tuple[str, int]:
         raise UserError(
             "not a perf.data file",
             where=where,
-            fix="give the file that perf record wrote (text and trace.dat cannot be read yet)",
+            fix="give the file that perf record wrote; text and trace.dat come from files only",
         )
     if len(head) < 16:
         raise truncated(f"only {size} bytes", where)

@@ -167,7 +167,8 @@ FORMATS: Final[tuple[Format, ...]] = (
         lambda path, head: _is_text(head),
         _refuse(
             "not text of perf script, ftrace, trace-cmd report or strace",
-            "give one of these, or the perf.data file that perf record wrote",
+            "give one of these, or the perf.data file that perf record wrote; measured runs go to "
+            "-o RUNS.parquet",
         ),
     ),
 )

@@ -42,12 +42,12 @@ _FUTEX_OPS = tuple(
     )
 )
 _FUTEX_PRIVATE, _FUTEX_REALTIME = fnv("FUTEX_PRIVATE_FLAG"), fnv("FUTEX_CLOCK_REALTIME")
-_CPU, _STARTED = fnv("CPU:"), fnv("##### CPU ")
+_CPU, _STARTED, _LOST = fnv("CPU:"), fnv("##### CPU "), fnv("Lost ")
 #: A number of lost events above this is no such number.
 _MOST_LOST: Final = 1 << 40
 _SPIN, _READ, _LOCK_WRITE = fnv("SPIN"), fnv("READ"), fnv("WRITE")
 _RT, _PERCPU, _MUTEX = fnv("RT"), fnv("PERCPU"), fnv("MUTEX")
-_TRUE: Final = 116  # t
+_TRUE, _ONE = 116, 49  # t, 1
 
 
 @borrowing_helper
@@ -185,15 +185,18 @@ def parse_head(b: Any, at: Any, behind: Any, end: Any, ftrace: Any, head: Any) -
 @borrowing_helper
 def parse_loss(b: Any, at: Any, end: Any, x: Any) -> None:
     """Note what was lost: ``CPU:1 [LOST 12 EVENTS]`` of the kernel, ``CPU:1 [12 EVENTS DROPPED]``
-    of trace-cmd, where the number may be missing, or ``##### CPU 1 buffer started ####``, before
-    which events were overwritten, who knows how many.  It stands before the CPU's next event."""
+    of trace-cmd, where the number may be missing, ``##### CPU 1 buffer started ####``, before
+    which events were overwritten, who knows how many, or ``Lost 12 events`` of bpftrace, which
+    names no CPU.  It stands before the CPU's next event."""
+    cpu = np.uint64(_MAX_CPU + 1)
     if at + 4 < end and hash_word(b, at, at + 4) == _CPU:
         at += 4
     elif at + 10 < end and hash_word(b, at, at + 10) == _STARTED:
         at += 10
-    else:
+    elif not (at + 5 < end and hash_word(b, at, at + 5) == _LOST):
         return
-    cpu, at = decimal(b, at, end)
+    if b[at] != 76:  # L
+        cpu, at = decimal(b, at, end)
     while at < end and not is_digit(b[at]):
         at += 1
     lost, _ = decimal(b, at, end)
@@ -277,7 +280,11 @@ def parse_pairs(b: Any, at: Any, end: Any, rows: Any, o: Any, role: Any) -> Any:
         at += 1
         stop = word_end(b, at, end)
         if role == ev.FAULT_USER or role == ev.FAULT_KERNEL:
-            value, after, digits = hexadecimal(b, at, stop)
+            # The kernel's hex numbers have a 0x; perfetto prints decimal ones.
+            value, after = decimal(b, at, stop)
+            digits = after - at
+            if after < stop or digits == 0:
+                value, after, digits = hexadecimal(b, at, stop)
             number = digits > 0 and after == stop
             if word == _ADDRESS:
                 found += 1 if number else 3
@@ -292,10 +299,10 @@ def parse_pairs(b: Any, at: Any, end: Any, rows: Any, o: Any, role: Any) -> Any:
             rows[arg] = np.int64(value)
             found += 1
         elif word == _WRITE:
-            rows[arg + 1] = 1 if b[at] == _TRUE else 0
+            rows[arg + 1] = 1 if b[at] == _TRUE or b[at] == _ONE else 0
             found += 1
         elif word == _SUCCESS:
-            rows[arg + 2] = 1 if b[at] == _TRUE else 0
+            rows[arg + 2] = 1 if b[at] == _TRUE or b[at] == _ONE else 0
         at = stop
     return found
 

@@ -33,9 +33,10 @@ _FTRACE: Final = re.compile(
 _ENTRIES: Final = re.compile(
     rb"^# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18}) ", re.MULTILINE
 )
-#: Fields as they lie in memory: trace-cmd report -R, and tracefs' option ``fields``.
+#: Fields as they lie in memory: trace-cmd report -R, tracefs' option ``fields``, and perfetto of
+#: calls and locks.
 _RAW: Final = re.compile(
-    rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)=|lock_addr=|"
+    rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)|lock_addr=|"
     rb"address=\w+ \(|[^\n]* prev_state=[^\n]*\d\)? next_comm=)"
 )
 _PERF: Final = re.compile(
@@ -124,7 +125,8 @@ def import_trace_text(
             raise UserError(
                 "the fields of its events are printed raw",
                 where=str(path),
-                fix="print them as text: trace-cmd report without -R, tracefs option nofields",
+                fix="print them as text: trace-cmd report without -R, tracefs option nofields; "
+                "of perfetto only faults and the scheduler's events are read",
             )
         names = _look(file, form == "ftrace")
         kinds = frozenset(names.kinds)
