@@ -145,6 +145,23 @@ def test_modules_import_each_other_in_no_circle() -> None:
         pytest.fail(" <- ".join(error.args[1]))
 
 
+def test_rooms_of_a_room_point_one_way() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, wanted in _graph().items():
+        own = module.rpartition(".")[0]
+        if own.count("."):
+            rooms.setdefault(own, set()).update(
+                room for name in wanted if (room := name.rpartition(".")[0]).count(".")
+            )
+    assert "importers.pairing" in rooms["importers.output"]
+    for own, used in rooms.items():
+        used.discard(own)
+    try:
+        graphlib.TopologicalSorter(rooms).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
+
+
 def test_the_import_scan_sees_what_it_must_refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

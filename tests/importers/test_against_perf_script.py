@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 
 from mmreplay.importers import events as ev
-from mmreplay.importers import perf_data
-from mmreplay.importers import perf_header as ph
-from mmreplay.importers.perf_layout import EventInfo
+from mmreplay.importers.perf import data as perf_data
+from mmreplay.importers.perf import header as ph
+from mmreplay.importers.perf.layout import EventInfo
 from mmreplay.importers.registry import import_trace
 from mmreplay.importers.syscalls import CALLS, number_tables
 from mmreplay.schema import OpKind, Quality

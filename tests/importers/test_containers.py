@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_streaming import contents, soup
 
 from mmreplay.errors import UserError
-from mmreplay.importers import salvage, streams
+from mmreplay.importers.perf import salvage, streams
 from mmreplay.importers.registry import import_trace
 from mmreplay.trace.store import Trace
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmreplay.errors import UserError
-from mmreplay.importers.feeds import FileFeed, ZstdFeed
+from mmreplay.importers.perf.feeds import FileFeed, ZstdFeed
 
 ROUND = struct.pack("<IHH", 68, 0, 8)
 

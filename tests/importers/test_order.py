@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmreplay.importers import events as ev
-from mmreplay.importers import perf_data, streams
+from mmreplay.importers.perf import data as perf_data
+from mmreplay.importers.perf import streams
 
 #: A record: its time (0 made up by the recorder, None it has none), or the end of a round.
 Record = int | str | None

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmreplay.importers import assemble, perf_data, streams
+from mmreplay.importers.output import assemble
+from mmreplay.importers.perf import data as perf_data
+from mmreplay.importers.perf import streams
 from mmreplay.importers.registry import import_trace
 from mmreplay.trace.store import Trace
 from mmreplay.trace.timesplit import split

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Final
 
-from mmreplay.importers import pair_state as ps
-from mmreplay.importers.assemble import Assembler
+from mmreplay.importers.output.assemble import Assembler
+from mmreplay.importers.pairing import state as ps
 from mmreplay.importers.selection import Selection
 from mmreplay.jit import native_of
 
 #: Pairing is a sixth of the importers' source, and wanted only compiled.
-_pair_rows: Final = native_of("mmreplay.importers.pairing", "pair")
-_finish: Final = native_of("mmreplay.importers.pairing", "finish")
+_pair_rows: Final = native_of("mmreplay.importers.pairing.pair", "pair")
+_finish: Final = native_of("mmreplay.importers.pairing.pair", "finish")
 
 
 def pair_all(

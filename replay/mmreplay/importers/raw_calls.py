@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mmreplay.importers import events as ev
-from mmreplay.importers.pair_state import MAX_TID
+from mmreplay.importers.pairing.state import MAX_TID
 from mmreplay.importers.syscalls import (
     CALLS,
     COMPAT,
@@ -28,7 +28,7 @@ from mmreplay.importers.syscalls import (
 from mmreplay.jit import borrowing_helper, native
 
 if TYPE_CHECKING:
-    from mmreplay.importers.perf_layout import EventInfo
+    from mmreplay.importers.perf.layout import EventInfo
 
 # What is known of a process.
 UNKNOWN, LOW, HIGH, _EXECUTING, IS_COMPAT, IS_NATIVE = range(6)

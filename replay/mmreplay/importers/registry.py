@@ -46,7 +46,7 @@ def _refuse(problem: str, fix: str) -> Reader:
 def _perf_data(
     paths: list[Path], out: Path, options: Options, progress: Progress | None = None
 ) -> Trace:
-    from mmreplay.importers.perf_trace import import_perf_data
+    from mmreplay.importers.perf.trace import import_perf_data
 
     return import_perf_data(paths, out, options, progress)
 
@@ -54,7 +54,7 @@ def _perf_data(
 def _trace_text(
     paths: list[Path], out: Path, options: Options, progress: Progress | None = None
 ) -> Trace:
-    from mmreplay.importers.text_perf import import_trace_text
+    from mmreplay.importers.text.perf import import_trace_text
 
     return import_trace_text(_only(paths), out, options, progress)
 
@@ -62,7 +62,7 @@ def _trace_text(
 def _strace(
     paths: list[Path], out: Path, options: Options, progress: Progress | None = None
 ) -> Trace:
-    from mmreplay.importers.strace import import_strace
+    from mmreplay.importers.text.strace import import_strace
 
     return import_strace(_only(paths), out, options, progress)
 
@@ -70,7 +70,7 @@ def _strace(
 def _is_strace(path: Path, head: bytes) -> bool:
     if not _is_text(head):
         return False
-    from mmreplay.importers.strace import looks_like
+    from mmreplay.importers.text.strace import looks_like
 
     return looks_like(head)
 
@@ -78,7 +78,7 @@ def _is_strace(path: Path, head: bytes) -> bool:
 def _trace_dat(
     paths: list[Path], out: Path, options: Options, progress: Progress | None = None
 ) -> Trace:
-    from mmreplay.importers.trace_dat_trace import import_trace_dat
+    from mmreplay.importers.trace_dat.trace import import_trace_dat
 
     return import_trace_dat(_only(paths), out, options, progress)
 
@@ -97,8 +97,8 @@ def _is_trace_text(path: Path, head: bytes) -> bool:
     """Lines of perf script or ftrace, maybe behind a long header."""
     if not _is_text(head):
         return False
-    from mmreplay.importers.text_perf import looks_like
-    from mmreplay.importers.text_source import open_text
+    from mmreplay.importers.text.perf import looks_like
+    from mmreplay.importers.text.source import open_text
 
     text = open_text(path)
     try:

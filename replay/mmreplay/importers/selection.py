@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mmreplay.errors import UserError
 from mmreplay.importers import events as ev
 from mmreplay.importers.options import Options
-from mmreplay.importers.pair_shared import evidence
-from mmreplay.importers.pair_state import MAX_TID
+from mmreplay.importers.pairing.shared import evidence
+from mmreplay.importers.pairing.state import MAX_TID
 from mmreplay.jit import native
 
 Batches = Iterator[tuple[Any, int]]

@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 
 from mmreplay.errors import UserError
-from mmreplay.importers import pair_state as ps
 from mmreplay.importers.names import plain_name
-from mmreplay.importers.tables import table_of, words_of
+from mmreplay.importers.output.tables import table_of, words_of
+from mmreplay.importers.pairing import state as ps
 from mmreplay.trace.chunks import Column
 from mmreplay.trace.writer import TraceWriter
 

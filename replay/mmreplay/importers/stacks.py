@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import events as ev
 from mmreplay.importers.binary import load_u64, new_table, table_find, table_put
-from mmreplay.importers.perf_decode import CONTEXT, STREAM_SHIFT, rehash
-from mmreplay.importers.streams import Ready, Stream
+from mmreplay.importers.perf.decode import CONTEXT, STREAM_SHIFT, rehash
+from mmreplay.importers.perf.streams import Ready, Stream
 from mmreplay.jit import native
 
 #: Distinct chains that are told apart; later ones are dropped, and their operations counted.

@@ -63,7 +63,7 @@ CALLS: Final[tuple[Call, ...]] = (
     Call("pkey_free", OpKind.PKEY, ()),
     Call("remap_file_pages", OpKind.REMAP_FILE_PAGES, (ADDRESS, LENGTH, PROT, _NO, FLAGS)),
     Call("vmsplice", OpKind.VMSPLICE, (FD,), (0,)),
-    # No operations: they tell who waits for whom (:mod:`mmreplay.importers.pair_futex`); the last.
+    # No operations: they tell who waits for whom (:mod:`pairing.futex`); the last.
     Call("futex", None, (ADDRESS, FLAGS, LENGTH, LENGTH2, ADDRESS2, PROT), (1, 2, 5)),
     Call("futex_wake", None, (ADDRESS, PROT, LENGTH, FLAGS), (2, 3)),
     Call("futex_wait", None, (ADDRESS, LENGTH, PROT, FLAGS), (3,)),

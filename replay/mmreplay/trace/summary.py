@@ -24,9 +24,9 @@ _MOST_GAPS: Final = 5
 LOSS_WARN: Final = 0.001
 LOSS_REFUSE: Final = 0.05
 
-#: Counter of wake-ups that may have ended a wait inside a fault (importers/pair_wakeups.py).
+#: Counter of wake-ups that may have ended a wait inside a fault (importers/pairing/wakeups.py).
 _UNTOLD: Final = "wakeups_without_fault_ends"
-#: Counter of calls whose addresses are not recorded (importers/pair_futex.py).
+#: Counter of calls whose addresses are not recorded (importers/pairing/futex.py).
 _BLIND: Final = "futex_requeues_without_addresses"
 #: Events that tell of any wait who ended it; names as perf and ftrace's text have them.
 _WAKINGS: Final = frozenset(

@@ -1,0 +1,1 @@
+"""Operations to the tables of a trace, while they come."""

@@ -1,0 +1,1 @@
+"""perf.data: containers, record streams in total order, and their events."""

@@ -1,0 +1,1 @@
+"""Text of perf script, ftrace and strace, to the same events."""

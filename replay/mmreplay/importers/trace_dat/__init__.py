@@ -1,0 +1,1 @@
+"""trace.dat, what trace-cmd record writes, to the same events."""
