@@ -209,7 +209,7 @@ def _start_lightly() -> None:
     """Before numpy is loaded: what costs an import more than it is good for.
 
     Threads of a linear algebra library that is never called (they spin at first), help texts of
-    its functions (a sixth of the time to load it), giving memory back to the kernel between two
+    its functions (5 of 58 ms to load it), giving memory back to the kernel between two
     windows, which must then clear it anew, and waiting 5 ms for whoever runs Python, which a
     thread beside needs for microseconds only.
     """

@@ -61,7 +61,7 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Entry point: a user error is one line on stderr and exit code 2; a bug its traceback."""
-    # What modules are made of stays: looking for garbage in it takes a tenth of loading them.
+    # What modules are made of stays: nothing is won by looking for garbage in it meanwhile.
     gc.set_threshold(_MADE_BEFORE_GARBAGE)
     if sys.stdout is None:  # closed by who started us: what is printed goes nowhere, as print's
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115

@@ -11,8 +11,7 @@ def unnamed_file(directory: Path) -> IO[bytes]:
     """An empty file in ``directory``, to be written and read.
 
     As :func:`tempfile.TemporaryFile`, which what cannot make such files (NFS) is left to:
-    loading that module, with the compressions that it never uses, takes as long as decoding a
-    hundred thousand events.
+    loading that module, with the compressions that it never uses, takes 6 ms (-X importtime).
 
     Raises
     ------

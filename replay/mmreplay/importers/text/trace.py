@@ -204,8 +204,8 @@ def _check(file: source.TextFile, dialect: Dialect, empty: bool) -> None:
     back = file.inversions if dialect.ordered else file.late
     if back > _MOST_LATE * x[tr.X_LINES]:
         raise UserError(
-            f"{back:,} of {x[tr.X_LINES]:,} times go back: the text is not in order of time, or "
-            "its times are differences",
+            f"times go back {back:,} times in {x[tr.X_LINES]:,} lines: the text is not in order of "
+            "time, or its times are differences",
             where=where,
             fix="print it without --deltatime (strace: with -ttt, not -r)",
         )
