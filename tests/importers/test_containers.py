@@ -246,6 +246,21 @@ def test_big_endian(
     same(load(path), plain)
 
 
+def test_ints_of_a_big_endian_machine(tmp_path: Path) -> None:
+    """Its system calls' arguments are longs, whose lower halves come last."""
+
+    def of(order: str) -> Trace:
+        w = pw.default(order=order)
+        for time, file in ((1000, 3), (2000, -1)):
+            w.call(pw.MMAP_IN, time, 100, 0, 8192, 3, 2, file, 4096)
+            w.call(pw.MMAP_OUT, time + 500, 100, 0x7F0000000000)
+        return load(w.save(tmp_path / "perf.data"))
+
+    want, got = of("<").operations.collect(), of(">").operations.collect()
+    assert want["fd"].to_list() == [3, -1]
+    assert got.equals(want)
+
+
 def test_big_endian_facts(tmp_path: Path) -> None:
     def text(word: str) -> bytes:
         return struct.pack(">I", len(word) + 1) + word.encode() + b"\0"
@@ -280,6 +295,28 @@ def test_a_killed_recorder(
     assert any("other.data" in text for text in trace.header.warnings)
     with pytest.raises(UserError, match="--formats"):
         load(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_killed_recorder_of_a_directory(tmp_path: Path, packed: bool) -> None:
+    """What perf told of the processes there were is more than the samples."""
+    w = soup(5, 60)
+    other = w.save(tmp_path / "other.data")
+    want = rows(load(other))
+    ring = w.records
+    idle = pw.dataclasses.replace(w, records=[])
+    for _ in range(200):
+        idle.mmap2(0, 1, 1, 0x400000, 4096, b"/bin/daemon")
+    if packed:
+        ring = w.packed(piece=99).records
+    folder = tmp_path / "dir.data"
+    folder.mkdir()
+    (folder / "data").write_bytes(_killed(idle))
+    (folder / "data.0").write_bytes(b"")
+    (folder / "data.1").write_bytes(b"".join(ring))
+    assert (folder / "data.1").stat().st_size < (folder / "data").stat().st_size
+    trace = load(folder, formats=other)
+    assert trace.rows("operations") == want["operations"].height
 
 
 def test_formats_of_this_machine(

@@ -191,9 +191,12 @@ def _open_directory(path: Path, formats: Path | None) -> Source:
         ranges += [(0, len(mapped)) for mapped in opened[1:]]
         packed = ph.F_COMPRESSED in header.features
         if header.cut and len(opened) > 1:
-            packed = is_compressed(opened[1], *ranges[1], order)
+            rest = zip(opened[1:], ranges[1:], strict=True)
+            packed = any(is_compressed(mapped, *part, order) for mapped, part in rest)
         size = sum(len(mapped) for mapped in opened)
-        largest = max(range(len(opened)), key=lambda part: ranges[part][1] - ranges[part][0])
+        # The first file has what perf itself tells, which may be more than all the samples.
+        rings = range(min(1, len(opened) - 1), len(opened))
+        largest = max(rings, key=lambda part: ranges[part][1] - ranges[part][0])
         peek = (*ranges[largest], packed)
         source = _source(where, size, header, formats, opened[largest], peek)
         every = _ROUND_OF_A_THREAD if parts else pw.ROUND_WITHOUT

@@ -236,7 +236,7 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
             raise UserError(
                 f"the samples have no {' and no '.join(lacking)}",
                 where=where,
-                fix="record without -F/--no-timestamp options; perf record -T adds the time",
+                fix="record with perf record -T (--per-thread leaves the time out)",
             )
     id_offset = _common_id_offset(attrs, where)
     counted: list[str] = []
@@ -247,7 +247,7 @@ def build(header: ph.PerfHeader, tracing: TracingData | None, where: str) -> Pla
     program = np.zeros((count, MAX_FIELDS, 4), np.int64)
     for index, (attr, info) in enumerate(zip(attrs, infos, strict=True)):
         fixed[index] = sample_offsets(attr)
-        steps = _program(info)
+        steps = _program(info, big_endian=header.order == ">")
         needs_raw = bool(steps) or info.role in (ev.ENTER, ev.EXIT)
         needs_addr = info.role in (ev.FAULT_SOFTWARE, ev.FAULT_MINOR, ev.FAULT_MAJOR)
         if info.role == ev.SCHED_SWITCH and switch_records:
@@ -345,7 +345,7 @@ def _tracepoint_role(form: Format) -> tuple[int, int]:
     return ev.OTHER, -1
 
 
-def _program(info: EventInfo) -> list[tuple[int, int, int, int]] | None:
+def _program(info: EventInfo, *, big_endian: bool) -> list[tuple[int, int, int, int]] | None:
     """Steps (slot, offset, size, signed); None where a needed field is missing."""
     form = info.format
     if form is None or info.role == ev.OTHER:
@@ -362,8 +362,9 @@ def _program(info: EventInfo) -> list[tuple[int, int, int, int]] | None:
                 continue
             if position >= len(names):
                 return None
+            source = names[position]
             narrow = position in call.narrow
-            wanted.append((slot, _narrowed(names[position]) if narrow else names[position]))
+            wanted.append((slot, _narrowed(source, big_endian=big_endian) if narrow else source))
     elif info.role == ev.EXIT:
         wanted.append((0, form.field("ret")))
     elif info.role in (ev.RAW_ENTER, ev.RAW_EXIT):
@@ -391,8 +392,11 @@ def _program(info: EventInfo) -> list[tuple[int, int, int, int]] | None:
     return steps
 
 
-def _narrowed(source: Any) -> Any:
-    return type(source)(source.name, source.offset, min(4, source.size), True)
+def _narrowed(source: Any, *, big_endian: bool) -> Any:
+    """The int in a field of the kernel's long: its lower half, which a big-endian one ends with."""
+    size = min(4, source.size)
+    offset = source.offset + (source.size - size if big_endian else 0)
+    return type(source)(source.name, offset, size, True)
 
 
 def present_of(call: int) -> int:
