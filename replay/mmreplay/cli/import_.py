@@ -22,6 +22,8 @@ _LARGEST_COST_NS = 100_000
 _SWITCH_S = 0.0002
 #: Modules of numpy that do nothing but add help texts.
 _HELP_TEXTS = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
+#: Modules of it that only say types, for which any class will do while running.
+_TYPES = ("numpy._typing", "numpy.typing")
 #: mallopt's (malloc.h of glibc), and up to which size freed memory is kept.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 4 << 20
@@ -205,16 +207,26 @@ def _runs(
     click.echo(f"{out}: {plural(len(runs.rows), 'run')} of {plural(len(points), 'point')}")
 
 
+class _AnyName(types.ModuleType):
+    """Has every name."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return list
+
+
 def _start_lightly() -> None:
     """Before numpy is loaded: what costs an import more than it is good for.
 
     Threads of a linear algebra library that is never called (they spin at first), help texts of
-    its functions (5 of 58 ms to load it), giving memory back to the kernel between two
-    windows, which must then clear it anew, and waiting 5 ms for whoever runs Python, which a
-    thread beside needs for microseconds only.
+    its functions and words for its types (11 of 58 ms to load it), giving memory back to the
+    kernel between two windows, which must then clear it anew, and waiting 5 ms for whoever runs
+    Python, which a thread beside needs for microseconds only.
     """
-    for name in _HELP_TEXTS:
-        sys.modules.setdefault(name, types.ModuleType(name))
+    if "numpy" not in sys.modules:
+        sys.modules.update({name: types.ModuleType(name) for name in _HELP_TEXTS})
+        sys.modules.update({name: _AnyName(name) for name in _TYPES})
     sys.setswitchinterval(_SWITCH_S)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with contextlib.suppress(AttributeError):  # other C libraries than glibc

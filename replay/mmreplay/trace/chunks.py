@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.jit import borrowing_helper, native, pointer, values_at
+from mmreplay.trace.memory import cut
 
 MOST_DISTINCT: Final = 4096
 _TABLE_BITS: Final = 13
@@ -82,12 +83,16 @@ class _Memory:
         import zstandard
 
         self.rows, self.columns = rows, columns
-        self.wide = np.zeros(rows, np.int64)
-        self.kept = np.empty(rows, np.int64)
-        self.number = np.empty(rows + 8, np.int64)
-        self.table = np.empty(_FOUND + MOST_DISTINCT, np.int64)
         most = 8 * MOST_DISTINCT + 8 * rows + rows // 4 + 1024
-        self.out = np.empty(columns * most, np.uint8)
+        self.wide, self.kept, self.number, self.table, self.out = cut(
+            (
+                (np.int64, rows),
+                (np.int64, rows),
+                (np.int64, rows + 8),
+                (np.int64, _FOUND + MOST_DISTINCT),
+                (np.uint8, columns * most),
+            )
+        )
         self.zstd = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mmreplay.jit import borrowing_helper, native, prefetch
 from mmreplay.schema import OpKind
+from mmreplay.trace.memory import zeros
 from mmreplay.trace.splitrules import number_classes
 
 #: A class needs this many quiet operations before its low quartile is believed.
@@ -128,13 +129,17 @@ def _move(old: NDArray[np.int64], bits: int, table: NDArray[np.int64]) -> int:
     return used
 
 
+def _new_table(entries: int) -> NDArray[np.int64]:
+    return zeros(8 * _ENTRY * entries).view(np.int64).reshape(entries, _ENTRY)
+
+
 class Tally:
     """Counts of durations by class; see the module."""
 
     def __init__(self) -> None:
         self.bits = BITS
         self._used = 0
-        self._table = np.zeros((_FIRST_ENTRIES, _ENTRY), np.int64)
+        self._table = _new_table(_FIRST_ENTRIES)
 
     def add(
         self,
@@ -158,7 +163,7 @@ class Tally:
         if self._used >= MOST_ENTRIES and self.bits > _LEAST_BITS:
             self.bits -= 1
             size = len(old)
-        self._table = np.zeros((size, _ENTRY), np.int64)
+        self._table = _new_table(size)
         self._used = _move(old, self.bits, self._table)
 
     def low_quartiles(

@@ -18,13 +18,13 @@ from mmreplay.trace import leftovers
 from mmreplay.trace.chunks import Column
 from mmreplay.trace.columns import arrow_schema, check_columns, complete, table_named, to_arrow
 from mmreplay.trace.gathered import Gathered
-from mmreplay.trace.header import Header, file_facts
 
-if TYPE_CHECKING:  # an import of a recording loads none of them
+if TYPE_CHECKING:  # an import of a recording loads none of them, or late
     import polars as pl
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from mmreplay.trace.header import Header
     from mmreplay.trace.store import Trace
 
 #: Rows of a table that a writer holds in memory before it begins to write them, where
@@ -271,6 +271,8 @@ class TraceWriter:
 
     def close(self, header: Header) -> Trace:
         """Write the header and put the trace in its place; returns it opened."""
+        from mmreplay.trace.header import file_facts
+
         try:
             for table in TRACE_TABLES:
                 if table.required and table.name not in self._gathered:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.binary import bare, mix
 from mmreplay.jit import borrowing_helper, native
+from mmreplay.trace.memory import zeros
 
 # Columns of a thread.
 (
@@ -358,7 +359,7 @@ class State:
     def __init__(self, ring_rows: int, config: Config) -> None:
         self.rows = {name: rows for name, (_, rows) in TABLES.items()}
         self.arena = self._arena()
-        self.ops = np.zeros((ring_rows + PATCH_ROWS) * O_SIZE, np.int64)
+        self.ops = zeros(8 * (ring_rows + PATCH_ROWS) * O_SIZE).view(np.int64)
         self.arena[C_RING] = ring_rows
         self.arena[C_BEGIN_NS] = -1
         self.table("gap_ns")[:] = -1
@@ -457,7 +458,7 @@ class State:
         for name, (columns, _) in TABLES.items():
             places.append(at)
             at += columns * self.rows[name]
-        arena = np.zeros(at, np.int64)
+        arena = zeros(8 * at).view(np.int64)
         arena[C_SIZE : C_SIZE + len(places)] = places
         arena[N_FIRST : N_FIRST + len(places)] = list(self.rows.values())
         return arena

@@ -21,7 +21,7 @@ from mmreplay.importers.perf import walk as pw
 from mmreplay.importers.perf.decode import STREAM_SHIFT
 from mmreplay.importers.perf.feeds import Feed
 from mmreplay.importers.perf.layout import Layout
-from mmreplay.trace.memory import cut
+from mmreplay.trace.memory import cut, zeros
 
 #: Entries found before what is older than all that follows is passed on.
 WALK_ROWS = 1 << 17
@@ -244,7 +244,7 @@ class Fed(Stream):
     """Records that come from a :class:`Feed`, through a buffer that slides over them."""
 
     def __init__(self, kind: Kind, feed: Feed, base: int = 0) -> None:
-        super().__init__(kind, np.empty(2 * FEED_BYTES, np.uint8), 0, 0)
+        super().__init__(kind, zeros(2 * FEED_BYTES), 0, 0)
         self._feed = feed
         self._base = base  # of the buffer's first byte in the stream
         self._ended = False
@@ -281,7 +281,7 @@ class Fed(Stream):
         needed = self.end - oldest
         buffer = self.buffer
         if needed + 2 * FEED_BYTES > len(buffer):
-            buffer = np.empty(2 * (needed + FEED_BYTES), np.uint8)
+            buffer = zeros(2 * (needed + FEED_BYTES))
         # As numpy does, but without a copy on the way, and while other threads run.
         ctypes.memmove(buffer.ctypes.data, self.buffer.ctypes.data + oldest, needed)
         self.buffer = buffer
@@ -302,10 +302,14 @@ def merge(streams: list[Stream]) -> Iterator[Ready]:
         A stream is damaged.
     """
     room = _room(READY_ROWS)
+    passed = -1
     while any(not stream.finished for stream in streams):
         behind = min((s for s in streams if not s.finished), key=lambda s: s.limit)
         behind.advance()
         limit = min(stream.limit for stream in streams)
+        if limit == passed:
+            continue
+        passed = limit
         if len(streams) == 1:
             for rows in behind.take(limit, room):
                 yield room.first(rows)
