@@ -258,10 +258,25 @@ class Writer:
         body = self.pack("ii", pid, tid) + text
         self.record(3, body + self.trailer(pid, tid, time), 1 << 13 if exec_ else 0)
 
-    def mmap2(self, time: int, pid: int, tid: int, start: int, length: int, name: bytes) -> None:
+    def mmap2(
+        self,
+        time: int,
+        pid: int,
+        tid: int,
+        start: int,
+        length: int,
+        name: bytes,
+        *,
+        inode: int = 77,
+        build_id: bytes = b"",
+    ) -> None:
+        """With a build-id where perf record --buildid-mmap writes one: over the inode."""
         text = name + b"\0" * (8 - len(name) % 8)
-        body = self.pack("iiQQQIIQQII", pid, tid, start, length, 0, 8, 1, 77, 0, 3, 2) + text
-        self.record(10, body + self.trailer(pid, tid, time))
+        body = self.pack("iiQQQIIQQII", pid, tid, start, length, 0, 8, 1, inode, 0, 3, 2) + text
+        if build_id:
+            told = bytes([len(build_id), 0, 0, 0]) + build_id.ljust(20, b"\0")
+            body = body[:32] + told + body[56:]
+        self.record(10, body + self.trailer(pid, tid, time), 0x4000 if build_id else 0)
 
     def switch(self, time: int, pid: int, tid: int, out: bool, preempt: bool = False) -> None:
         misc = (1 << 13 if out else 0) | (1 << 14 if preempt else 0)

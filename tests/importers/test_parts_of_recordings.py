@@ -266,7 +266,7 @@ def test_a_snapshot_is_the_state_before(tmp_path: Path, detail: bool) -> None:
     assert known.select("ns", "start", "length", "prot", "flags", "name").rows() == [
         (0, 0x400000, 0x2000, 5, 2, "secret-tool"),
         (0, 0x7F0000000000, 0x10000, 3, 2, "//anon"),
-        (0, 0x7F0000010000, 0x10000, 3, 1, "(file)"),
+        (0, 0x7F0000010000, 0x10000, 3, 1, "/dev/zero"),
         (0, 0x7FFC00000000, 0x21000, 3, 2, "[stack]"),
     ]
     told = [False, True, False, True] if detail else [None] * 4

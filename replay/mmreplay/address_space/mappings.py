@@ -34,9 +34,9 @@ def name_hint(name: str) -> int:
         return HINT_STACK
     if name.startswith(("/anon_hugepage", "/dev/hugepages", "/hugetlb")):
         return HINT_HUGETLB
-    if name.startswith(("/dev/zero", "/dev/shm/", "/memfd:", "/SYSV", "/run/shm/")):
+    if name.startswith(("/dev/zero", "/dev/shm", "/memfd", "/SYSV", "/run/shm/", "[anon_shmem:")):
         return HINT_SHMEM
-    if name.startswith(("/dev/", "[vvar", "[vdso", "[uprobes", "anon_inode:")):
+    if name == "/dev" or name.startswith(("/dev/", "[vvar", "[vdso", "[uprobes", "anon_inode:")):
         return HINT_SPECIAL
     return 0
 

@@ -72,7 +72,8 @@ _VSYSCALL_PAGE: Final = 0xFFFF_FFFF_FF60_0000 >> 12
 #: Names that the kernel gives, or that the import has made plain already.
 _KERNEL_NAME: Final = re.compile(
     r"|\[(heap|stack|stack:\d+|vdso|vvar|vvar_vclock|vsyscall|uprobes|sigpage|vectors)\]"
-    r"|//anon|\(file\)|/memfd|/SYSV|/anon_hugepage|/dev/shm|/dev/zero|anon_inode:\[[a-z_]+\]"
+    r"|//anon|\(file\)|/memfd|/SYSV|/anon_hugepage|/dev(/shm|/hugepages|/zero)?"
+    r"|anon_inode:\[[a-z_]+\]"
 )
 #: Prefixes and suffixes that say what kind of mapping it is.
 _NAME_PREFIXES: Final = (

@@ -23,6 +23,7 @@ from mmreplay.trace.splitstream import SplitRows, SplitStream
 from mmreplay.trace.unnamed import unnamed_file
 
 if TYPE_CHECKING:
+    from mmreplay.importers.names import FileName
     from mmreplay.importers.output.columns import Block
     from mmreplay.importers.stacks import Frames
     from mmreplay.trace.writer import TraceWriter
@@ -131,7 +132,7 @@ class Assembler:
         self.bounded = bounded
         self._load = load
         self.probe: tuple[int, str] | None = None
-        self.names: list[tuple[str, str]] = []  # (as data, as code) by name id
+        self.names: list[FileName] = []  # by name id
         self.operations = 0
         self.compat = 0
         self.split = SplitStream(writer.directory, GROUP_ROWS, bounded)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreplay.importers.names import fold
+from mmreplay.importers.names import FileName, fold
 from mmreplay.importers.pairing import state as ps
 from mmreplay.trace.chunks import Column
 
@@ -20,14 +20,21 @@ _GAPS: Final = ("throttled",)
 
 
 def vmas(
-    rows: NDArray[np.int64], alias: NDArray[np.int64], names: Sequence[tuple[str, str]]
+    rows: NDArray[np.int64], alias: NDArray[np.int64], names: Sequence[FileName]
 ) -> dict[str, Column]:
-    """Known mappings; ``names`` holds each file's name as data and as code."""
+    """Known mappings; ``names`` holds each file's names by name id.
+
+    A record that holds a file's build-id in the place of its inode (perf record
+    --buildid-mmap), or neither, gets the number of its name for an inode, of no device.
+    """
     both = rows[:, ps.V_PROT_FLAGS].view(np.uint64)
     prot = (both & np.uint64(0xFF)).astype(np.uint8)
     # Only the names that occur: which others are known by now depends on the reading.
     chosen, place = np.unique(2 * rows[:, ps.V_NAME] + (prot >> 2 & 1), return_inverse=True)
     words = [names[one >> 1][one & 1] for one in chosen.tolist()]
+    path = np.array([names[one >> 1].path for one in chosen.tolist()], np.bool_)[place]
+    inode, device = rows[:, ps.V_INODE], rows[:, ps.V_DEVICE]
+    inode = np.where(path & (inode == 0) & (device == 0), rows[:, ps.V_NAME] + 1, inode)
     return table_of(
         {
             "address_space": alias[rows[:, ps.V_SPACE]],
@@ -37,8 +44,8 @@ def vmas(
             "prot": prot,
             "flags": both >> np.uint64(32),
             "file_offset": rows[:, ps.V_OFFSET],
-            "inode": rows[:, ps.V_INODE],
-            "device": rows[:, ps.V_DEVICE],
+            "inode": inode,
+            "device": device,
             "name": words_of(place, words),
             "has_anon_vma": (np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)),
             "source": words_of(rows[:, ps.V_SOURCE], ps.SOURCES),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import events as ev
 from mmreplay.importers.binary import new_table
-from mmreplay.importers.names import plain_name
+from mmreplay.importers.names import FileName, file_name
 from mmreplay.importers.perf import decode as pd
 from mmreplay.importers.perf import walk as pw
 from mmreplay.importers.perf.container import Source, open_source
@@ -61,8 +61,8 @@ class Recording:
             self.first_events += [first] * len(source.streams)
             first += len(source.plan.events)
         self.events = [event for source in sources for event in source.plan.events]
-        #: Names of mapped files by name id: (as data, as code), see :func:`names.plain_name`.
-        self.names: list[tuple[str, str]] = []
+        #: Names of mapped files by name id.
+        self.names: list[FileName] = []
         self.decode_state = pd.new_state()
         #: Call chains, where they were recorded, and their frames that nobody took yet.
         self.stacks: Stacks | None = None
@@ -284,4 +284,4 @@ class _Names:
         for name_id in range(len(names), int(self.recording.decode_state[pd.D_NAMES])):
             first, last = self.places[name_id].tolist()
             text = stream.buffer[first:last].tobytes().decode("utf-8", "replace")
-            names.append((plain_name(text, False), plain_name(text, True)))
+            names.append(file_name(text))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import events as ev
 from mmreplay.importers.binary import new_table, table_put
-from mmreplay.importers.names import plain_name
+from mmreplay.importers.names import FileName, file_name
 from mmreplay.importers.syscalls import BY_NAME, CALLS, PAGED
 from mmreplay.importers.text.bytes import fnv
 from mmreplay.importers.text.records import RECORDS
@@ -103,7 +103,7 @@ class Names:
     told: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((2, len(CALLS)), np.uint8))
     #: Events whose offset is in pages.
     paged: list[int] = field(default_factory=list)
-    files: list[tuple[str, str]] = field(default_factory=list)
+    files: list[FileName] = field(default_factory=list)
     file_keys: NDArray[np.uint64] = field(init=False)
     file_values: NDArray[np.int32] = field(init=False)
 
@@ -119,7 +119,7 @@ class Names:
             if 2 * len(self.files) + 4 > len(self.file_keys):
                 self._grow_files()
             table_put(self.file_keys, self.file_values, hashed, len(self.files))
-            self.files.append((plain_name(text, False), plain_name(text, True)))
+            self.files.append(file_name(text))
             return
         if len(self.events) < MOST_NAMES - 1:
             number = len(self.events)

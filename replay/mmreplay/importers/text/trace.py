@@ -14,6 +14,7 @@ from mmreplay import __version__
 from mmreplay.errors import UserError
 from mmreplay.importers import snapshot
 from mmreplay.importers.drive import finish_all, pair_all
+from mmreplay.importers.names import FileName
 from mmreplay.importers.options import Options
 from mmreplay.importers.output.assemble import DEFAULT_PROBE_NS, NO_COMPAT, Assembler
 from mmreplay.importers.pairing import state as ps
@@ -71,7 +72,7 @@ class Dialect:
     wakings: bool
     #: Of the events, by name, when all is read.
     samples: Any
-    names: list[tuple[str, str]] = field(default_factory=list)
+    names: list[FileName] = field(default_factory=list)
     #: Whether lines come in order of time.
     ordered: bool = True
     kernel_faults: bool = False
