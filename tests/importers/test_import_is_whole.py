@@ -75,11 +75,12 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"data", "t.mmt"}  # it cleans up
 
 
-def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [1, 1000, 4096, 40_000])
+def test_a_disk_that_takes_no_more(tmp_path: Path, room: int) -> None:
     """One line says so and nothing is half-written (a limit of file sizes stands for the disk)."""
     soup(1, 4000).save(tmp_path / "data")
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, 2 * ({room},));"
         f"from mmreplay.cli.main import main; main(['import', {str(tmp_path / 'data')!r},"
         f" '-o', {str(tmp_path / 't.mmt')!r}])"
     )

@@ -164,6 +164,8 @@ def test_the_programs_own_status_is_said(tmp_path: Path, capfd: pytest.CaptureFi
     _, words = line.split("next: ")
     trace = str(tmp_path / "my app.mmt")
     assert shlex.split(words) == ["mmreplay", "import", str(file), "-o", trace]
+    main(["record", "--force", "-o", str(file), "--", "sh", "-c", "kill -SEGV $$"])
+    assert "the program was ended by signal 11 (Seg" in capfd.readouterr().err
 
 
 def test_attached_for_a_while(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -194,8 +195,11 @@ def _report(outcome: Outcome) -> None:
     if outcome.tool == "perf":
         for line in outcome.advice:
             _say(line)
-    if outcome.ended.stopped_by == "itself" and outcome.ended.status > 0:
-        _say(f"the program ended with status {outcome.ended.status}")
+    status = outcome.ended.status
+    if outcome.ended.stopped_by == "itself" and status > 0:
+        _say(f"the program ended with status {status}")
+    elif outcome.ended.stopped_by == "itself" and status < 0:  # perf and strace end as it did
+        _say(f"the program was ended by signal {-status} ({signal.strsignal(-status)})")
     if outcome.snapshot is not None:
         _say(f"{outcome.snapshot}: the address space before")
     file = outcome.files[-1]

@@ -68,7 +68,11 @@ def check(path: Path) -> Content:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         magic, _, _, _, _, first, length, _ = _HEADER.unpack_from(mapped)
         if magic != b"PERFILE2" or length == 0 or first + length > size:
-            raise UserError("perf did not finish the recording", where=str(path), fix=fix)
+            raise UserError(
+                "perf did not finish the recording",
+                where=str(path),
+                fix=f"mmreplay import reads what there is; to have all of it, {fix}",
+            )
         found = np.zeros(5, np.int64)
         buffer = np.frombuffer(mapped, np.uint8)
         try:

@@ -13,6 +13,7 @@ compact protocol.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -176,7 +177,8 @@ class Parts:
 
     def abandon(self) -> None:
         """Give the file up."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk does not take what was not written yet
+            self._file.close()
 
 
 _TRUE, _FALSE, _BYTE, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12

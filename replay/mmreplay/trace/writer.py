@@ -6,6 +6,7 @@ polars: an import of a recording does without it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,7 +155,8 @@ class TraceWriter:
     def discard(self) -> None:
         """Forget everything that was written."""
         for writer in self._writers.values():
-            writer.close()
+            with contextlib.suppress(OSError):  # a full disk does not take what is left
+                writer.close()
         for columns in self._columns.values():
             columns.abandon()
         self._writers.clear()
