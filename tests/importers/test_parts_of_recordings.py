@@ -276,6 +276,29 @@ def test_a_snapshot_is_the_state_before(tmp_path: Path, detail: bool) -> None:
     assert trace.header.capabilities.snapshot
 
 
+def test_a_snapshot_of_what_changed_meanwhile(tmp_path: Path) -> None:
+    """The kernel reads the map piece by piece: one mapping grew downwards, one comes twice."""
+    grown = (
+        "7f0000008000-7f0000030000 rw-p 00000000 00:00 0\nAnonymous: 4 kB\n"
+        "7f0000028000-7f0000030000 r--p 00003000 fe:01 5                    /lib/libx.so\n"
+        "7f0000028000-7f0000038000 r--p 00003000 fe:01 5                    /lib/libx.so\n"
+    )
+    text = SMAPS.replace("7ffc00000000-", grown + "7ffc00000000-")
+    lower = "".join(f"{k}000-{k}800 ---p 0 00:00 0\n" for k in range(1, 10))
+    (tmp_path / "copy").write_text(lower + text)
+    trace = load(recorded(), tmp_path, snapshot=tmp_path / "copy")
+    known = trace.vmas.collect()
+    rows = known.select("start", "length", "file_offset", "has_anon_vma").rows()
+    assert rows[9:14] == [
+        (0x400000, 0x2000, 0x1000, False),
+        (0x7F0000000000, 0x10000, 0, True),
+        (0x7F0000010000, 0x10000, 0, False),
+        (0x7F0000020000, 0x10000, 0, True),
+        (0x7F0000030000, 0x8000, 0xB000, None),
+    ]
+    assert any("3 of 15 mappings changed" in text for text in trace.header.warnings)
+
+
 def test_a_snapshot_beside_what_the_recording_knew(tmp_path: Path) -> None:
     """perf's own MMAP2 records of attached processes (-d), in one table with it; no bit is lost."""
     w = recorded()

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,8 @@ _DETAIL: Final = re.compile(r"[A-Za-z_]+: ")
 _NAME: Final = re.compile(r"(\d+)\.s?maps")
 _KERNEL_HALF: Final = 1 << 63
 _SHARED, _PRIVATE = 1, 2  # MAP_*
+#: Where more mappings than this share begin before the end of the one before, it is no copy.
+_MOST_MOVED: Final = 1 / 4
 _FIX: Final = "give a copy of /proc/PID/maps or /proc/PID/smaps"
 
 
@@ -47,9 +49,24 @@ class Mapping:
     name: str
     has_anon_vma: bool | None = None
 
+    def cut(self, start: int) -> None:
+        """Leave out what lies before ``start``; nothing may remain."""
+        if start > self.start:
+            if self.inode:
+                self.offset = (self.offset + start - self.start) % (1 << 63)
+            self.start = start
 
-def read_snapshots(path: Path) -> list[tuple[int | None, list[Mapping]]]:
-    """(process, its mappings) of each file: one, or those that ``mmreplay record`` left.
+
+class Snapshot(NamedTuple):
+    """One process's mappings, and how many of them changed while they were read."""
+
+    pid: int | None
+    mappings: list[Mapping]
+    moved: int
+
+
+def read_snapshots(path: Path) -> list[Snapshot]:
+    """The snapshot of each file: one, or those that ``mmreplay record`` left.
 
     The process is that of the file's name (``PID.maps``, ``PID.smaps``), else None.
 
@@ -69,23 +86,31 @@ def read_snapshots(path: Path) -> list[tuple[int | None, list[Mapping]]]:
     found = []
     for file in chosen:
         name = _NAME.fullmatch(file.name)
-        found.append((int(name[1]) if name else None, _read(file)))
+        found.append(Snapshot(int(name[1]) if name else None, *_read(file)))
     return found
 
 
-def _read(file: Path) -> list[Mapping]:
+def _read(file: Path) -> tuple[list[Mapping], int]:
+    """The mappings, and how many changed meanwhile.
+
+    The kernel holds the map still for a page of text only: a mapping may come twice, or have
+    grown to where the one before lay.  Of such a one counts what lies behind that.
+    """
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(file), fix=_FIX) from None
     found: list[Mapping] = []
+    last = moved = 0
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is not None:
             mapping = _mapping(match)
-            last = found[-1].end if found else 0
-            if not last <= mapping.start < mapping.end < 1 << 64:
-                raise UserError(f"line {number} is out of order", where=str(file), fix=_FIX)
+            if not mapping.start < mapping.end < 1 << 64:
+                raise UserError(f"line {number} is no mapping", where=str(file), fix=_FIX)
+            moved += mapping.start < last
+            mapping.cut(last)
+            last = max(last, mapping.end)
             found.append(mapping)
             continue
         anonymous = _ANONYMOUS.match(line)
@@ -93,10 +118,12 @@ def _read(file: Path) -> list[Mapping]:
             found[-1].has_anon_vma = int(anonymous[1]) > 0
         elif line and not (found and _DETAIL.match(line)):
             raise UserError(f"line {number} is no mapping", where=str(file), fix=_FIX)
-    found = [mapping for mapping in found if mapping.start < _KERNEL_HALF]
+    if moved > _MOST_MOVED * len(found):
+        raise UserError("its mappings are out of order", where=str(file), fix=_FIX)
+    found = [mapping for mapping in found if mapping.start < min(mapping.end, _KERNEL_HALF)]
     if not found:
         raise UserError("holds no mapping", where=str(file), fix=_FIX)
-    return found
+    return found, moved
 
 
 def _mapping(match: re.Match[str]) -> Mapping:
@@ -115,7 +142,7 @@ def _mapping(match: re.Match[str]) -> Mapping:
 
 
 def place(
-    found: list[tuple[int | None, list[Mapping]]], state: ps.State, process: str | None, where: str
+    found: list[Snapshot], state: ps.State, process: str | None, where: str
 ) -> list[tuple[int, list[Mapping]]]:
     """(address space, its mappings): of the process of that id, before it did anything.
 
@@ -129,7 +156,7 @@ def place(
     spaces = {int(row[ps.S_PID]): int(row[ps.S_SPACE]) for row in leaders}
     there = [int(row[ps.S_PID]) for row in leaders if row[ps.S_START_NS] < 0]
     placed = []
-    for given, mappings in found:
+    for given, mappings, _ in found:
         pid = given
         if pid is None and process is not None and process.isdecimal():
             pid = int(process)
@@ -151,11 +178,19 @@ def place(
     return placed
 
 
-def add(path: Path, writer: TraceWriter, state: ps.State, process: str | None) -> None:
-    """Write the mappings of the snapshot at ``path`` to the trace's known ones."""
+def add(path: Path, writer: TraceWriter, state: ps.State, process: str | None) -> list[str]:
+    """Write the mappings of the snapshot at ``path`` to the trace's known ones.
+
+    Returns what is to be said of it.
+    """
     alias = ps.resolve_aliases(state.table("spaces")[: state.count[ps.C_SPACES]])
-    for space, mappings in place(read_snapshots(path), state, process, str(path)):
+    found = read_snapshots(path)
+    for space, mappings in place(found, state, process, str(path)):
         writer.write("vmas", _columns(int(alias[space]), mappings))
+    moved, known = sum(one.moved for one in found), sum(len(one.mappings) for one in found)
+    if not moved:
+        return []
+    return [f"{moved} of {known:,} mappings changed while the snapshot was taken"]
 
 
 def _columns(space: int, mappings: Sequence[Mapping]) -> dict[str, Column]:

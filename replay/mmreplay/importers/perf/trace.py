@@ -166,16 +166,18 @@ def _transfer(
     if rec.together is not None:
         rec.notes += rec.together.check()
     selection.check(tables.operations)
+    told: list[str] = []
     if options.snapshot is not None:
         from mmreplay.importers import snapshot
 
-        snapshot.add(options.snapshot, writer, state, options.process)
+        told = snapshot.add(options.snapshot, writer, state, options.process)
     rec.decode_state[pd.D_T0] += selection.begin_ns
     from mmreplay.importers.perf.facts import header_of
 
     header = header_of(rec, state, tables, config)
     header.counters = header.counters | report
     header.capabilities.snapshot = options.snapshot is not None
+    header.warnings += told
     if selection:
         header.warnings.append(selection.told())
     return header

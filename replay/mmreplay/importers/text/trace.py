@@ -138,8 +138,9 @@ def import_text(
             tables.abandon()
             raise
         selection.check(tables.operations)
+        told: list[str] = []
         if options.snapshot is not None:
-            snapshot.add(options.snapshot, writer, state, options.process)
+            told = snapshot.add(options.snapshot, writer, state, options.process)
         file.x[tr.X_T0] += selection.begin_ns
         header = _header(file, dialect, state, tables)
         header.counters = header.counters | report
@@ -149,6 +150,7 @@ def import_text(
                 f"{twice.count:,} faults were told by two events; they count once"
             )
         header.capabilities.snapshot = options.snapshot is not None
+        header.warnings += told
         if selection:
             header.warnings.append(selection.told())
         return writer.close(header)
