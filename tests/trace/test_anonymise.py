@@ -67,9 +67,11 @@ def secret() -> Trace:
             "device": 9,
         },
         {"start": PROGRAM, "length": 4096, "name": "secret-svc", "inode": 471247124, "device": 9},
-        {"start": STACK, "length": 4096, "name": "[stack]"},
+        {"start": STACK, "length": 4096, "name": "[stack]", "file_offset": 0x7FFF_FFFD_E000},
         {"start": LIBRARY + 8192, "length": 4096, "name": "[anon:customers]"},
         {"start": LIBRARY + 16384, "length": 4096, "name": "/dev/secret0", "inode": 5, "device": 6},
+        {"start": LIBRARY - 4096, "length": 4096, "name": "//anon", "file_offset": LIBRARY},
+        {"start": LIBRARY - 8192, "length": 4096, "name": "data", "inode": 3, "file_offset": 4096},
     ]
     locks = [{"tid": 8, "lock_address": MUTEX, "begin_ns": 4}]
     header = Header(
@@ -82,8 +84,13 @@ def secret() -> Trace:
             Event(name="minor-faults"),
             Event(name="exceptions:page_fault_user"),
             Event(name="probe_secret:charge"),
+            Event(name="the customer"),
+            Event(name="minor-faults:u"),
         ],
-        warnings=["probe_secret:charge: its fields were not recorded; the event is only counted"],
+        warnings=[
+            "probe_secret:charge: its fields were not recorded; the event is only counted",
+            "only a part was imported, of process secretary-of-all, up to 2 s; events are counted",
+        ],
     )
     tables = {"operations": operations, "threads": threads, "vmas": vmas, "locks": locks}
     return Trace.in_memory(header, {name: frame(name, rows) for name, rows in tables.items()})
@@ -122,8 +129,8 @@ def test_nothing_that_tells_is_left(tmp_path: Path) -> None:
     old = secret()
     for table, rules in an.RULES.items():
         for column, rule in rules.items():
-            if rule in ("address", "result"):
-                before = set(values(old, table, column)) - {None, 0, 1, -12, HEAP_OF_JAVA}
+            if rule in ("address", "result", "offset"):
+                before = set(values(old, table, column)) - {None, 0, 1, -12, 4096, HEAP_OF_JAVA}
                 assert before.isdisjoint(values(out, table, column))
     assert out.header.t0_ns == 0
     assert out.header.clock == Clock(name="monotonic")
@@ -166,6 +173,11 @@ def test_the_same_things_stay_the_same(tmp_path: Path) -> None:
     assert device[0] == device[1] != device[4]
     assert inode[0] != inode[1]
     assert (inode[2], device[2]) == (0, 0)
+    start, offset = values(out, "vmas", "start"), values(out, "vmas", "file_offset")
+    assert offset[5] == start[0]  # where its pages lay first
+    assert offset[6] == 4096
+    assert any("of process one, up to 2 s;" in line for line in out.header.warnings)
+    assert {"minor-faults:u", "other:a"} <= {event.name for event in out.header.events}
     names = values(out, "vmas", "name")
     assert names[0].endswith(".so")
     assert names[3].startswith("[anon:")
@@ -247,7 +259,7 @@ def test_the_command_equals_the_call(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = json.loads(capsys.readouterr().out)
     _, replaced = an.anonymise(Trace.open(path), tmp_path / "b.mmt")
     assert told["groups"] == replaced.groups
-    assert told["events"] == 1
+    assert told["events"] == 2
     main(["show", str(out)])
     with pytest.raises(SystemExit) as ended:
         main(["anonymise", str(path), "-o", str(out)])

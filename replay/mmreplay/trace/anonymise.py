@@ -5,7 +5,8 @@ times, sizes, flags, process ids, CPU model and kernel release: predictions are 
 is, each thing by the same thing everywhere,
 
 * addresses from 1 TiB up, which the kernel chose at random: moved by one multiple of 1 GiB.  Those
-  below are chosen by linkers and runtimes, are the same in every run, and tell nothing;
+  below are chosen by linkers and runtimes, are the same in every run, and tell nothing.  The
+  offset of a mapping of no file is an address too: where its pages lay first;
 * kernel addresses (faults, locks): numbered pages;
 * names of threads, files and user-named memory: letters in the order of the names, so that whatever
   is sorted by name stays in order; inodes and devices: numbers;
@@ -42,7 +43,13 @@ RULES: Final[dict[str, dict[str, str]]] = {
         "result": "result",
     },
     "threads": {"comm": "thread", "group": "thread"},
-    "vmas": {"start": "address", "name": "name", "inode": "inode", "device": "device"},
+    "vmas": {
+        "start": "address",
+        "file_offset": "offset",
+        "name": "name",
+        "inode": "inode",
+        "device": "device",
+    },
     "locks": {"lock_address": "address"},
     "gaps": {"event": "event"},
     "stacks": {"ip": "address"},
@@ -58,6 +65,13 @@ HARMLESS: Final[dict[str, tuple[str, ...]]] = {
 #: Calls whose result is an address.
 _PLACING: Final = [int(kind) for kind in (OpKind.MMAP, OpKind.BRK, OpKind.MREMAP, OpKind.SHMAT)]
 _RANGES: Final = [int(kind) for kind in (OpKind.MMAP, OpKind.MREMAP, OpKind.SHMAT)]
+#: Where a signed column holds an address.
+_WHERE: Final = {
+    "result": pl.col("kind").is_in(_PLACING),
+    "offset": (pl.col("inode") == 0)
+    & (pl.col("device") == 0)
+    & (~pl.col("name").str.starts_with("/") | (pl.col("name") == "//anon")),
+}
 
 _UNIT_SHIFT: Final = 30  # addresses move by multiples of 1 GiB: page tables stay as shared
 _HIGH: Final = 1 << 40
@@ -90,8 +104,23 @@ _NAME_PREFIXES: Final = (
 )
 #: Systems whose events are the kernel's own.
 _PUBLIC_EVENTS: Final = frozenset(
-    ("exceptions", "syscalls", "raw_syscalls", "lock", "mmap_lock", "sched", "kmem", "mmap")
+    ("exceptions", "syscalls", "raw_syscalls", "lock", "mmap_lock", "sched", "kmem", "mmap", "task")
 )
+#: perf's own names of events that are no tracepoints; others are a user's (``name=``).
+_PERF_EVENTS: Final = frozenset(
+    (
+        *("faults", "page-faults", "minor-faults", "major-faults", "cpu-clock", "task-clock"),
+        *("context-switches", "cs", "cpu-migrations", "migrations", "alignment-faults"),
+        *("emulation-faults", "dummy", "bpf-output", "cgroup-switches"),
+        *("cycles", "instructions", "cache-misses", "cache-references", "branches"),
+        *("branch-misses", "dTLB-load-misses", "dTLB-store-misses", "iTLB-load-misses"),
+    )
+)
+#: What the import says of ``--process NAME``.
+_PROCESS: Final = re.compile(
+    r"(only a part was imported, of process )(?!\d+[,;]).*?(?=(?:, (?:from|up to) [\d.e+]+ s[^;]*)?;)"
+)
+_MODIFIERS: Final = re.compile(r":[ukhIGHpPSDWeb]+")
 
 
 @dataclass(slots=True)
@@ -184,9 +213,14 @@ def mapping_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def event_names(names: Iterable[str]) -> dict[str, str]:
-    """New name of each event that a user may have named (probes, own tracepoints)."""
+    """New name of each event that a user may have named (probes, own tracepoints, ``name=``)."""
     own = sorted(
-        {name for name in names if ":" in name and name.split(":")[0] not in _PUBLIC_EVENTS}
+        {
+            name
+            for name in names
+            if not (":" in name and name.split(":")[0] in _PUBLIC_EVENTS)
+            and _MODIFIERS.sub("", name) not in _PERF_EVENTS
+        }
     )
     return {name: f"other:{word}" for word, name in zip(letters(len(own)), own, strict=True)}
 
@@ -257,8 +291,8 @@ def _replace(
         if rule == "thread":
             continue
         old = batch[name]
-        if rule == "result":
-            place = batch["kind"].is_in(_PLACING) & (old >= _HIGH).fill_null(False)
+        if rule in ("result", "offset"):
+            place = batch.select(_WHERE[rule] & (pl.col(name) >= _HIGH).fill_null(False))[:, 0]
             moved = rules["address"](old.set(~place, None).cast(pl.UInt64)).cast(pl.Int64)
             new.append(pl.select(pl.when(place).then(moved).otherwise(old).alias(name))[name])
         else:
@@ -292,12 +326,12 @@ def _find_addresses(trace: Trace, seed: int | None) -> _Addresses:
     pages: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
     for table, rules in RULES.items():
         for column, rule in rules.items():
-            if rule not in ("address", "result") or not trace.has(table):
+            if rule not in ("address", *_WHERE) or not trace.has(table):
                 continue
             value = pl.col(column)
             rows = trace.table(table)
-            if rule == "result":
-                rows = rows.filter(pl.col("kind").is_in(_PLACING) & (value > 0))
+            if rule in _WHERE:
+                rows = rows.filter(_WHERE[rule] & (value > 0))
             value = value.cast(pl.UInt64)
             user = rows.filter((value >= low) & (value < _KERNEL))
             found = trace.collect(user.select((value // (1 << _UNIT_SHIFT)).unique()))
@@ -364,5 +398,6 @@ def _header(
     if words:
         pattern = re.compile("|".join(map(re.escape, words)))
         new.warnings = [pattern.sub(lambda m: told[m[0]], line) for line in old.warnings]
+    new.warnings = [_PROCESS.sub(r"\1one", line) for line in new.warnings]
     new.tables = {}
     return new

@@ -68,7 +68,7 @@ def find_formats(
         "machine: --formats OTHER"
     )
     if other is not None:
-        formats, told = _of_recording(other), f"the formats of tracepoints are those of {other}"
+        formats, told = _of_recording(other), "the formats of tracepoints are another recording's"
     else:
         formats, told = _of_tracefs(wanted), "the formats of tracepoints are this machine's"
     problem = ""
