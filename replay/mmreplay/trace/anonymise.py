@@ -118,7 +118,8 @@ _PERF_EVENTS: Final = frozenset(
 )
 #: What the import says of ``--process NAME``.
 _PROCESS: Final = re.compile(
-    r"(only a part was imported, of process )(?!\d+[,;]).*?(?=(?:, (?:from|up to) [\d.e+]+ s[^;]*)?;)"
+    r"(only a part was imported, of process )(?!\d+[,;]).*?"
+    r"(?=(?:, (?:from|up to) [\d.e+]+ s[^;]*)?;)"
 )
 _MODIFIERS: Final = re.compile(r":[ukhIGHpPSDWeb]+")
 
