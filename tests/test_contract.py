@@ -135,6 +135,7 @@ def test_replay(kernel: str, trace: Path, capfd: pytest.CaptureFixture[str]) -> 
         p50 = has(row, "delay_p50_ns", NUMBER)
         assert p50 <= has(row, "delay_p99_ns", NUMBER)
     assert len({row["op"] for row in by_op}) == len(by_op)
+    assert sum(row["count"] for row in by_op) == found["ops"]
 
     blame = has(found, "blame", list)
     for row in blame:

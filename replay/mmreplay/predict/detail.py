@@ -53,10 +53,11 @@ def _stats(stats: Sequence[LockStats]) -> dict[str, Any]:
 
 
 def op_table(results: Sequence[Result]) -> tuple[dict[str, Any], ...]:
+    """Operations by program; ``none``: they run none (a thread is cloned, a call was refused)."""
     rows = []
     for op in PlanOp:
         count = sum(int(result.op_count[op]) for result in results)
-        if op == PlanOp.NONE or not count:
+        if not count:
             continue
         delays = np.sum([result.op_delay[op] for result in results], axis=0)
         rows.append(
