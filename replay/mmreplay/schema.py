@@ -128,6 +128,7 @@ class Quality(IntFlag):
     NEGATIVE_FIXED = 128
     CHILD_RETURN = 256
     CONTENDED = 512  # a recorded contention span, or a sleep for a lock, lies inside
+    WAKES = 1024  # before it its thread woke one that slept for the lock; think_cpu_ns is without
 
 
 class SpanEnd(IntEnum):

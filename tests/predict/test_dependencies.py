@@ -145,7 +145,7 @@ def test_without_wakeups_the_consumer_is_as_slow_as_it_was() -> None:
     trace = pipeline(wakeups=False)
     old, new = ends(trace, "linux-6.1"), ends(trace, "linux-6.18")
     assert new["producer"] < 0.8 * old["producer"]
-    assert new["consumer"] == pytest.approx(old["consumer"], rel=0.05)
+    assert new["consumer"] == pytest.approx(old["consumer"], rel=0.1)  # its own few waits
 
 
 @pytest.mark.parametrize(("wakeups", "scope"), [(True, WITH_DEPENDENCIES), (False, UPPER_BOUND)])

@@ -246,6 +246,13 @@ def _print_times(console: Console, summary: Summary) -> None:
         share = f"{value / known:.1%}" if value is not None and known else ""
         rows.append((label, "unknown" if value is None else span(value), share))
     _print_table(console, f"Time of all threads{note}", ("where", "time", "share"), rows)
+    count = summary.header.counters
+    if count.get("timesplit_waking_ns"):
+        line = (
+            f"of the waiting, {span(count['timesplit_waking_ns'])} is waking threads that slept "
+            f"for a lock, after the recorded end of {plural(count['timesplit_wakings'], 'fault')}"
+        )
+        _bullet(console, "·", line)
 
 
 def _print_dependencies(console: Console, summary: Summary) -> None:

@@ -293,11 +293,12 @@ def _correction(trace: Trace) -> dict[str, int | None]:
     off = pl.col("duration_ns") - pl.col("duration_corrected_ns")
     think = pl.col("think_raw_ns") - pl.col("think_cpu_ns")
     raw = pl.col("duration_ns").filter(pl.col("duration_corrected_ns").is_not_null())
+    waking_ns = trace.header.counters.get("timesplit_waking_ns", 0)
     row = trace.collect(
         trace.operations.select(
             duration_removed_ns=pl.when(off.count() > 0).then(off.sum()),
             duration_raw_ns=pl.when(off.count() > 0).then(raw.sum()),
-            think_removed_ns=pl.when(think.count() > 0).then(think.sum()),
+            think_removed_ns=pl.when(think.count() > 0).then(think.sum() - waking_ns),
             think_raw_ns=_known_sum("think_raw_ns"),
             contended_operations=((pl.col("quality") & int(Quality.CONTENDED)) != 0).sum(),
         )
@@ -326,6 +327,9 @@ def _times(trace: Trace) -> dict[str, int | None]:
         value = inside[key]
         tail = int(tails.get(key) or 0)
         times[key] = int(value) + tail if value is not None else (tail or None)
+    woken_ns = trace.header.counters.get("timesplit_waking_ns", 0)  # in no row: rule 8
+    if times["wait"] is not None:
+        times["wait"] += woken_ns
     # Time that was split leaves nothing unattributed, also where no row says so.
     if times["unattributed"] is None and any(times[key] is not None for key in _BUSY):
         times["unattributed"] = 0

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mmreplay.importers import syscalls as sc
 from mmreplay.importers.pairing import state as ps
+from mmreplay.importers.pairing.sleepers import waking_ns
 from mmreplay.trace.chunks import Column
 from mmreplay.trace.parts import Parts
 from mmreplay.trace.splitstream import SplitRows, SplitStream
@@ -24,7 +25,7 @@ from mmreplay.trace.unnamed import unnamed_file
 
 if TYPE_CHECKING:
     from mmreplay.importers.names import FileName
-    from mmreplay.importers.output.columns import Block
+    from mmreplay.importers.output.columns import Block, Facts
     from mmreplay.importers.stacks import Frames
     from mmreplay.trace.writer import TraceWriter
 
@@ -135,6 +136,8 @@ class Assembler:
         self.names: list[FileName] = []  # by name id
         self.operations = 0
         self.compat = 0
+        self.wakings = 0
+        self.waking_ns = 0
         self.split = SplitStream(writer.directory, GROUP_ROWS, bounded)
         self._parts = Parts(writer.adopt("operations"), "operations")
         self._chains = Parts(writer.adopt("callchains"), "callchains") if stacks else None
@@ -205,7 +208,8 @@ class Assembler:
             self.writer.note("callchains", *self._chains.close())
         for pool in (self._pool, self._splitting, self._beside):
             pool.shutdown(wait=True)
-        return self.split.report.counters()
+        woken = {"timesplit_wakings": self.wakings, "timesplit_waking_ns": self.waking_ns}
+        return self.split.report.counters() | {name: n for name, n in woken.items() if n}
 
     def abandon(self) -> None:
         """Stop the threads beside; what was written is the caller's to discard."""
@@ -268,6 +272,7 @@ class Assembler:
         if not self._turns:  # not before: pairing cannot begin while others load modules
             self._beside.submit(self._load)
         alias = ps.resolve_aliases(spaces)
+        waking = waking_ns(state.table("thought").reshape(2, ps.BINS))
         for group in full:
             if group.number not in open_groups:
                 self._waiting.remove(group)
@@ -275,7 +280,9 @@ class Assembler:
                 if count > 0:
                     filled = self._filling[group.number] = Future()
                     self._encoding.append(
-                        self._pool.submit(self._encode, self._turns, group, count, alias, filled)
+                        self._pool.submit(
+                            self._encode, self._turns, group, count, alias, waking, filled
+                        )
                     )
                     self._turns += 1
 
@@ -289,6 +296,7 @@ class Assembler:
         group: _Waiting,
         count: int,
         alias: NDArray[np.int64],
+        waking: int,
         filled: Future[None],
     ) -> None:
         """Turn a group into columns, which ``filled`` tells, and write them.
@@ -302,11 +310,12 @@ class Assembler:
             assert group.low is not None
             block = self._blocks.popleft() if self._blocks else new_block(GROUP_ROWS)
             split = self.split.take()
-            table, compat = early(
+            table, facts = early(
                 group.rows[:count],
                 alias,
                 group.low,
                 self.probe[0],
+                waking,
                 self.switches,
                 self.contention,
                 self.bounded,
@@ -317,15 +326,17 @@ class Assembler:
         except BaseException as error:
             filled.set_exception(error)
             raise
-        self._adding.append(self._splitting.submit(self._add, group.number, count, compat, split))
+        self._adding.append(self._splitting.submit(self._add, group.number, count, facts, split))
         filled.set_result(None)
         self._parts.write(turn, group.number, table)
         if self._chains is not None:
             self._chains.write(turn, group.number, chains)
         self._blocks.append(block)
 
-    def _add(self, group: int, rows: int, compat: int, split: SplitRows) -> None:
-        self.compat += compat
+    def _add(self, group: int, rows: int, facts: Facts, split: SplitRows) -> None:
+        self.compat += facts.compat
+        self.wakings += facts.wakings
+        self.waking_ns += facts.waking_ns
         self.split.add(group, rows, split)
 
     def _encode_late(self, number: int) -> None:

@@ -86,6 +86,7 @@ _FAULT_KERNEL: Final = int(OpKind.FAULT_KERNEL)
 _ZERO: Final = np.uint64(0)
 _COMPAT32: Final = int(Quality.COMPAT32)
 _CONTENDED: Final = int(Quality.CONTENDED)
+_WAKES: Final = int(Quality.WAKES)
 # Bits of O_KNOWN are masks already: the argument slots, then K_RESULT to K_INSIDE.
 _CALL_BITS: Final = (1 << M_RESULT + 1) - 1 - (1 << M_ADDRESS) | 1 << M_CHILD
 _SAME_BITS: Final = (1 << M_INSIDE + 1) - 1
@@ -106,6 +107,14 @@ class Block(NamedTuple):
     bytes: NDArray[np.uint8]
     bits: NDArray[np.uint8]
     counts: NDArray[np.int64]  # rows where each mask is known
+
+
+class Facts(NamedTuple):
+    """What is counted of a group."""
+
+    compat: int  # operations of 32-bit tasks
+    wakings: int  # operations before which a waiter was woken
+    waking_ns: int  # what that took off think times
 
 
 def _pitch(rows: int, itemsize: int) -> int:
@@ -165,13 +174,16 @@ def _fill(
     alias: Any,
     low: Any,
     probe_ns: Any,
+    waking_ns: Any,
     switches: Any,
     contention: Any,
     roles: Any,
     block: Any,
     split: Any,
 ) -> Any:
-    """Turn ``rows`` rows of O_SIZE into columns; returns how many are of 32-bit tasks.
+    """Turn ``rows`` rows of O_SIZE into columns.
+
+    Returns how many are of 32-bit tasks, how many woke a waiter before, and what that took.
 
     ``pitches`` are those of the block's matrices.  ``alias`` gives each address space the
     one that it turned out to be, ``low`` is 1 where it looks like a 32-bit task's.
@@ -190,6 +202,8 @@ def _fill(
     for mask in range(M_SIZE):
         counts[mask] = 0
     compat = 0
+    wakings = 0
+    woke_ns = np.int64(0)
     always = 0
     if switches:
         always = 1 << M_PREEMPTED
@@ -270,9 +284,15 @@ def _fill(
                 before = 0
             wide[0 * wide_pitch + i] = duration
             wide[1 * wide_pitch + i] = corrected
-            wide[2 * wide_pitch + i] = max(
+            think = max(
                 0, source[row + ps.O_THINK] - (source[row + ps.O_PRE_EVENTS] + 1) * probe_ns
             )
+            if quality & _WAKES:
+                waking = min(think, waking_ns)
+                think -= waking
+                wakings += 1
+                woke_ns += waking
+            wide[2 * wide_pitch + i] = think
             wide[3 * wide_pitch + i] = source[row + ps.O_PRE_BLOCKED]
             wide[4 * wide_pitch + i] = preempted
             wide[5 * wide_pitch + i] = io
@@ -325,7 +345,7 @@ def _fill(
         _put_masks(low_masks, 0, 8, bits, bit_pitch, block_row, counts)
         _put_masks(middle_masks, 8, 16, bits, bit_pitch, block_row, counts)
         _put_masks(high_masks, 16, M_SIZE, bits, bit_pitch, block_row, counts)
-    return compat
+    return compat, wakings, woke_ns
 
 
 _ROLES: Final = roles_by_kind()
@@ -336,13 +356,14 @@ def early(
     alias: NDArray[np.int64],
     low: NDArray[np.bool_],
     probe_ns: int,
+    waking_ns: int,
     switches: bool,
     contention: bool,
     bounded: bool,
     block: Block,
     split: SplitRows,
-) -> tuple[dict[str, Column], int]:
-    """All columns but the late ones, and how many operations are 32-bit tasks'.
+) -> tuple[dict[str, Column], Facts]:
+    """All columns but the late ones, and what was counted meanwhile.
 
     Parameters
     ----------
@@ -353,6 +374,8 @@ def early(
         task's.
     probe_ns:
         What one event cost the recorded thread.
+    waking_ns:
+        What waking a waiter for the lock took its waker, after a fault's recorded end.
     switches, contention:
         Whether the recording has switches (else off-CPU columns are null) and contention
         events (else ``contention_ns`` is null).
@@ -364,13 +387,14 @@ def early(
     count = len(rows)
     room = len(split.begin_ns)
     pitches = (*(_pitch(room, size) for size in (8, 4, 2, 1)), _pitch(room // 8, 1))
-    compat = _fill(
+    facts = _fill(
         rows.reshape(-1),
         count,
         pitches,
         alias,
         low.view(np.uint8),
         probe_ns,
+        waking_ns,
         switches,
         contention,
         _ROLES,
@@ -400,7 +424,7 @@ def early(
         ("address_space", split.address_space),
     ):
         columns[name] = Column(values[:count].copy())  # the split goes on with its own
-    return {name: columns[name] for name in _EARLY_LATE[bounded][0]}, compat
+    return {name: columns[name] for name in _EARLY_LATE[bounded][0]}, Facts(*map(int, facts))
 
 
 def chains_of(rows: NDArray[np.int64]) -> dict[str, Column]:

@@ -65,6 +65,7 @@ from mmreplay.trace.memory import zeros
     S_FAULT_EVENTS,
     S_FAULT_CONTENTION,
     S_FAULT_CPU,
+    S_FAULT_END,  # when the fault that was its last operation ended; 0: another was
     # open waits and holds
     S_WAITS,
     S_HOLDS,
@@ -112,7 +113,7 @@ from mmreplay.trace.memory import zeros
     S_NAP_EVENTS,
     S_NAP_BLOCKED,
     S_SIZE,
-) = range(85)
+) = range(86)
 STACK: Final = 4
 # Columns of one open wait (contention span): address, begin, flags.
 WAIT_SIZE: Final = 3
@@ -148,7 +149,20 @@ FUTEX_BUCKETS: Final = 4096
 ) = range(13)
 
 # Columns of an address space.
-(A_USERS, A_HIGHEST, A_FAULTS, A_ALIAS, A_MAPPED, A_PLACED, A_SIZE) = range(7)
+(
+    A_USERS,
+    A_HIGHEST,
+    A_FAULTS,
+    A_ALIAS,
+    A_MAPPED,
+    A_PLACED,
+    # the thread that went to sleep for its lock last, until its waker is known; see sleepers.py
+    A_SLEEPER,  # tid, 0 none
+    A_SLEEP_SINCE,  # begin of its operation
+    A_SLEEP_OFF,
+    A_SLEEP_ON,
+    A_SIZE,
+) = range(11)
 
 # Columns of an operation; those behind O_KNOWN are of system calls only.
 (
@@ -317,6 +331,7 @@ TABLES: Final[dict[str, tuple[int, int]]] = {
     "gap_ns": (1, MAX_CPU + 1),  # last loss of the CPU, at [cpu + 1]
     "ring_ns": (1, MAX_CPU + 1),  # last event of the CPU
     "histogram": (1, 2 * BINS),  # mmap_lock start to acquire; any gap
+    "thought": (1, 2 * BINS),  # think time behind faults: usual; with waking a waiter
     "exits": (1, 64),  # whether the call's returns were recorded
     "futexes": (2, FUTEX_BUCKETS),  # first and last thread of the bucket: slot + 1
 }
@@ -338,11 +353,12 @@ TABLES: Final[dict[str, tuple[int, int]]] = {
     B_GAP_NS,
     B_RING_NS,
     B_HISTOGRAM,
+    B_THOUGHT,
     B_EXITS,
     B_FUTEXES,
-) = range(C_SIZE, C_SIZE + 19)  # entries of the arena that hold where each table begins
-N_FIRST: Final = C_SIZE + 19  # from here on: rows of each table, in the same order
-_HEAD: Final = N_FIRST + 19
+) = range(C_SIZE, C_SIZE + 20)  # entries of the arena that hold where each table begins
+N_FIRST: Final = C_SIZE + 20  # from here on: rows of each table, in the same order
+_HEAD: Final = N_FIRST + 20
 #: Rows behind the ring of operations that take the ends of rows that have left it.
 PATCH_ROWS: Final = 4096
 
@@ -433,6 +449,7 @@ class State:
             S_ROW,
             S_WAKE_NS,
             S_FUTEX,
+            S_FAULT_END,
         ):
             threads[:, column] = 0
         for column in (S_PRE_CPU, S_PRE_BLOCKED, S_PRE_PREEMPTED, S_PRE_EVENTS, S_PRE_KNOWN):
@@ -444,7 +461,9 @@ class State:
         for name in ("gap_ns", "ring_ns"):
             self.table(name)[:] = -1
         self.table("histogram")[:] = 0
+        self.table("thought")[:] = 0
         self.table("futexes")[:] = 0
+        self.table("spaces")[:, A_SLEEPER] = 0
         count = self.count
         for counter in (C_OPS, C_PATCHES, C_SEQ, C_THREAD_ROWS, C_SCHEDULE, C_LOCKS, C_GAPS):
             count[counter] = 0

@@ -8,6 +8,7 @@ import numpy as np
 
 from mmreplay.importers.pairing import state as ps
 from mmreplay.importers.pairing.queue import futex_leave
+from mmreplay.importers.pairing.sleepers import call_ends, falls_asleep, thought, wakes_up
 from mmreplay.importers.pairing.state import (
     A_ALIAS,
     A_USERS,
@@ -78,6 +79,7 @@ _MIGRATED = np.int64(int(Quality.MIGRATED))
 _CONTENDED = np.int64(int(Quality.CONTENDED))
 _NESTED = np.int64(int(Quality.NESTED_IN_SYSCALL))
 _AFTER_GAP = np.int64(int(Quality.AFTER_GAP))
+_WAKES = np.int64(int(Quality.WAKES))
 
 
 @borrowing_helper
@@ -237,6 +239,8 @@ def leave_cpu(a: Any, t: Any, now: Any, cpu: Any, run: Any) -> None:
     a[t + S_OFF_NS] = now
     a[t + S_OFF_CPU] = cpu
     a[t + ps.S_WAKE_NS] = 0
+    if run == ps.BLOCKED:
+        falls_asleep(a, t, now)
 
 
 @borrowing_helper
@@ -269,6 +273,8 @@ def come_back(a: Any, ops: Any, t: Any, now: Any) -> None:
     a[t + S_RUN] = ps.RUNNING
     if a[t + S_OFF_NS] < 0:
         return
+    if run == ps.BLOCKED and now >= 0:
+        wakes_up(a, t, now)
     row = a[C_SCHEDULE]
     a[C_SCHEDULE] += 1
     out = a[ps.B_SCHEDULE] + row * ps.E_SIZE
@@ -331,6 +337,7 @@ def close_call(a: Any, ops: Any, t: Any, now: Any, how: Any, cpu: Any) -> Any:
     if how != _MEASURED:
         a[t + S_PRE_CPU] = now - a[t + S_CALL_NS]
     a[t + S_CALL] = 0
+    call_ends(a, t, now)
     return out
 
 
@@ -365,6 +372,8 @@ def close_fault(a: Any, ops: Any, t: Any, now: Any, how: Any, outcome: Any, cpu:
         # A failed fault ends in a signal: what follows is the program's own time.
         own = how == _END_UNSEEN and outcome == _FAILED and a[t + S_PRE_KNOWN] >= 0
         forget_before(a, t, 1 if how == _MEASURED or own else 0)
+        if how == _MEASURED:
+            a[t + ps.S_FAULT_END] = now
         if own:
             a[t + S_PRE_BLOCKED] = a[t + S_FAULT_BLOCKED]
             a[t + S_PRE_PREEMPTED] = a[t + S_FAULT_PREEMPTED]
@@ -428,6 +437,8 @@ def begin_row(
         ops[out + ps.O_PRE_EVENTS] = a[t + S_PRE_EVENTS]
         if a[t + S_PRE_KNOWN]:
             ops[out + O_KNOWN] = K_THINK
+        if thought(a, t, now):
+            quality |= _WAKES
         forget_before(a, t, 1)
     if a[t + ps.S_AFTER_GAP]:
         quality |= _AFTER_GAP
