@@ -163,6 +163,9 @@ class Map:
         self.found.splits += 1
 
     def _home(self, start: int) -> int:
+        if start >= 1 << 40:
+            area = sum(start >= bound for bound in (1 << 44, 1 << 46, 1 << 47))
+            start -= self.ids.setdefault(f"origin {area}", start)
         key = (start // PAGE + (self.space << 36)) * 0x9E3779B97F4A7C15
         return (key >> 40) % HOMES
 

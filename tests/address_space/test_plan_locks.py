@@ -79,3 +79,26 @@ def test_what_stays_of_an_unmapped_vma_keeps_its_lock() -> None:
             gone += [vma for role, vma in marks(bundle, row) if role is MarkSet.REMOVED]
         assert lock not in gone
         assert len(set(gone)) == len(calls)
+
+
+def test_locks_do_not_depend_on_where_the_kernel_put_the_map() -> None:
+    """So many begin anew that some forget theirs: the same ones wherever the map lies."""
+
+    def planned(base: int) -> tuple[list[int], list[int]]:
+        tape = Tape(1)
+        tape.mmap(base, 4096)
+        tape.fault(base, WRITE)
+        for _ in range(2):
+            for k in range(800):
+                page = base + (1 + 1789 * k % 4095) * PAGE
+                _protect(tape, page, 1, 1)
+                tape.fault(page, 4)
+                _protect(tape, page, 1, 3)
+        plan = tape.plan().plan
+        return plan.vma.tolist(), plan.first_page.tolist()
+
+    locks, pages = planned(A)
+    for gib in (1, 5, 700):
+        again, moved = planned(A - (gib << 30))
+        assert moved != pages
+        assert again == locks

@@ -29,12 +29,22 @@ from mmreplay.address_space.vma_state import (
 from mmreplay.jit import borrowing_helper
 
 _OPERATION = int(Num.OPERATION)
+_ORIGIN = int(Num.ORIGIN)
 _MASK = HOMES - 1
+#: From here up the kernel chose at random, and an anonymised trace has all in an area moved by one
+#: distance: from the first VMA there the entries, and which of them meet, are the same.
+_RANDOM_FROM = 1 << 40
+_AREAS = (1 << 44, 1 << 46, 1 << 47)
 
 
 @borrowing_helper
-def _home(space: int, start: int) -> int:
+def _home(state: Core, space: int, start: int) -> int:
     """The entry for a VMA that begins at ``start`` (golden-section hash; the last one stays)."""
+    if start >= _RANDOM_FROM:
+        area = _ORIGIN + (start >= _AREAS[0]) + (start >= _AREAS[1]) + (start >= _AREAS[2])
+        if state.numbers[area] == 0:
+            state.numbers[area] = start
+        start -= state.numbers[area]
     key = (start >> 12) + (space << 36)
     return int(((key * -7046029254386353131) >> 40) & _MASK)
 
@@ -43,7 +53,7 @@ def _home(space: int, start: int) -> int:
 def remember(state: Core, slot: int) -> None:
     """A merge swallows a VMA, the lower part of what is merged keeps its lock."""
     space, start = state.vma[slot, V_SPACE], state.vma[slot, V_START]
-    at = _home(space, start)
+    at = _home(state, space, start)
     state.homes[at, H_START] = start
     state.homes[at, H_SPACE] = space
     state.homes[at, H_LOCK] = state.vma[slot, V_LOCK]
@@ -81,7 +91,7 @@ def part(state: Core, slot: int, new: int, new_below: bool) -> None:
         exchange(state, slot, new)
         upper = slot
     space, start = state.vma[upper, V_SPACE], state.vma[upper, V_START]
-    at = _home(space, start)
+    at = _home(state, space, start)
     if state.homes[at, H_START] == start and state.homes[at, H_SPACE] == space:
         state.homes[at, H_START] = 0
         _rename(state, upper, state.homes[at, H_LOCK])

@@ -150,7 +150,8 @@ class Num(IntEnum):
     CONFLICTS = 13  # VMAs overwritten although the call was no fixed one
     DISAGREED = 14  # calls whose recorded result is not the one the rules expect
     EFFECTS_LOST = 15  # never counts in a correct program: effects buffer was too small
-    N = 16
+    ORIGIN = 16  # first address that ``vma_locks`` met in each of four areas; 0 none
+    N = 20
 
 
 # Columns of ``Core.vma``, ``spaces``, ``leaf``, ``directory`` and ``effects``.
