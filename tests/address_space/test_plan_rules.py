@@ -275,6 +275,35 @@ def test_failed_calls_run_their_program_only_after_the_lock() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "op"),
+    [
+        (OpKind.MPROTECT, PlanOp.NONE),
+        (OpKind.MADVISE, PlanOp.NONE),
+        (OpKind.MSYNC, PlanOp.NONE),
+        (OpKind.MINCORE, PlanOp.NONE),
+        (OpKind.MBIND, PlanOp.NONE),
+        (OpKind.MSEAL, PlanOp.NONE),
+        (OpKind.MLOCK, PlanOp.MUNLOCK),  # the lock for writing, but nothing to populate
+        (OpKind.MUNLOCK, PlanOp.MUNLOCK),
+    ],
+)
+def test_a_call_on_nothing(kind: OpKind, op: PlanOp) -> None:
+    """As counted on 6.18.44."""
+    tape = Tape()
+    tape.mmap(A, 4)
+    row = tape.op(kind, address=A, length=0, flags=4, prot=RW)
+    assert tape.plan().plan.op[row] == op
+
+
+def test_map_nonblock_undoes_map_populate() -> None:
+    tape = Tape()
+    tape.mmap(A, 4, flags=ANON | 0x8000)
+    tape.mmap(A + 64 * PAGE, 4, flags=ANON | 0x8000 | 0x10000)
+    bundle = tape.plan()
+    assert [bool(traits(bundle, row) & Trait.POPULATE) for row in (0, 1)] == [True, False]
+
+
+@pytest.mark.parametrize(
     ("advice", "address", "op"),
     [
         (9, A, PlanOp.MADVISE_REMOVE),  # known since ever and aligned: the VMA forbids it

@@ -21,7 +21,7 @@ PAGE = 4096
 N = 20
 R, RW = 1, 3
 PRIVATE, SHARED = 0x22, 0x21
-FIXED, GROWSDOWN, POPULATE, NORESERVE = 0x10, 0x100, 0x8000, 0x4000
+FIXED, GROWSDOWN, POPULATE, NORESERVE, NONBLOCK = 0x10, 0x100, 0x8000, 0x4000, 0x10000
 MMAP, MPROTECT, MUNMAP, BRK, MREMAP, MSYNC, MINCORE, MADVISE = 9, 10, 11, 12, 25, 26, 27, 28
 SHMGET, SHMAT, SHMCTL, SHMDT, MLOCK, MUNLOCK, MLOCKALL, MUNLOCKALL = (
     29,
@@ -437,6 +437,16 @@ def removed_pages() -> None:
         call(MADVISE, private, 16 * PAGE, REMOVE)
 
 
+def calls_on_nothing() -> None:
+    base = apart(2)
+    seen = ctypes.create_string_buffer(4)
+    for _ in range(N):
+        for number in (MLOCK, MUNLOCK, MSYNC, MPROTECT, MBIND, MSEAL):
+            call(number, base, 0)
+        call(MINCORE, base, 0, ctypes.addressof(seen))
+        call(MMAP, base, PAGE, RW, PRIVATE | FIXED | POPULATE | NONBLOCK, -1, 0)
+
+
 def failing_calls() -> None:
     base = apart(2)
     for _ in range(N):
@@ -486,6 +496,7 @@ PHASES: dict[str, Callable[[], None]] = {
         huge_pages,
         vector_advice,
         removed_pages,
+        calls_on_nothing,
         failing_calls,
     )
 }

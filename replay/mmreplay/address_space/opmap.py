@@ -126,6 +126,17 @@ _BEFORE_LOCK: Final[dict[OpKind, tuple[int, ...]]] = {
     OpKind.UFFD: (errno.EINVAL, errno.EFAULT),
     OpKind.VMSPLICE: (errno.EINVAL, errno.EBADF),
 }
+#: Calls that return before the lock where their range is empty; mlock and munlock do not
+#: (mm/mlock.c:do_mlock@6.18).
+_EMPTY_BEFORE: Final = (
+    OpKind.MPROTECT,
+    OpKind.PKEY_MPROTECT,
+    OpKind.MADVISE,
+    OpKind.MSYNC,
+    OpKind.MINCORE,
+    OpKind.MBIND,
+    OpKind.MSEAL,
+)
 #: Calls that fail before the memory map is touched, whatever the error.
 _ALWAYS_BEFORE: Final = (
     OpKind.CLONE,
@@ -169,6 +180,13 @@ def before_lock_table() -> NDArray[np.bool_]:
     return table
 
 
+def empty_before_lock_table() -> NDArray[np.bool_]:
+    """(64,) by OpKind: of an empty range the call returns before it takes a lock."""
+    table = np.zeros(_KINDS, np.bool_)
+    table[list(_EMPTY_BEFORE)] = True
+    return table
+
+
 def valid_advice_table() -> NDArray[np.bool_]:
     """(128,) by madvise's advice: known to every kernel since 5.10, whatever its configuration.
 
@@ -183,3 +201,4 @@ def valid_advice_table() -> NDArray[np.bool_]:
 VALID_ADVICE: Final = valid_advice_table()
 PROGRAM: Final = program_table()
 BEFORE_LOCK: Final = before_lock_table()
+EMPTY_BEFORE_LOCK: Final = empty_before_lock_table()

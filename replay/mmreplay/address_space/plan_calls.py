@@ -10,6 +10,7 @@ from mmreplay.address_space import page_state as pages_
 from mmreplay.address_space import segments as segments_
 from mmreplay.address_space.opmap import (
     BEFORE_LOCK,
+    EMPTY_BEFORE_LOCK,
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
     MADV_FREE,
@@ -102,6 +103,7 @@ _MADV_POPULATE = int(PlanOp.MADVISE_POPULATE)
 #: Advice that goes through the page tables of its range, one lock of each after the other.
 _WALKS = (_MADV_ZAP, int(PlanOp.MADVISE_READ), int(PlanOp.MADVISE_GUARD))
 _MADV_COLLAPSE = int(PlanOp.MADVISE_COLLAPSE)
+_MUNLOCK_OP = int(PlanOp.MUNLOCK)
 _REMOTE_ACCESS = int(PlanOp.REMOTE_ACCESS)
 
 _MMAP = int(OpKind.MMAP)
@@ -145,6 +147,7 @@ _V_WRITE = int(Vm.WRITE)
 _V_SHARED = int(Vm.SHARED)
 _MAP_POPULATE = 0x8000
 _MAP_NONBLOCK = 0x10000
+_POPULATE = _MAP_POPULATE | _MAP_NONBLOCK  # the second undoes the first (mm/mmap.c:do_mmap@6.18)
 _EINVAL = 22
 _DONTUNMAP = 4
 
@@ -302,18 +305,16 @@ def prepare_call(rows, i, m, p, w, out, o, space):
     if failed and BEFORE_LOCK[kind & 63, min(max(errno, 0), 255)] and not of_the_vma:
         out.ops[o].op = _NONE_OP
         return 0, STAGE_DONE
-    # mprotect, madvise and mlock of nothing return before the lock
-    if (
-        length == 0
-        and not failed
-        and kind in (_MPROTECT, _PKEY_MPROTECT, _MADVISE, _MLOCK, _MUNLOCK)
-    ):
-        out.ops[o].op = _NONE_OP
-        return 0, STAGE_DONE
+    if length == 0 and not failed:
+        if EMPTY_BEFORE_LOCK[kind & 63]:
+            out.ops[o].op = _NONE_OP
+            return 0, STAGE_DONE
+        if kind == _MLOCK and rows[i].address & 4095 == 0:
+            out.ops[o].op = _MUNLOCK_OP  # the lock is taken, nothing is populated
     # room for what the call may populate or move, before anything changes
     pages = (length + 4095) >> 12
     fills = (
-        (kind == _MMAP and flags & _MAP_POPULATE)
+        (kind == _MMAP and flags & _POPULATE == _MAP_POPULATE)
         or op == _MADV_POPULATE
         or kind in (_MLOCK, _UFFD, _MREMAP_KIND)
     )
@@ -405,7 +406,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         if m.info[_I_OVERLAPPED] > 0 and pages_.free_tables(p, space, first, last + 1):
             traits |= _T_FREES
         segments_.assign_core(s, space, first, last + 1, maker)
-        if m.info[_I_POPULATES] == 1 or flags & _MAP_POPULATE:
+        if m.info[_I_POPULATES] == 1 or flags & _POPULATE == _MAP_POPULATE:
             traits |= _T_POPULATE
             writes = target >= 0 and m.vma[target, V_FLAGS] & _V_WRITE != 0
             fill(m, p, w, out, o, space, first, last, writes)
