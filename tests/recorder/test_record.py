@@ -366,6 +366,20 @@ def test_perfs_refusal_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no_such_event" in reason
 
 
+def test_calibrating_where_perf_cannot_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cost, "sets", lambda has: {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="perf is not installed"):
+        cost.calibrate(lambda event: True, 1)
+    perf = tmp_path / "perf"
+    perf.write_text("#!/bin/sh\necho Error: >&2\necho 'No permission to enable x event.' >&2\nexit 1")
+    perf.chmod(0o755)
+    with pytest.raises(UserError, match=r"cannot record here: it has no permission"):
+        cost._run(["perf"])
+
+
 def test_too_many_threads_for_perf() -> None:
     has = here.tracepoints()
     assert has is not None

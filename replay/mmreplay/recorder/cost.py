@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any, Final
 
 from mmreplay.errors import UserError
 from mmreplay.recorder import loops
+from mmreplay.recorder.here import perfs_reason
 from mmreplay.resources import cache_base
 from mmreplay.trace.recording import EventSet, Has, Recording, choose_events
 
@@ -151,6 +153,10 @@ def calibrate(
     UserError
         perf cannot record here.
     """
+    if shutil.which("perf") is None:
+        raise UserError(
+            "perf is not installed", where="--calibrate", fix="install linux-perf or linux-tools"
+        )
     chosen = sets(has)
     bare: list[dict[str, float]] = []
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in chosen}
@@ -226,9 +232,8 @@ def _run(
     program = [sys.executable, "-S", "-E", str(_LOOPS), str(fault_rounds), str(pair_rounds)]
     done = subprocess.run([*words, *program], capture_output=True, text=True, errors="replace")
     if done.returncode:
-        told = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         raise UserError(
-            f"perf cannot record here ({told[0] if told else 'it says nothing'})",
+            f"perf cannot record here: {perfs_reason(done)}",
             where="--calibrate",
             fix="run as root where perf is",
         )

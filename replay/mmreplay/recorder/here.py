@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -184,6 +185,13 @@ def _why_not_perf(has: Has | None, recording: Recording | None, trial: bool = Tr
         done = subprocess.run(short.argv(), capture_output=True, text=True, errors="replace")
         if done.returncode == 0 and file.exists():
             return ""
+    return perfs_reason(done)
+
+
+def perfs_reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why perf, which ended with an error, did not record, in a few words."""
     lines = [line.strip() for line in done.stderr.splitlines()]
     told = [line for line in lines if line and line not in ("Error:", "Warning:")]
-    return told[0] if told else f"it ended with status {done.returncode}"
+    if told and re.match("No permission|Access to performance", told[0]):
+        return "it has no permission to record tracepoints"
+    return told[0].rstrip(".") if told else f"it ended with status {done.returncode}"
