@@ -374,7 +374,9 @@ def test_calibrating_where_perf_cannot_record(
     with pytest.raises(UserError, match="perf is not installed"):
         cost.calibrate(lambda event: True, 1)
     perf = tmp_path / "perf"
-    perf.write_text("#!/bin/sh\necho Error: >&2\necho 'No permission to enable x event.' >&2\nexit 1")
+    perf.write_text(
+        "#!/bin/sh\necho Error: >&2\necho 'No permission to enable x event.' >&2\nexit 1"
+    )
     perf.chmod(0o755)
     with pytest.raises(UserError, match=r"cannot record here: it has no permission"):
         cost._run(["perf"])
