@@ -24,10 +24,15 @@ EVERY = 4  # one fault in so many wakes the mapper
 
 
 def recording(
-    turns: int, switches_at: int = 1_000, call_ends_before: bool = False, process: int = 100
+    turns: int,
+    switches_at: int = 1_000,
+    call_ends_before: bool = False,
+    process: int = 100,
+    faults: bool = False,
 ) -> pw.Writer:
     """``switches_at``: ns from the waking fault's end to the mapper's leaving its CPU (< 0:
     before the end).  ``process``: the mapper's, else than 100 one with memory of its own.
+    ``faults``: the mapper does not map but fault.
     """
     w = pw.default()
     w.comm(0, 100, MAPPER if process == 100 else 100, b"mapper")
@@ -51,6 +56,11 @@ def recording(
             w.fault(pw.FAULT, time, FAULTER, address, pid=100)
         elif what == "minor":
             w.sample(pw.MINOR, time, FAULTER, addr=address, pid=100)
+        elif what in ("call", "return") and faults:
+            if what == "call":
+                w.fault(pw.FAULT, time, MAPPER, 0x5000, pid=process)
+            else:
+                w.sample(pw.MAJOR, time, MAPPER, addr=0x5000, pid=process)
         elif what in ("call", "return"):
             which = pw.MUNMAP_IN if what == "call" else pw.MUNMAP_OUT
             words = (0x5000, 4096) if what == "call" else (0,)
@@ -97,6 +107,12 @@ def test_what_waking_took_is_no_think_time(tmp_path: Path, switches_at: int) -> 
     assert removed % PROBE == 0  # nothing but the probes'
 
 
+def test_who_computes_on_when_another_falls_asleep_did_not_wake_him(tmp_path: Path) -> None:
+    """Else long think times would be taken for wake-ups: a sleep more often begins in them."""
+    trace = load(recording(400, switches_at=6_000), tmp_path)
+    assert thinks(trace)["wakes"].sum() == 0
+
+
 def test_few_wake_ups_tell_nothing(tmp_path: Path) -> None:
     trace = load(recording(80), tmp_path)  # 19 of them
     rows = thinks(trace)
@@ -112,4 +128,9 @@ def test_who_was_woken_by_a_call_was_woken_inside(tmp_path: Path) -> None:
 
 def test_sleep_in_another_address_space_is_nobody_elses(tmp_path: Path) -> None:
     trace = load(recording(400, process=900), tmp_path)
+    assert thinks(trace)["wakes"].sum() == 0
+
+
+def test_a_fault_that_sleeps_waits_for_a_call_or_for_io(tmp_path: Path) -> None:
+    trace = load(recording(400, faults=True), tmp_path)
     assert thinks(trace)["wakes"].sum() == 0

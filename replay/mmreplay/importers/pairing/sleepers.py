@@ -3,8 +3,9 @@
 A fault's recorded end (the software event, mm/memory.c:mm_account_fault@6.18) comes before the
 kernel drops the lock, so where the drop wakes a sleeping waiter, waking it (up to a virtual
 machine's exit for the interrupt) lies in the think time behind the fault.  Found is it by the
-waiter's switches: the first think time behind a fault of another thread that goes on when the
-waiter has left its CPU, or begins while it is away, is the waker's.
+waiter's switches: the first think time behind a fault of another thread that begins while the
+waiter is away, or began just before it had left its CPU, is the waker's.  The waiter is in a call:
+a fault waits for those that hold the lock for writing, and they drop it in calls.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ _CLONE = np.int64(int(OpKind.CLONE))
 _VFORK = np.int64(int(OpKind.VFORK))
 _EXEC = np.int64(int(OpKind.EXEC))
 _MSYNC = np.int64(int(OpKind.MSYNC))
+_MADVISE = np.int64(int(OpKind.MADVISE))
+_PROCESS_MADVISE = np.int64(int(OpKind.PROCESS_MADVISE))
+_WILLNEED, _PAGEOUT = np.int64(3), np.int64(21)  # MADV_*: these sleep for I/O
+#: So long ago a fault may have ended when the waiter that it wakes leaves its CPU: it was queued
+#: then, and on its way (0.3 to 3.3 us, 2-vCPU guest, 6.18).  With no bound think times would be
+#: taken the sooner the longer they are.
+_LEAVING_NS = np.int64(5_000)
 #: A_SLEEP_ON of a waiter that is still away.
 _AWAY = np.int64((1 << 63) - 1)
 #: Think times that there must be of either sort before one is taken for longer.
@@ -36,18 +44,19 @@ def _space_of(a: Any, t: Any) -> Any:
 
 @borrowing_helper
 def falls_asleep(a: Any, t: Any, now: Any) -> None:
-    """The thread is blocked; inside an operation that means: for a lock, where no I/O does."""
-    since = a[t + ps.S_FAULT_NS]
-    if a[t + ps.S_FAULT] == 0:
-        if a[t + ps.S_CALL] == 0:
-            return
-        kind = CALL_KIND[a[t + ps.S_CALL] - 1]
-        if kind == _CLONE or kind == _VFORK or kind == _EXEC or kind == _MSYNC:
-            return
-        since = a[t + ps.S_CALL_NS]
+    """The thread is blocked; inside a call that means: for a lock, where no I/O does."""
+    if a[t + ps.S_CALL] == 0 or a[t + ps.S_FAULT]:
+        return
+    kind = CALL_KIND[a[t + ps.S_CALL] - 1]
+    if kind == _CLONE or kind == _VFORK or kind == _EXEC or kind == _MSYNC:
+        return
+    advice = a[t + ps.S_CALL_FLAGS]
+    advises = kind == _MADVISE or kind == _PROCESS_MADVISE
+    if advises and (advice == _WILLNEED or advice == _PAGEOUT):
+        return
     at = _space_of(a, t)
     a[at + ps.A_SLEEPER] = a[t + ps.S_TID]
-    a[at + ps.A_SLEEP_SINCE] = since
+    a[at + ps.A_SLEEP_SINCE] = a[t + ps.S_CALL_NS]
     a[at + ps.A_SLEEP_OFF] = now
     a[at + ps.A_SLEEP_ON] = _AWAY
 
@@ -79,7 +88,7 @@ def thought(a: Any, t: Any, now: Any) -> Any:
     woke = 0
     if a[at + ps.A_SLEEPER] != 0 and a[at + ps.A_SLEEPER] != a[t + ps.S_TID]:
         own = a[at + ps.A_SLEEP_SINCE] <= end < a[at + ps.A_SLEEP_ON]
-        if own and a[at + ps.A_SLEEP_OFF] <= now:
+        if own and end + _LEAVING_NS >= a[at + ps.A_SLEEP_OFF] and a[at + ps.A_SLEEP_OFF] <= now:
             woke = 1
             a[at + ps.A_SLEEPER] = 0
     place = min(a[t + ps.S_PRE_CPU] // ps.BIN_NS, ps.BINS - 1)
