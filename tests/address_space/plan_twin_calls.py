@@ -262,7 +262,7 @@ class PlanTwin(Faults):
     def _madvise(self, space: Space, op: Op, start: int, end: int, advice: int) -> None:
         first, last = op.first_page, op.last_page
         area = space.map.above(start)
-        populates = op.op is PlanOp.MADVISE_POPULATE
+        populates = op.op is PlanOp.MADVISE_POPULATE or advice == 102  # guards need one, too
         bit = self._bit(op.mm, area) if populates and area is not None and area.private else None
         space.map.advise(start, end, advice)
         if bit is not None and area is not None and area.anon and not bit.set:

@@ -295,6 +295,17 @@ def test_a_call_on_nothing(kind: OpKind, op: PlanOp) -> None:
     assert tape.plan().plan.op[row] == op
 
 
+def test_guards_make_the_anon_vma() -> None:
+    """Of a VMA that has none yet: under mmap_lock, also where the VMA lock would do (6.19)."""
+    tape = Tape()
+    tape.mmap(A, 8)
+    guard = tape.op(OpKind.MADVISE, address=A, length=PAGE, flags=102)
+    write = tape.fault(A + 4 * PAGE, WRITE)
+    bundle = tape.plan()
+    assert list(bundle.plan.anon_initial) == [0]
+    assert {int(bundle.plan.anon_slot[row]) for row in (guard, write)} == {0}
+
+
 def test_map_nonblock_undoes_map_populate() -> None:
     tape = Tape()
     tape.mmap(A, 4, flags=ANON | 0x8000)
