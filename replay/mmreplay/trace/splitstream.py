@@ -146,7 +146,7 @@ class SplitStream:
     def take(self) -> SplitRows:
         """Memory for a group, to be handed back to :meth:`add`.  Safe from any thread."""
         try:
-            return self._free.popleft()
+            return self._free.pop()
         except IndexError:
             first, *others = new_rows(self._group_rows, _AT_ONCE)
             self._free.extend(others)

@@ -38,8 +38,6 @@ _LOOKS: Final = 4
 _MOST_THREADS: Final = 4
 #: Tables, beside the operations', whose figures depend on the cost of a probe.
 _OF_PROBE: Final = ("threads", "wakeups")
-#: Tables that a snapshot adds rows to, when all of the recording's are in.
-_ADDED_TO: Final = frozenset(("vmas",))
 #: Groups that may wait to be added to the time split.
 _MOST_BEHIND: Final = 4
 #: Parts of the other tables that may wait to be written.
@@ -133,6 +131,7 @@ class Assembler:
         self.bounded = bounded
         self._load = load
         self.probe: tuple[int, str] | None = None
+        self.more_vmas = False  # a snapshot adds some when all of the recording's are in
         self.names: list[FileName] = []  # by name id
         self.operations = 0
         self.compat = 0
@@ -191,7 +190,7 @@ class Assembler:
         self._take_others(state, last=True)
         groups = -(-int(state.count[ps.C_OPS]) // GROUP_ROWS)
         for name in self._early:
-            if name not in _ADDED_TO:
+            if name != "vmas" or not self.more_vmas:
                 self._tables.append(self._beside.submit(self._complete, name))
         for filled in self._filling.values():
             filled.result()

@@ -150,6 +150,7 @@ def _transfer(
     )
     tables.names = rec.names
     tables.probe = options.event_cost
+    tables.more_vmas = options.snapshot is not None
     state = tables.start(config)
     try:
         pair_all(state, tables, _with_frames(rec, tables, batches), selection)

@@ -129,6 +129,7 @@ def import_text(
         )
         tables.names = dialect.names
         tables.probe = dialect.probe or options.event_cost
+        tables.more_vmas = options.snapshot is not None
         try:
             state = tables.start(config)
             pair_all(state, tables, _once(file, dialect, twice, progress), selection)
