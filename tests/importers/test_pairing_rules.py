@@ -238,6 +238,26 @@ def test_exec_leaves_the_old_address_space(tmp_path: Path) -> None:
     assert vmas["name"].to_list() == ["(file)", "(file)", "libc.so.6", "//anon"]
 
 
+def test_a_thread_that_executes_takes_its_leaders_id(tmp_path: Path) -> None:
+    """Its own id is no more, so the process ends with the leader's."""
+    w = pw.default()
+    w.call(pw.MUNMAP_IN, 500, 100, 0x1000, 4096)
+    w.call(pw.MUNMAP_OUT, 600, 100, 0)
+    w.fork(700, 100, 100, 101, 100)
+    w.call(pw.EXEC_IN, 1000, 101, 1, 2, 3, pid=100)
+    w.exit(1500, 100, 100)
+    w.comm(2000, 100, 100, b"new", exec_=True)
+    w.call(pw.EXEC_OUT, 3000, 100, 0)
+    w.exit(5000, 100, 100)
+    trace = load(w, tmp_path)
+    (execve,) = ops(trace, OpKind.EXEC)
+    assert (execve["tid"], execve["duration_ns"]) == (101, 2000)
+    threads = trace.threads.collect()
+    assert threads.filter(pl.col("tid") == 101)["end_ns"].to_list() == [2500]
+    (end,) = ops(trace, OpKind.PROCESS_EXIT)
+    assert end["begin_ns"] == 4500
+
+
 def test_switches_split_think_and_inside(tmp_path: Path) -> None:
     w = pw.default()
     w.call(pw.MUNMAP_IN, 10_000, 100, 0x1000, 4096)

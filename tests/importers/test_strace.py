@@ -110,6 +110,129 @@ strace: Process 8 attached
     assert trace.operations.collect()["tid"].to_list() == [7, 8, 7]
 
 
+THREAD = "CLONE_VM|CLONE_THREAD|CLONE_SIGHAND"
+#: Without -o: lines cut by what strace says, and by what the program writes.
+MIXED = f"""\
+1700000000.000001 clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLDstrace: Process 8 attached
+, child_tidptr=0x7f) = 8 <0.000050>
+[pid     8] 1700000000.000070 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, -1, 0ready, x = 3
+ <unfinished ...>
+[pid     7] 1700000000.000071 clone3({{flags={THREAD}, stack=0x7f}}strace: Process 9 attached
+strace: Process 12 attached
+ => {{parent_tid=[9]}}, 88) = 9 <0.000030>
+[pid     8] 1700000000.000090 <... mmap resumed>) = 0x7f0000000000 <0.000020>
+ 50 %[pid     9] 1700000000.000110 munmap(0x1000, 4096strace: Process 13 attached
+ <unfinished ...>
+[pid     7] 1700000000.000120 mprotect(0x5000, 4096, PROT_READdone 2 of 3
+done: 4 = 4
+) = 0 <0.000004>
+[pid     9] 1700000000.000130 <... munmap resumed>) = 0 <0.000020>
+[pid     7] 1700000000.000140 getpid() = 7 <0.000001>
+"""
+
+
+def test_lines_that_were_cut_are_put_together(tmp_path: Path) -> None:
+    """What stands in the midst of them is strace's own, or what the program wrote."""
+    trace = load(tmp_path, MIXED)
+    assert rows(trace, OpKind.FORK, OpKind.CLONE) == [
+        (0, 50_000, 7, int(OpKind.FORK), None, None, None, 0x1000011, 8),
+        (70_000, 30_000, 7, int(OpKind.CLONE), None, None, None, 0x10900, 9),
+    ]
+    assert rows(trace, OpKind.MMAP, OpKind.MUNMAP, OpKind.MPROTECT) == [
+        (69_000, 20_000, 8, int(OpKind.MMAP), 0x7F0000000000, 8192, 1, 2, 0x7F0000000000),
+        (109_000, 20_000, 9, int(OpKind.MUNMAP), 0x1000, 4096, None, None, 0),
+        (119_000, 4000, 7, int(OpKind.MPROTECT), 0x5000, 4096, 1, None, 0),
+    ]
+    threads = trace.threads.collect()
+    assert dict(threads.select("tid", "pid").rows()) == {7: 7, 8: 8, 9: 7}
+    assert threads["address_space"].n_unique() == 2
+
+
+def test_the_parent_is_whose_clone_returns_the_child(tmp_path: Path) -> None:
+    """Two processes make threads at one time, and the threads run first."""
+    trace = load(
+        tmp_path,
+        f"""\
+7 1700000000.000001 fork() = 8 <0.000001>
+7 1700000000.000010 clone3({{flags={THREAD}}} <unfinished ...>
+8 1700000000.000011 clone3({{flags={THREAD}}} <unfinished ...>
+9 1700000000.000020 munmap(0x1000, 4096) = 0 <0.000001>
+10 1700000000.000021 munmap(0x1000, 4096) = 0 <0.000001>
+7 1700000000.000030 <... clone3 resumed> => {{parent_tid=[9]}}, 88) = 9 <0.000020>
+8 1700000000.000031 <... clone3 resumed> => {{parent_tid=[10]}}, 88) = 10 <0.000020>
+""",
+    )
+    assert dict(trace.threads.collect().select("tid", "pid").rows()) == {7: 7, 8: 8, 9: 7, 10: 8}
+    made = trace.operations.collect().filter(pl.col("kind") == int(OpKind.CLONE))
+    assert made.select("tid", "child").rows() == [(7, 9), (8, 10)]
+
+
+def test_lines_without_a_name_are_the_last_ones_that_is_left(tmp_path: Path) -> None:
+    """A daemon: its parent ends, and it is alone."""
+    trace = load(
+        tmp_path,
+        """\
+1700000000.000001 munmap(0x1000, 4096) = 0 <0.000001>
+1700000000.000003 clone(child_stack=NULL, flags=SIGCHLDstrace: Process 8 attached
+) = 8 <0.000005>
+[pid     7] 1700000000.000010 +++ exited with 0 +++
+1700000000.000020 munmap(0x2000, 4096) = 0 <0.000001>
+1700000000.000030 +++ exited with 0 +++
+""",
+    )
+    unmapped = rows(trace, OpKind.MUNMAP)
+    assert [(row[2], row[4]) for row in unmapped] == [(7, 0x1000), (8, 0x2000)]
+    assert trace.threads.collect()["end_ns"].to_list() == [9000, 29_000]
+    assert not any("which process" in text for text in trace.header.warnings)
+
+
+def test_a_thread_that_executes_goes_on_as_its_leader(tmp_path: Path) -> None:
+    trace = load(
+        tmp_path,
+        f"""\
+7 1700000000.000001 clone3({{flags={THREAD}}}, 88) = 8 <0.000001>
+8 1700000000.000010 execve("/bin/other", ["other"], 0x7f /* 3 vars */ <unfinished ...>
+7 1700000000.000020 +++ superseded by execve in pid 8 +++
+7 1700000000.000021 <... execve resumed>) = 0 <0.000011>
+7 1700000000.000030 munmap(0x1000, 4096) = 0 <0.000001>
+7 1700000000.000040 +++ exited with 0 +++
+""",
+    )
+    (executed,) = rows(trace, OpKind.EXEC)
+    assert executed[:3] == (9000, 11_000, 8)
+    threads = trace.threads.collect()
+    assert threads.select("tid", "pid", "end_ns", "comm").rows() == [
+        (7, 7, 19_000, ""),
+        (7, 7, 39_000, "other"),
+        (8, 7, 20_000, ""),
+    ]
+    assert len(rows(trace, OpKind.PROCESS_EXIT)) == 1
+    assert trace.header.counters["threads_of_guessed_processes"] == 1
+
+
+def test_what_strace_attached_to_says_the_processes(tmp_path: Path) -> None:
+    """Threads that were there have no other line that says whose they are."""
+    calls = """\
+[pid    21] 1700000000.000001 munmap(0x1000, 4096) = 0 <0.000001>
+[pid    22] 1700000000.000002 munmap(0x1000, 4096) = 0 <0.000001>
+[pid    30] 1700000000.000003 munmap(0x1000, 4096) = 0 <0.000001>
+[pid    20] 1700000000.000004 munmap(0x1000, 4096) = 0 <0.000001>
+"""
+    said = "strace: Process 30 attached\nstrace: Process 20 attached with 3 threads\n"
+    trace = load(tmp_path, said + calls)
+    assert dict(trace.threads.collect().select("tid", "pid").rows()) == {
+        20: 20,
+        21: 20,
+        22: 20,
+        30: 30,
+    }
+    assert not any("which process" in text for text in trace.header.warnings)
+    alone = load(tmp_path, "strace: Process 30 attached\n" + f"{calls.splitlines()[0][12:]}\n" * 3)
+    assert alone.threads.collect()["tid"].to_list() == [30]
+    warned = load(tmp_path, calls.replace("[pid    ", "").replace("]", ""))  # -o FILE
+    assert any("2> FILE" in text for text in warned.header.warnings)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -156,6 +279,66 @@ def test_what_mmreplay_records_with_strace(tmp_path: Path) -> None:
     maps = rows.filter(pl.col("kind") == int(OpKind.MMAP), pl.col("length") == 16 * 4096)
     assert maps.height >= 15
     assert maps["duration_ns"].null_count() == 0
+
+
+#: Forks, a vfork, threads that spawn, and a daemon that outlives them.
+FAMILY = """
+import mmap, os, subprocess, threading
+def work():
+    for _ in range(20):
+        mmap.mmap(-1, 1 << 16).close()
+    subprocess.run(["true"])
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+children = []
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+if not os.fork():
+    os.close(1)
+    os.read(0, 1)
+    work()
+"""
+
+
+def test_a_real_log_without_a_file_says_the_same(tmp_path: Path) -> None:
+    """The same program traced with ``2> FILE`` and with ``-o FILE``."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    file, mixed = tmp_path / "file", tmp_path / "mixed"
+    common = ["strace", "-f", "-ttt", "-T"]
+    program = [sys.executable, "-S", "-c", FAMILY]
+    with mixed.open("wb") as target:
+        for words, error in (([*common, "-o", str(file)], None), (common, target)):
+            done = subprocess.run(
+                words + program, stdin=subprocess.DEVNULL, stderr=error, check=False
+            )
+            if done.returncode != 0:
+                pytest.skip("strace cannot trace here")
+    assert b"attached\n" in mixed.read_bytes()
+    told = []
+    for log in (file, mixed):
+        trace = import_trace(log, tmp_path / f"{log.name}.mmt")
+        trace.validate()
+        operations = trace.operations.collect()
+        made = operations.filter(pl.col("kind").is_in([9, 10, 24, 25]))
+        assert made["duration_ns"].null_count() == 0
+        threads = trace.threads.collect()
+        sizes = threads.group_by("pid").len()["len"].sort().to_list()
+        ends = [OpKind.THREAD_EXIT, OpKind.PROCESS_EXIT, OpKind.THREAD_START]
+        counts = [len(rows(trace, kind)) for kind in ends]
+        spaces = operations["address_space"].n_unique()
+        told.append((made["kind"].value_counts().sort("kind").rows(), sizes, counts, spaces))
+        assert not any("which process" in text for text in trace.header.warnings)
+    assert told[0] == told[1]
 
 
 def test_a_real_log(tmp_path: Path) -> None:

@@ -283,6 +283,9 @@ def orphan_exit(
             o = ps.threads_at(a, other)
             out = close_call(a, ops, o, now, _MEASURED, cpu)
             result_of(a, ops, out, o, call, result)
+            a[ps.threads_at(a, other) + ps.S_STATE] = ps.DEAD
+            a[ps.threads_at(a, other) + ps.S_END_NS] = now
+            a[ps.procs_at(a, a[t + ps.S_PROC]) + ps.P_LIVE] -= 1
             return
     row = begin_row(a, ops, t, now, sc.CALL_KIND[call], cpu, weight, quality | _ORPHAN)
     out = ps.place(a, row)

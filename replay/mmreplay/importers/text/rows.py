@@ -61,8 +61,10 @@ MOST_ROWS: Final = 7
     X_END_ADDRESS,
     X_TASK_EVENTS,  # creation, names and ends of threads have lines of their own
     X_STARTS,  # starts of faults are told: ends need no mode and no instruction pointer
+    X_UNNAMED,  # strace: the thread of lines that name none; 0 the one that is left
+    X_MISSED,  # strace: new threads whose parent was not found, one after the other
     X_SIZE,
-) = range(23)
+) = range(25)
 
 # Why a scanner comes back: at the end, to have rows taken, a name numbered, or a table grown.
 DONE, FULL, NEW_NAME, NEED_THREADS = range(4)
@@ -139,6 +141,15 @@ def is_known(task: Any, at: Any) -> Any:
 
 
 @borrowing_helper
+def a_living_thread(task: Any, mask: Any) -> Any:
+    """A thread that has not ended; 0 where none is known."""
+    for row in range(mask + 1):
+        if is_known(task, row * K_SIZE):
+            return task[row * K_SIZE + K_TID]
+    return np.int64(0)
+
+
+@borrowing_helper
 def is_clone(call: Any) -> Any:
     """Whether the call makes threads or processes."""
     return call == sc.C_CLONE or call == sc.C_CLONE3 or call == sc.C_FORK or call == sc.C_VFORK
@@ -183,11 +194,13 @@ def meet(
     pid: Any,
     time: Any,
     cpu: Any,
+    told: Any,
 ) -> Any:
     """The first line of a thread: its process and, where it can be told, its creation.
 
-    Its parent is the newest thread inside clone that has no child yet.  ``pid`` is -1 where the
-    text does not say it.  Returns the number of rows made.
+    Its parent is ``told``, where that is a thread inside clone (-1 unknown), else the newest one
+    that has no child yet.  ``pid`` is -1 where the text does not say it.  Returns the number of
+    rows made.
     """
     if task[at + K_TID] == 0:
         x[X_THREADS] += 1
@@ -197,7 +210,7 @@ def meet(
         for back in range(OPENERS):
             entry = (ring[OPENERS] - 1 - back) % OPENERS
             parent = ring[entry]
-            if parent <= 0:
+            if parent <= 0 or (told > 0 and parent != told):
                 continue
             p = thread_at(task, mask, parent)
             if task[p + K_TID] != parent or task[p + K_CALL] <= 0:
@@ -335,6 +348,17 @@ def fill(batch: Any, rows: Any, order: Any, first: Any, last: Any, t0: Any, floo
         for k in range(ARGS):
             arg[ARGS * n + k] = source[o + C_ARG + k]
     return late
+
+
+@native
+def put_process(x: Any, threads: Any, pid: Any) -> Any:
+    """A process that the text says was there; the table needs room for it."""
+    task = bare(threads)
+    at = thread_at(task, threads.shape[0] - 1, pid)
+    if task[at + K_TID] == 0:
+        x[X_THREADS] += 1
+    new_thread(task, at, pid, pid, np.int64(-1))
+    return 0
 
 
 @native

@@ -271,9 +271,8 @@ def scan(
                     n += 1
                 continue
         if not tr.is_known(task, place):
-            n += tr.meet(
-                x, task, mask, opened, out, n, place, tid, head[H_PID], head[H_TIME], head[H_CPU]
-            )
+            pid, time, cpu = head[H_PID], head[H_TIME], head[H_CPU]
+            n += tr.meet(x, task, mask, opened, out, n, place, tid, pid, time, cpu, np.int64(-1))
         elif head[H_PID] > 0:
             task[place + tr.K_PID] = head[H_PID]
         n += _rename(b, x, task, place, out, n, line, head)

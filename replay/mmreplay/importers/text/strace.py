@@ -35,6 +35,12 @@ _CALL: Final = re.compile(
 _EPOCH: Final = re.compile(_WHO + rb"\d{9,11}\.\d{3,9} " + _WHAT, re.MULTILINE)
 _TOOK: Final = re.compile(rb" <\d+\.\d+>$", re.MULTILINE)
 _ATTACHED: Final = re.compile(rb"[Pp]rocess (\d+) attached")
+#: What it is attached to before the first call (-p).
+_ATTACHED_TO: Final = re.compile(
+    rb"^strace: Process (\d+) attached(?: with (\d+) threads)?\r?$", re.MULTILINE
+)
+#: So many processes are known beforehand; the table of threads has room for them.
+_MOST_ATTACHED: Final = 256
 _BRACKETS: Final = re.compile(rb"^\[pid +(\d+)\] ", re.MULTILINE)
 _UNNAMED: Final = re.compile(rb"^\d{9,11}\.\d", re.MULTILINE)
 _NANOSECONDS: Final = re.compile(_WHO + rb"\d+\.\d{9} ", re.MULTILINE)
@@ -169,6 +175,7 @@ _SAME: Final = {"clone3": "clone", "clone2": "clone", "mmap2": "mmap", "old_mmap
 def looks_like(head: bytes) -> bool:
     """Whether these are the first bytes of a strace log."""
     lines = head.count(b"\n") + 1 - head.count(b"\n > ")  # stacks (-k)
+    lines -= len(_ATTACHED.findall(head))  # lines of their own, or ones that cut another in two
     return bool(_CALL.search(head)) and len(_LINE.findall(head)) > lines // 2
 
 
@@ -200,22 +207,34 @@ def import_strace(
             )
         scanner = _Scanner()
         file.restart()
-        file.x[tr.X_ROOT] = _first_process(head)
-        return import_text(file, scanner.dialect(head), out, options, progress)
+        dialect = scanner.dialect(head)
+        dialect.guessable = _know_processes(file, head)
+        return import_text(file, dialect, out, options, progress)
     finally:
         file.close()
 
 
-def _first_process(head: bytes) -> int:
-    """The process of lines that name none: 0 where all do, 1 where it is never named.
+def _know_processes(file: source.TextFile, head: bytes) -> int:
+    """Tell the scanner what is known of the processes; returns of how many threads that are named
+    nowhere the process is known all the same.
 
-    Without ``-o`` strace names processes once there are two.
+    Without ``-o`` strace says to what it attached (``-p``), and names processes once there are two.
     """
-    if not _UNNAMED.search(head):
-        return 0
-    children = {int(found) for found in _ATTACHED.findall(head)}
-    named = (int(found) for found in _BRACKETS.findall(head))
-    return next((tid for tid in named if tid not in children), 1)
+    first = _LINE.search(head)
+    before = head[: first.start()] if first else b""
+    attached = {int(pid): int(threads or 1) for pid, threads in _ATTACHED_TO.findall(before)}
+    if attached:
+        for pid in list(attached)[:_MOST_ATTACHED]:
+            tr.put_process(file.x, file.threads, pid)
+        several = [pid for pid, threads in attached.items() if threads > 1]
+        file.x[tr.X_ROOT] = (several or list(attached))[0]
+        return attached[several[0]] - 1 if len(several) == 1 else 0
+    if _UNNAMED.search(head):
+        children = {int(found) for found in _ATTACHED.findall(head)}
+        named = (int(found) for found in _BRACKETS.findall(head))
+        root = next((tid for tid in named if tid not in children), 1)
+        file.x[tr.X_ROOT] = file.x[tr.X_UNNAMED] = root
+    return 1
 
 
 class _Scanner:
@@ -252,6 +271,8 @@ class _Scanner:
             ordered=False,
             clock="realtime",
             resolution_ns=1 if _NANOSECONDS.search(head) else 1000,
+            tell_process="start it under strace, or attach with 2> FILE instead of -o FILE: then "
+            "strace says to which process it attached",
             probe=(0, "none: strace's own time is in every duration and think time"),
             warnings=[
                 "strace stops a thread twice a call, for some 40 us: durations and think times are "

@@ -3,6 +3,9 @@
 A call is one line, ``PID TIME NAME(ARGUMENTS) = RESULT <DURATION>``, or two where another thread
 came between: ``NAME(ARGUMENTS <unfinished ...>``, and ``<... NAME resumed>REST) = RESULT <TIME>``.
 The time is that of the entry, on a resumed line that of the return.
+
+Without ``-o`` what strace says (``strace: Process 5 attached``) and what the program writes to its
+standard error stand in the midst of lines, whose rest comes on a later line.
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ _HUGE_SHIFT: Final = fnv("MAP_HUGE_SHIFT")
 _FLAGS: Final = fnv("flags")
 _SLASH, _QUOTE, _BACKSLASH, _COMMA, _EQUALS, _PIPE = 47, 34, 92, 44, 61, 124
 _PLUS, _MINUS, _LESS, _MORE, _DOT = 43, 45, 60, 62, 46
+_STRACE: Final = fnv("strace: Process")
+_ATTACHED, _DETACHED, _SUPERSEDED = (fnv(word) for word in ("attached", "detached", "superseded"))
+_CLONE, _CLONE3, _FORK, _VFORK = (fnv(name) for name in ("clone", "clone3", "fork", "vfork"))
+#: How far behind a thread's first line its parent's return from clone is looked for; half as far
+#: with each one that was not found.
+_LOOK_AHEAD: Final = 1 << 20
 #: A name of the kernel's has 15 bytes.
 _COMM_TAIL: Final = (1 << 56) - 1
 
@@ -43,6 +52,11 @@ _COMM_TAIL: Final = (1 << 56) - 1
 @borrowing_helper
 def _is_word(byte: Any) -> Any:
     return 97 <= byte <= 122 or 65 <= byte <= 90 or is_digit(byte) or byte == 95
+
+
+@borrowing_helper
+def _is_capital(byte: Any) -> Any:
+    return 65 <= byte <= 90 or is_digit(byte) or byte == 95
 
 
 @borrowing_helper
@@ -102,7 +116,7 @@ def number(b: Any, at: Any, end: Any, word_keys: Any, word_values: Any, word_num
                 part = part << shift
         else:
             first = at
-            while at < end and _is_word(b[at]):
+            while at < end and _is_capital(b[at]):  # what the program wrote may follow at once
                 at += 1
             found = table_find(word_keys, word_values, hash_word(b, first, at))
             if found >= 0:
@@ -230,6 +244,147 @@ def _result(b: Any, at: Any, end: Any, raw: Any, keys: Any, values: Any, numbers
     return True, took
 
 
+@borrowing_helper
+def _head(b: Any, at: Any, end: Any, unnamed: Any) -> Any:
+    """(thread, time in ns, next) of ``PID TIME``, ``[pid PID] TIME``, or only a time: the thread is
+    ``unnamed`` then.  ``next`` is -1 where that does not begin the line."""
+    k = at
+    if k + 5 < end and b[k] == 91 and b[k + 1] == 112:
+        k = skip_spaces(b, k + 4, end)
+    value, after = decimal(b, k, end)
+    tid = unnamed
+    if after < end and after > k and b[after] != _DOT:
+        tid = np.int64(value)
+        if b[after] == _LESS:  # its name (-Y)
+            while after < end and b[after] != _MORE:
+                after += 1
+            after = min(after + 1, end - 1)
+        if b[after] == 93:
+            after += 1
+        k = skip_spaces(b, after, end)
+    time, after = seconds(b, k, end)
+    good = k < after < end and b[after] == SPACE and 0 <= tid <= tr.MAX_TID
+    return tid, time, skip_spaces(b, after, end) if good else np.int64(-1)
+
+
+@borrowing_helper
+def _said(b: Any, at: Any, end: Any) -> Any:
+    """Where ``strace: Process 5 attached`` or ``detached`` begins that ends the line; else its end.
+
+    Only a last letter d is looked at closer.
+    """
+    if end - at < 26 or b[end - 1] != 100 or b[end - 9] != SPACE:
+        return end
+    word = hash_word(b, end - 8, end)
+    if word != _ATTACHED and word != _DETACHED:
+        return end
+    k = end - 10
+    while k > at and is_digit(b[k]):
+        k -= 1
+    first = k - 15
+    return first if first >= at and hash_word(b, first, k) == _STRACE else end
+
+
+@borrowing_helper
+def _hidden_head(b: Any, at: Any, end: Any) -> Any:
+    """Where the head begins behind what the program wrote without a newline; -1 none."""
+    run = 0
+    for k in range(at, end):
+        if is_digit(b[k]):
+            run += 1
+            continue
+        first: Any = -1
+        if b[k] == _DOT and run >= 10:
+            first = k - 10
+        elif b[k] == 91 and k + 5 < end and b[k + 1] == 112 and b[k + 2] == 105:  # [pi
+            first = k
+        run = 0
+        if first >= 0:
+            _, _, behind = _head(b, first, end, 0)
+            if behind >= 0:
+                return first
+    return np.int64(-1)
+
+
+@borrowing_helper
+def _rest(buffer: Any, b: Any, at: Any, end: Any) -> Any:
+    """(from, to) of the line that has the rest of the call before ``at``; (-1, -1): none has.
+
+    It comes before the next line that begins with a time.
+    """
+    while at < end:
+        stop = line_end(buffer, b, at, end)
+        last = stop - 1 if stop > at and b[stop - 1] == 13 else stop
+        _, _, behind = _head(b, at, last, 0)
+        if behind >= 0:
+            break
+        if last - at > 4 and b[last - 1] == _MORE and _said(b, at, last) == last:
+            if b[last - 2] == _DOT or is_digit(b[last - 2]):
+                return at, last
+        at = stop + 1
+    return np.int64(-1), np.int64(-1)
+
+
+@borrowing_helper
+def _is_unfinished(b: Any, end: Any) -> Any:
+    """Whether the line ends with ``<unfinished ...>`` or the like."""
+    return b[end - 1] == _MORE and b[end - 2] == _DOT
+
+
+@borrowing_helper
+def _is_superseded(b: Any, at: Any, end: Any) -> Any:
+    """Whether it is ``+++ superseded by execve in pid 6 +++``."""
+    at = min(at + 4, end)
+    return hash_word(b, at, word_end(b, at, end)) == _SUPERSEDED
+
+
+@borrowing_helper
+def _take_over(b: Any, end: Any, task: Any, mask: Any, place: Any) -> None:
+    """The thread named last on the line executes: it goes on under the id of the one at ``place``,
+    its leader, and its own is no more."""
+    k = end - 4
+    while k > 0 and is_digit(b[k - 1]):
+        k -= 1
+    value, _ = decimal(b, k, end)
+    other = tr.thread_at(task, mask, np.int64(value))
+    task[place + tr.K_CALL] = 0
+    if tr.is_known(task, other):
+        for k in range(tr.K_COMM0, tr.K_SIZE):
+            task[place + k] = task[other + k]
+        task[other + tr.K_CALL] = -1
+
+
+@borrowing_helper
+def _parent(buffer: Any, b: Any, at: Any, end: Any, child: Any) -> Any:
+    """The thread whose clone returns the new thread, further on in the text; -1 unknown.
+
+    Several may be inside clone when a child's first line comes.
+    """
+    while at < end:
+        stop = line_end(buffer, b, at, end)
+        line, at = at, stop + 1
+        if stop - line < 30 or b[stop - 1] == 13:
+            stop -= 1
+        k = stop - 1
+        if k < line or b[k] != _MORE:
+            continue
+        k = _back_to(b, k, line, _LESS) - 1
+        last = k
+        while k > line and is_digit(b[k - 1]):
+            k -= 1
+        value, _ = decimal(b, k, last)
+        if k == last or np.int64(value) != child or k - 2 < line or b[k - 2] != _EQUALS:
+            continue
+        tid, _, name = _head(b, line, stop, 0)
+        if name < 0 or name + 5 > stop or b[name] != _LESS or b[name + 1] != _DOT:
+            continue
+        name = skip_spaces(b, name + 4, stop)
+        word = hash_word(b, name, word_end(b, name, stop))
+        if word == _CLONE or word == _CLONE3 or word == _FORK or word == _VFORK:
+            return tid
+    return np.int64(-1)
+
+
 @native
 def scan(
     buffer: Any,
@@ -275,26 +430,18 @@ def scan(
         x[tr.X_POSITION] = line
         if stop > line and b[stop - 1] == 13:
             stop -= 1
-        # PID, "[pid PID]", or nothing: the first process.
-        k = line
-        if k + 5 < stop and b[k] == 91 and b[k + 1] == 112:
-            k = skip_spaces(b, k + 4, stop)
-        value, after = decimal(b, k, stop)
-        tid = x[tr.X_ROOT]
-        if after < stop and after > k and b[after] != _DOT:
-            tid = np.int64(value)
-            if b[after] == _LESS:  # its name (-Y)
-                while after < stop and b[after] != _MORE:
-                    after += 1
-                after = min(after + 1, stop - 1)
-            if b[after] == 93:
-                after += 1
-            k = skip_spaces(b, after, stop)
-        time, after = seconds(b, k, stop)
-        if after >= stop or after == k or b[after] != SPACE or not 0 < tid <= tr.MAX_TID:
+        unnamed = x[tr.X_UNNAMED]
+        tid, time, name = _head(b, line, stop, unnamed)
+        if name < 0:
+            k = _hidden_head(b, line, stop)
+            if k >= 0:
+                tid, time, name = _head(b, k, stop, unnamed)
+        if tid == 0 and name >= 0:
+            tid = tr.a_living_thread(task, mask)
+            x[tr.X_UNNAMED] = tid
+        if name < 0 or tid == 0:
             x[tr.X_SKIPPED] += 1
             continue
-        name = skip_spaces(b, after, stop)
         # The time since the last line (-r), the instruction pointer (-i), the call's number (-n).
         while name < stop and (b[name] == 91 or (b[name] == 40 and name + 1 < stop)):
             while name < stop and b[name] != 93 and b[name] != 41:
@@ -312,6 +459,10 @@ def scan(
                 out[o + tr.C_ARG + 2] = tid
                 task[place + tr.K_CALL] = -1
                 n += 1
+                if _is_superseded(b, name, stop):
+                    _take_over(b, stop, task, mask, place)
+                elif tid == x[tr.X_UNNAMED]:
+                    x[tr.X_UNNAMED] = 0  # lines without name are the last one's that is left
             x[tr.X_SKIPPED] += 1
             continue
         resumed = name + 5 < stop and b[name] == _LESS and b[name + 1] == _DOT
@@ -338,7 +489,10 @@ def scan(
         x[tr.X_LINES] += 1
         call = np.int64(calls[event])
         if not tr.is_known(task, place):
-            n += tr.meet(x, task, mask, opened, out, n, place, tid, -1, time, -1)
+            ahead = at + (_LOOK_AHEAD >> min(x[tr.X_MISSED], 8))
+            parent = _parent(buffer, b, at, min(end, ahead), tid)
+            x[tr.X_MISSED] = 0 if parent > 0 else x[tr.X_MISSED] + 1
+            n += tr.meet(x, task, mask, opened, out, n, place, tid, -1, time, -1, parent)
         pid = task[place + tr.K_PID]
         if not resumed:
             counts[event] += 1
@@ -350,7 +504,8 @@ def scan(
             n += 1
             if roles[event] != ev.ENTER:
                 continue
-            k = _arguments(b, after + 1, stop, call, raw, word_keys, word_values, word_numbers)
+            told = _said(b, after, stop)
+            k = _arguments(b, after + 1, told, call, raw, word_keys, word_values, word_numbers)
             if call == sc.C_FUTEX:
                 _place_bits(raw)
             put_arguments(out, o, call, raw, slot_of)
@@ -361,12 +516,21 @@ def scan(
                 tr.open_clone(task, place, opened, call, out[o + tr.C_ARG + sc.FLAGS])
             elif call == sc.C_EXECVE or call == sc.C_EXECVEAT:
                 _program(b, after + 1, stop, task, place)
-            if stop - 5 > k and b[stop - 1] == _MORE and b[stop - 2] == _DOT:  # <unfinished ...>
+            if _is_unfinished(b, stop) and stop - 5 > k:
                 continue
         elif roles[event] != ev.ENTER:
             task[place + tr.K_TIME] = max(time, task[place + tr.K_TIME])
             continue
-        good, took = _result(b, after, stop, raw, word_keys, word_values, word_numbers)
+        good, took = False, np.int64(-1)
+        if _said(b, after, stop) == stop:
+            good, took = _result(b, after, stop, raw, word_keys, word_values, word_numbers)
+        if took < 0:
+            rest, stop = _rest(buffer, b, at, end)
+            if rest >= 0:
+                at = stop + 1
+                if _is_unfinished(b, stop):
+                    continue
+                good, took = _result(b, rest, stop, raw, word_keys, word_values, word_numbers)
         if not good:
             if took >= 0:
                 x[tr.X_UNREAD] += 1

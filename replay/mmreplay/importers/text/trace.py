@@ -87,6 +87,8 @@ class Dialect:
     target: Any = "unknown"
     #: Whether it is known that only one process was recorded.
     one_process: bool = False
+    #: Of how many threads the process need not be told: there is only one that it can be.
+    guessable: int = 1
     tell_process: str = "print it: perf script -F +pid, or the tracefs option record-tgid"
     #: For each event so far what it tells, where events may tell the same twice.
     told_twice: Callable[[], list[int | None]] | None = None
@@ -312,7 +314,7 @@ def _warnings(file: source.TextFile, dialect: Dialect, header: Header) -> list[s
             f"times have a resolution of {dialect.resolution_ns:,} ns: short operations seem to "
             f"take none or twice as long{dialect.finer}"
         )
-    if x[tr.X_GUESSED] > 1 and not dialect.one_process:
+    if x[tr.X_GUESSED] > dialect.guessable and not dialect.one_process:
         found.append(
             f"it is not said to which process {x[tr.X_GUESSED]} threads belong: they are "
             f"taken for one process; {dialect.tell_process}"
