@@ -167,6 +167,24 @@ def test_the_parent_is_whose_clone_returns_the_child(tmp_path: Path) -> None:
     assert made.select("tid", "child").rows() == [(7, 9), (8, 10)]
 
 
+def test_merged_files_of_ff_say_the_child_after_its_first_calls(tmp_path: Path) -> None:
+    """strace-log-merge sorts whole calls by their begin: a vfork ends long after its child's."""
+    trace = load(
+        tmp_path,
+        """\
+7 1700000000.000001 vfork() = 8 <0.000050>
+8 1700000000.000010 munmap(0x1000, 4096) = 0 <0.000001>
+8 1700000000.000020 execve("/bin/other", ["other"], 0x7f /* 3 vars */) = 0 <0.000020>
+8 1700000000.000060 +++ exited with 0 +++
+""",
+    )
+    threads = trace.threads.collect()
+    assert threads.select("tid", "start_kind").rows() == [(7, "first_seen"), (8, "fork")]
+    (inside,) = trace.operations.collect().filter(pl.col("kind") == int(OpKind.MUNMAP)).to_dicts()
+    (made,) = trace.operations.collect().filter(pl.col("kind") == int(OpKind.VFORK)).to_dicts()
+    assert inside["address_space"] == made["address_space"]
+
+
 def test_lines_without_a_name_are_the_last_ones_that_is_left(tmp_path: Path) -> None:
     """A daemon: its parent ends, and it is alone."""
     trace = load(

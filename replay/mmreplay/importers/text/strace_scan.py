@@ -535,6 +535,7 @@ def scan(
             if took >= 0:
                 x[tr.X_UNREAD] += 1
             continue
+        began = task[place + tr.K_TIME]
         if took < 0:
             x[tr.X_NO_DURATION] += 1
         elif not resumed or task[place + tr.K_TIME] > 0:
@@ -544,7 +545,10 @@ def scan(
         out[o + tr.C_ROLE], out[o + tr.C_CALL], out[o + tr.C_EVENT] = ev.EXIT, call, event
         out[o + tr.C_ARG] = np.int64(raw[0])
         if tr.is_clone(call):
-            n += tr.close_clone(x, task, mask, place, out, n, call)
+            made = tr.close_clone(x, task, mask, place, out, n, call)
+            if made and not resumed:  # the child's lines may be older than this return (-ff)
+                out[n * tr.WIDTH + tr.C_TIME] = began
+            n += made
         elif (call == sc.C_EXECVE or call == sc.C_EXECVEAT) and raw[0] == np.uint64(0):
             n += tr.exec_row(out, n, task[place + tr.K_EXEC0], task[place + tr.K_EXEC1])
         n += 1
