@@ -162,6 +162,16 @@ def test_a_pipe_that_breaks_is_read_as_far_as_it_goes(tmp_path: Path, writer: pw
     assert any("cut" in text for text in trace.header.warnings)
 
 
+def test_a_packed_pipe_that_breaks_says_so(tmp_path: Path, writer: pw.Writer) -> None:
+    packed = writer.packed(piece=500)
+    data = packed.pipe()
+    cut = len(packed.records[-1]) - 100
+    trace = load(written(tmp_path / "perf.data", data[:-100]))
+    assert trace.header.counters["cut_bytes"] >= cut
+    assert any("cut" in text for text in trace.header.warnings)
+    assert trace.rows("operations") > 0
+
+
 def test_a_packed_stream_may_lack_the_end_of_its_last_record(
     tmp_path: Path, writer: pw.Writer
 ) -> None:

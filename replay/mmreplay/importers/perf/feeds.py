@@ -44,6 +44,10 @@ class Feed(Protocol):
     def done_bytes(self) -> int:
         """How many of them have been read."""
 
+    @property
+    def cut_bytes(self) -> int:
+        """How many at the end could not be unpacked, because they are cut."""
+
     def pull(self, room: memoryview) -> int:
         """Put the next bytes into ``room``; how many, 0 at the end."""
 
@@ -55,6 +59,7 @@ class FileFeed:
     """The rest of a file that can only be read in order, behind what was read of it already."""
 
     total_bytes = 0
+    cut_bytes = 0
 
     def __init__(self, file: Any, first: bytes = b"") -> None:
         self._file = file
@@ -77,6 +82,8 @@ class FileFeed:
 
 class MappedFeed:
     """A part of a mapped file."""
+
+    cut_bytes = 0
 
     def __init__(self, mapped: mmap.mmap, start: int, end: int) -> None:
         self._mapped = mapped
@@ -209,6 +216,7 @@ class ZstdFeed:
         self._left = memoryview(b"")  # of that
         self._plain_left = 0  # bytes of a payload that is no record
         self._ended = False
+        self.cut_bytes = 0
 
     @property
     def total_bytes(self) -> int:
@@ -343,6 +351,7 @@ class ZstdFeed:
 
     def _end(self) -> bool:
         """Nothing follows; False."""
-        if (self._window.rest() or self._plain_left) and not self._salvage:
+        self.cut_bytes = len(self._window.rest())
+        if (self.cut_bytes or self._plain_left) and not self._salvage:
             raise ph.truncated("the compressed records end inside a record", self._where)
         return False

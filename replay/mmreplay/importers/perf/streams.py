@@ -264,6 +264,10 @@ class Fed(Stream):
     def _place(self) -> int:
         return self._base + super()._place()
 
+    def _check(self, result: int) -> None:
+        super()._check(result)
+        self.cut_bytes += self._feed.cut_bytes
+
     def _more(self) -> bool:
         if self._ended:
             return False

@@ -240,6 +240,11 @@ class SwapFeed:
         done: int = self._feed.done_bytes
         return done
 
+    @property
+    def cut_bytes(self) -> int:
+        cut: int = self._feed.cut_bytes
+        return cut
+
     def close(self) -> None:
         self._feed.close()
 
