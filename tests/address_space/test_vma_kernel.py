@@ -334,6 +334,17 @@ def test_a_call_refused_for_its_arguments_changes_nothing(name: str) -> None:
     assert replay.arena() == before
 
 
+@pytest.mark.parametrize("flags", [1, 5])  # MREMAP_MAYMOVE, and with MREMAP_DONTUNMAP
+def test_mremap_that_failed_moves_nothing_though_the_rules_see_no_reason(flags: int) -> None:
+    replay = Replay()
+    replay.step(["mmap", at(0), 8 * PAGE, RW, FIXED, 0, 0], at(0))
+    before = dump(replay.state, replay.space)
+    size = 8 * PAGE if flags & 4 else 16 * PAGE
+    place = {"address": at(0), "length2": 8 * PAGE, "length": size, "flags": flags}
+    assert replay.call(OpKind.MREMAP, **place, result=-14) == 14
+    assert dump(replay.state, replay.space) == before
+
+
 def test_shmat_maps_as_its_flags_say() -> None:
     replay = Replay()
     for page, flags in ((0, 0), (8, 0o10000), (16, 0o100000)):

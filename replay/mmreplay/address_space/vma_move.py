@@ -240,6 +240,8 @@ def do_mremap(
         return int(_move_fixed(state, rules, space, old, old_len, wish, new_len, keep))
     if old + old_len > state.vma[source, V_END]:
         return EFAULT
+    if result < 0 and result != _NONE:
+        return EFAULT  # for a reason that the rules do not see: nothing was moved
     if (
         new_len > old_len
         and state.vma[source, V_FLAGS] & SPECIAL
