@@ -280,7 +280,7 @@ def scan(
         if not known and role != ev.SCHED_SWITCH:
             if not 0 < tid <= tr.MAX_TID or role == SCHED_EXIT:
                 continue
-            n += tr.meet(x, task, mask, opened, out, n, place, tid, -1, time, cpu)
+            n += tr.meet(x, task, mask, opened, out, n, place, tid, -1, time, cpu, np.int64(-1))
             n += _name(x, task, place, name_keys, name_values, comms, out, n, time)
             known = True
         pid = task[place + tr.K_PID] if known else 0
