@@ -12,8 +12,8 @@ from pathlib import Path
 import perfwriter as pw
 import polars as pl
 import pytest
+from loading import load
 
-from mmreplay.importers.registry import import_trace
 from mmreplay.schema import Quality
 from mmreplay.trace.store import Trace
 from mmreplay.trace.summary import summarise
@@ -72,12 +72,6 @@ def recording(
         else:
             w.switch(time, process, MAPPER, out=what == "out")
     return w
-
-
-def load(w: pw.Writer, tmp_path: Path) -> Trace:
-    trace = import_trace(w.save(tmp_path / "perf.data"), tmp_path / "t.mmt", force=True)
-    trace.validate()
-    return trace
 
 
 def thinks(trace: Trace) -> pl.DataFrame:
