@@ -123,17 +123,21 @@ def _record(folder: Path) -> tuple[Path, Path, int]:
 _EVENT = re.compile(r"^\s*(\d+)/(\d+)\s+(\d+)\.(\d+):\s+(\w+):(\w+):\s+(.*)$")
 
 
-def _counted(locks: Path, pid: int) -> dict[str, Counts]:
-    """Reads, writes, downgrades of the program's own mmap_lock, by any thread of the machine."""
-    text = subprocess.run(
+def _counted(locks: Path, pid: int) -> dict[str, Counts] | None:
+    """Reads, writes, downgrades of the program's own mmap_lock, by any thread of the machine;
+    none where perf cannot read what it recorded."""
+    done = subprocess.run(
         ["perf", "script", "--ns", "-F", "pid,tid,time,event,trace", "-i", str(locks)],
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout
+        check=False,
+    )
+    if "failed to process type" in done.stderr:  # perf 6.1, of a whole machine, now and then
+        return None
+    assert done.returncode == 0, done.stderr[-500:]
     events = sorted(
         (int(m[3]) * 10**9 + int(m[4]), int(m[1]), int(m[2]), m[6], m[7])
-        for m in map(_EVENT.match, text.splitlines())
+        for m in map(_EVENT.match, done.stdout.splitlines())
         if m
     )
     names = list(other_operations.PHASES)
@@ -176,13 +180,18 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Reco
 
     @cache
     def nth(_: int) -> Recorded:
-        return _recorded(tmp_path_factory.mktemp("recorded"))
+        for _ in range(ATTEMPTS):
+            folder = tmp_path_factory.mktemp("recorded")
+            locks, calls, pid = _record(folder)
+            counts = _counted(locks, pid)
+            if counts is not None:
+                return _recorded(folder, calls, pid, counts)
+        pytest.skip(f"perf script cannot read {ATTEMPTS} of perf's own recordings")
 
     return nth
 
 
-def _recorded(folder: Path) -> Recorded:
-    locks, calls, pid = _record(folder)
+def _recorded(folder: Path, calls: Path, pid: int, counts: dict[str, Counts]) -> Recorded:
     import_trace(calls, folder / "calls.mmt")
     trace = Trace.open(folder / "calls.mmt")
     rows = trace.collect(trace.operations.with_row_index("row"))
@@ -196,7 +205,7 @@ def _recorded(folder: Path) -> Recorded:
     }
     space = rows.filter(pl.col("pid") == pid)["address_space"][0]
     own = rows["address_space"].to_numpy() == space
-    return Recorded(trace, _counted(locks, pid), spans, own)
+    return Recorded(trace, counts, spans, own)
 
 
 def replayed(recorded: Recorded, phase: str) -> Counts:
