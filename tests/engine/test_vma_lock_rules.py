@@ -114,10 +114,29 @@ def test_mark_waits_for_the_faults_in_flight() -> None:
     assert ends(result) == [1060, 6120]
 
 
-def test_no_new_reader_gets_in_while_a_writer_drains() -> None:
+def test_no_new_reader_gets_in_while_a_writer_drains() -> None:  # 6.15 on: bit 30 is set
     result = run(PROGRAMS, [[op(vma=0)], [writer([0])], [op(vma=0)]], [0, 100, 500])
     assert result.reasons["fallback"] == 1
     assert lock(result, "vma").read == 1
+
+
+def test_a_writer_that_spins_for_a_vma_lock_keeps_nobody_out_before_it_queues() -> None:
+    # 6.4-6.14: down_write of the VMA's rwsem sets no bit while it spins.  T2 pins at 500 (line
+    # 550) beside T0 and works until 1550; T0 unpins 1010..1060, T2 1550..1600: only then T1 goes
+    # on, its second RMW 1650, works until 6650, release 6660.
+    threads = [[op(vma=0)], [writer([0])], [op(vma=0)]]
+    result = run(PROGRAMS, threads, [0, 100, 500], form=Form.RWSEM)
+    assert ends(result) == [1060, 6660, 1600]
+    assert lock(result, "vma").read == 2
+    assert result.reasons["fallback"] == 0
+    # T0 works until 50010.  T1's window ends at 160 + 10500 = 10660: it queues (WAITERS), and T2
+    # falls back at 10660, but not at 10659.
+    slow = {PlanOp.MMAP: [(Op.TRY, "vma", R, "no"), (Op.COST, LONG), (Op.UNLOCK, "vma", R),
+                          "no", (Op.DONE,)]}  # fmt: skip
+    for begin, fallbacks in ((10_659, 0), (10_660, 1)):
+        threads = [[op(PlanOp.MMAP, vma=0)], [writer([0])], [op(vma=0)]]
+        result = run(PROGRAMS | slow, threads, [0, 100, begin], form=Form.RWSEM)
+        assert result.reasons["fallback"] == fallbacks
 
 
 def test_marking_again_costs_a_read_only() -> None:

@@ -52,6 +52,7 @@ TF: Final = 64
     I_LOCK, I_WRITER, I_READERS, I_Q_HEAD, I_WAITING, I_LAST, I_ROWNED, I_LINE, I_WKIND,
     I_HANDOFF, I_NONSPIN, I_Q_TAIL, I_OSQ_HEAD, I_OSQ_TAIL, I_DRAINER, I_BY_KIND,
 ) = range(16)  # fmt: skip
+I_CLOSED: Final = I_HANDOFF  # pin: since when its drainer keeps new readers out
 I_MORE: Final = I_DRAINER  # range lock, rwsem with BRAVO readers: where the rest of it lies
 
 # -- what I_MORE points at: a thread's entry of a range lock, or the bias of an rwsem -------------

@@ -240,7 +240,7 @@ def use_lock(m, words, t, b, pc, clock):
             if m[pc + X_SEQ_LINE] >= 0:
                 done = line_read(m, m[pc + X_SEQ_LINE] + so * lsize, cpu, done)
             ok = m[m[pc + X_SEQ] + so] != m[m[pc + X_C] + obj]
-        if ok and r >= 0 and (m[r + I_DRAINER] >= 0 or m[r + I_WRITER] >= 0):
+        if ok and r >= 0 and pin_barred(m, r, clock):
             ok = False
             done = line_read(m, line, cpu, done)
         if not ok:

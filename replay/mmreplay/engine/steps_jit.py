@@ -236,7 +236,7 @@ def try_step(m, words, mark_vma, t, b, pc, clock):
             if so >= 0:
                 done = line_read(m, shared_line(m, s, so), cpu, done)
                 ok = m[m[s + D_VALUE] + so] != m[m[d + D_VALUE] + obj]
-        if ok and r >= 0 and (m[r + I_DRAINER] >= 0 or m[r + I_WRITER] >= 0):
+        if ok and r >= 0 and pin_barred(m, r, clock):
             ok = False
             done = line_read(m, line, cpu, done)
         if ok:

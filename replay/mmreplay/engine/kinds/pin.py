@@ -23,6 +23,7 @@ class Pin(Lock):
         super().__init__(sim, index, line)
         self.marked_at = -1  # value of the sequence when it was marked
         self.drainer: Thread | None = None
+        self.closed_ns = 0  # since when a drainer keeps new readers out
         self.rwsem_form = int(self.params[P["form"]]) == Form.RWSEM
 
     def try_read(self, thread: Thread, seq: Seq | None, at_ns: int) -> tuple[bool, int]:
@@ -31,11 +32,15 @@ class Pin(Lock):
             at_ns = seq.line.read(thread.cpu, at_ns)
             if seq.value == self.marked_at:
                 return False, at_ns
-        if self.drainer is not None or self.writer is not None:
+        if self.writer is not None or self._drains:
             return False, self.line.read(thread.cpu, at_ns)
         done = self.line.rmw(thread.cpu, at_ns)
         self.add_reader(thread.kind)
         return True, done
+
+    @property
+    def _drains(self) -> bool:
+        return self.drainer is not None and self.sim.now >= self.closed_ns
 
     def lock_read(self, thread: Thread, at_ns: int) -> int:
         """vma_start_read_locked: under mmap_lock, so it cannot fail."""
@@ -67,6 +72,8 @@ class Pin(Lock):
             window = (20 + min(self.readers, 30)) * 500
         self.enter(thread)
         self.drainer = thread
+        # a spinner leaves no trace in the count: it keeps readers out once it is queued (WAITERS)
+        self.closed_ns = done + window if self.rwsem_form else self.sim.now
         thread.wait_lock = self
         thread.awake_ns = done
         self.sim.at(thread, State.FALL, done + window + self.sim.setup.fall)
