@@ -89,6 +89,20 @@ def test_the_first_waiter_with_handoff_spins_on_the_writer_that_holds_it() -> No
     assert rwsem(result).sleeps == 1
 
 
+def test_a_first_waiter_with_handoff_makes_room_for_a_runnable_thread() -> None:
+    # As before on three CPUs; T1 was woken at 56070 and its turn ends at 57070.  T4, of its CPU,
+    # comes at 58000: T1 looks at 58020, RMW 58030, asleep 58330; T4 58830..59830.  T2 releases
+    # by 62130, wait_lock 62140, waker 63140; T1 68140..68190..69190, the sequence 69240, 69250.
+    idle, work = [(Op.DONE,)], [(Op.COST, SHORT), (Op.DONE,)]
+    result = run(
+        (0, hold(R, LONG)), (100, hold(W, SHORT)), (52_000, hold(W, "tens")), (200_000, idle),
+        (58_000, work), cores=3, numbers={"slice_ns": 1000, "wakes_stay": 1}, handoff_ns=1000,
+    )  # fmt: skip
+    assert ends(result) == [51_070, 69_250, 63_140, 200_000, 59_830]
+    assert rwsem(result).handoffs == 1
+    assert rwsem(result).sleeps == 2
+
+
 def test_a_reader_that_waited_long_sets_handoff_when_a_writer_stole_the_lock() -> None:
     # T1 queues by 160.  T0 releases by 1060; T2 spins and looks at 1061, the line is free of
     # T0's wait_lock at 1070: 1120..2120.  T0 finds T2 at 1070: HANDOFF for T1.  T2: the

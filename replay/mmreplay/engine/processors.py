@@ -71,7 +71,7 @@ class Processors(World):
             running.v_ns > self._average_v(cpu) and self._pick(cpu) is thread
         ):
             self.resched[cpu] = True
-            if running.state in (State.SPIN, State.OSQ, State.REVOKE):
+            if running.state in (State.SPIN, State.OSQ, State.REVOKE, State.HANDOFF_SPIN):
                 self.sooner(running, self.now + self.setup.poll)
 
     def _select(self, thread: Thread) -> int:

@@ -377,7 +377,7 @@ def runnable(m, t):  # type: ignore[no-untyped-def]
     if preempts:
         m[c + C_RESCHED] = 1
         state = m[b + T_STATE]
-        if state == SPIN or state == OSQ or state == REVOKE:
+        if state == SPIN or state == OSQ or state == REVOKE or state == HANDOFF_SPIN:
             sooner(m, curr, m[H_NOW] + m[H_POLL])
 
 

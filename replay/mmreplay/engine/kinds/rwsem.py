@@ -242,7 +242,9 @@ class Rwsem(Lock):
         if first and not self.free and not self.handoff and waited > self.handoff_ns:
             self.handoff = True
             self.sim.stat(self.index, "handoffs", 1)
-        if self.handoff and first and self.writer is not None and self.writer.cpu >= 0:
+        owner = self.writer
+        spins = self.handoff and first and owner is not None and owner.cpu >= 0
+        if spins and not self.sim.need_resched(thread):
             self.sim.at(thread, State.HANDOFF_SPIN, None)  # spins until the owner is done
         else:
             self._fall_asleep(thread, at_ns)

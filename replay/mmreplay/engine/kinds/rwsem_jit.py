@@ -169,7 +169,8 @@ def try_write_lock(m, r, t, at_ns):  # type: ignore[no-untyped-def]
         m[r + I_HANDOFF] = 1
         stat(m, lock, S_HANDOFFS, 1)
     owner = m[r + I_WRITER]
-    if m[r + I_HANDOFF] and first and owner >= 0 and m[HEADER + owner * TF + T_CPU] >= 0:
+    spins = m[r + I_HANDOFF] and first and owner >= 0 and m[HEADER + owner * TF + T_CPU] >= 0
+    if spins and not need_resched(m, t):
         at(m, t, HANDOFF_SPIN, NEVER)
     else:
         fall_asleep(m, r, t, at_ns)
