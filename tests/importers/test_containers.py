@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import random
 import struct
@@ -14,10 +15,12 @@ from typing import Any
 import perfwriter as pw
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_streaming import contents, soup
 
+from mmreplay.cli.import_ import command
 from mmreplay.errors import UserError
 from mmreplay.importers.perf import salvage, streams
 from mmreplay.importers.registry import import_trace
@@ -352,28 +355,98 @@ def test_formats_of_this_machine(
         load(tmp_path / "perf.data")
 
 
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
-    """A file cut anywhere is read as far as it goes and says so, or is refused in one line."""
-    w = soup(3, 12)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, order: str) -> None:
+    """With ``salvage`` it is read as far as it goes and says so, or is refused in one line.
+
+    At every byte: test_import_is_whole.py, with a smaller file.
+    """
+    w = soup(3, 12, order=order)
     good, other = w.build(), w.save(tmp_path / "other.data")
     whole = load(other).rows("operations")
-    start = struct.unpack_from("<Q", good, 40)[0]
-    end = start + struct.unpack_from("<Q", good, 48)[0]
+    start, length = struct.unpack_from(f"{order}2Q", good, 40)
+    end = start + length
     read = 0
-    for size in [*range(0, start, 11), *range(start, end + 8), *range(end + 8, len(good), 97)]:
+    for size in [*range(8, start, 11), *range(start, end + 8, 7), *range(end + 8, len(good), 97)]:
         path = written(tmp_path / "perf.data", good[:size])
+        with pytest.raises(UserError, match=r"truncated perf\.data") as caught:
+            load(path, formats=other)
+        assert "\n" not in caught.value.line()
+        assert "copy the whole file again" in caught.value.fix
         try:
-            trace = load(path, formats=other)
+            trace = load(path, formats=other, salvage=True)
         except UserError as error:
             assert "\n" not in error.line()
             assert size < end, error.line()
             continue
         read += 1
+        assert "--salvage" in caught.value.fix
         trace.validate()
         assert trace.rows("operations") <= whole
         if size < end:
             assert any("too early" in text for text in trace.header.warnings)
-    assert read > (end - start) // 2
+        else:
+            assert trace.rows("operations") == whole
+    assert read > (end - start) // 14
+
+
+def test_how_much_of_a_cut_file_is_missing(tmp_path: Path, writer: pw.Writer) -> None:
+    good = writer.build()
+    for lacks in (1, 1000):
+        path = written(tmp_path / "perf.data", good[:-lacks])
+        with pytest.raises(UserError, match=f"at least {lacks:,} bytes? missing") as caught:
+            load(path)
+        assert caught.value.where == str(path)
+    # Of several files the cut one is named.
+    whole = written(tmp_path / "whole.data", good)
+    with pytest.raises(UserError, match="1,000 bytes missing") as caught:
+        import_trace([whole, path], tmp_path / "t.mmt")
+    assert caught.value.where == str(path)
+    assert {file.name for file in tmp_path.iterdir()} == {"perf.data", "whole.data"}
+
+
+def test_a_cut_file_on_the_command_line(tmp_path: Path, writer: pw.Writer) -> None:
+    with_more = pw.dataclasses.replace(writer, features={4: b"\x04\0\0\x006.1\0"})
+    path = written(tmp_path / "perf.data", with_more.build()[:-1])
+    words = [str(path), "-o", str(tmp_path / "t.mmt")]
+    with pytest.raises(UserError, match="truncated"):
+        CliRunner().invoke(command, words, catch_exceptions=False)
+    assert not (tmp_path / "t.mmt").exists()
+    done = CliRunner().invoke(command, [*words, "--salvage", "--format", "json"])
+    assert done.exit_code == 0
+    assert any("what there is was read" in text for text in json.loads(done.stdout)["warnings"])
+
+
+@pytest.mark.parametrize("left", [5, 12, -3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_directory_with_a_cut_file(tmp_path: Path, packed: bool, left: int) -> None:
+    """No head says how long it was, but it ends inside a record; which file is said."""
+    w = soup(11, 300)
+    w.records = [r for r in w.records if struct.unpack_from("<I", r)[0] != 68]
+    middle = len(w.records) // 2
+    parts = [w.records[10:middle], w.records[middle:]]
+    if packed:
+        parts = [pw.dataclasses.replace(w, records=part).packed(piece=99).records for part in parts]
+        w.features = w.features | {27: b"\0" * 20}
+    w.records = w.records[:10]
+    folder = w.directory(tmp_path / "dir.data", parts)
+    whole = load(folder).rows("operations")
+    cut = folder / "data.1"
+    cut.write_bytes(cut.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"truncated perf\.data") as caught:
+        load(folder)
+    assert caught.value.where == str(cut)
+    assert "--salvage" in caught.value.fix
+    trace = load(folder, salvage=True)
+    trace.validate()
+    assert 0 < trace.rows("operations") <= whole
+    assert trace.header.counters["cut_bytes"] > 0
+    # And where the head is in the file that was cut:
+    main = folder / "data"
+    main.write_bytes(main.read_bytes()[:-1])
+    with pytest.raises(UserError, match="at least 1 byte missing") as caught:
+        load(folder)
+    assert caught.value.where == str(main)
 
 
 # -- small windows ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -33,15 +34,17 @@ def test_truncation_at_every_byte(tmp_path: Path, how: str) -> None:
     other = w.save(tmp_path / "other")
     whole = {"file": w.build(), "packed": w.packed().build(), "pipe": w.pipe()}[how]
     outcomes = {"trace": 0, "refused": 0}
-    for size in range(len(whole)):
-        (tmp_path / "cut").write_bytes(whole[:size])
+    cut, out = tmp_path / "cut", tmp_path / "t.mmt"
+    for size, salvage in itertools.product(range(len(whole)), [False, True]):
+        cut.write_bytes(whole[:size])
         try:
-            trace = import_trace(tmp_path / "cut", tmp_path / "t.mmt", force=True, formats=other)
+            trace = import_trace(cut, out, force=True, formats=other, salvage=salvage)
         except UserError as error:
             assert "\n" not in error.line()
             outcomes["refused"] += 1
             continue
         trace.validate()
+        assert salvage or how == "pipe"
         assert trace.rows("operations") <= 2
         outcomes["trace"] += 1
     assert outcomes["trace"]

@@ -49,8 +49,10 @@ changes = st.lists(st.tuples(st.integers(0, 1 << 20), words), min_size=1, max_si
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(st.sampled_from(targets), changes, st.one_of(st.none(), st.integers(0, 1 << 20)))
-def damage(target, where, cut):
+@given(
+    st.sampled_from(targets), changes, st.one_of(st.none(), st.integers(0, 1 << 20)), st.booleans()
+)
+def damage(target, where, cut, salvage):
     path, recording = target
     data = bytearray(good[path])
     for at, word in where:
@@ -58,7 +60,13 @@ def damage(target, where, cut):
         data[at : at + len(word)] = word
     path.write_bytes(bytes(data[: None if cut is None else cut % len(data)]))
     try:
-        trace = import_trace(recording, folder / "bad.mmt", force=True, formats=folder / "formats")
+        trace = import_trace(
+            recording,
+            folder / "bad.mmt",
+            force=True,
+            formats=folder / "formats",
+            salvage=salvage,
+        )
     except UserError as error:
         assert "\\n" not in error.line()
         outcomes[path.name]["refused"] += 1

@@ -46,6 +46,12 @@ _KEPT_BYTES = 4 << 20
     help="Another recording of the same machine: the formats of tracepoints that a recording "
     "cut short lacks.",
 )
+@click.option(
+    "--salvage",
+    is_flag=True,
+    help="Of a perf.data file whose end is missing take what there is.  [what a killed perf left "
+    "is taken without it]",
+)
 @click.option("--process", metavar="NAME|PID", help="Only this process.")
 @click.option(
     "--from",
@@ -91,6 +97,7 @@ def command(
     output: Path | None,
     force: bool,
     formats: Path | None,
+    salvage: bool,
     process: str | None,
     begin_s: float | None,
     end_s: float | None,
@@ -125,6 +132,7 @@ def command(
             end_ns=None if end_s is None else round(end_s * 1e9),
             snapshot=snapshot,
             event_cost=_event_cost(event_cost),
+            salvage=salvage,
             progress=progress,
         )
     wall_s = time.perf_counter() - started

@@ -15,6 +15,7 @@ class Options(NamedTuple):
     recording's time, counted from its first event.  ``snapshot``: copy of /proc/PID/maps or
     smaps, or a directory of them, as they were before the recording.  ``event_cost``: ns that one
     recorded event cost the recorded thread, and how that was found; else the trace tells.
+    ``salvage``: take what there is of a file whose end is missing.
     """
 
     force: bool = False
@@ -24,6 +25,7 @@ class Options(NamedTuple):
     end_ns: int | None = None
     snapshot: Path | None = None
     event_cost: tuple[int, str] | None = None
+    salvage: bool = False
 
     @property
     def whole(self) -> bool:

@@ -220,6 +220,7 @@ def import_trace(
     end_ns: int | None = None,
     snapshot: Path | None = None,
     event_cost: tuple[int, str] | None = None,
+    salvage: bool = False,
     progress: Progress | None = None,
 ) -> Trace:
     """Import the recording at ``paths`` as the trace directory ``out`` (``NAME.mmt``).
@@ -240,6 +241,8 @@ def import_trace(
         (ns, method): what one recorded event cost the recorded thread; else the trace tells.
     snapshot:
         Copy of /proc/PID/maps or smaps from before the recording, or a directory of them.
+    salvage:
+        Take what there is of a perf.data file whose end is missing.
     progress:
         Called with (bytes done, bytes in all, 0 unknown) once a window.
 
@@ -260,5 +263,5 @@ def import_trace(
             )
     if begin_ns is not None and end_ns is not None and end_ns <= begin_ns:
         raise UserError("--to is not after --from", where="--to", fix="give a later time")
-    options = Options(force, formats, process, begin_ns, end_ns, snapshot, event_cost)
+    options = Options(force, formats, process, begin_ns, end_ns, snapshot, event_cost, salvage)
     return first.read(found, out, options, progress)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mmreplay.errors import UserError
+from mmreplay.errors import UserError, plural
 from mmreplay.importers.perf import header as ph
 from mmreplay.importers.perf import walk as pw
 from mmreplay.importers.perf.feeds import Feed, FileFeed, MappedFeed, Window, ZstdFeed
@@ -56,16 +56,17 @@ class Source:
             stream.close()
 
 
-def open_source(path: Path, formats: Path | None = None) -> Source:
+def open_source(path: Path, formats: Path | None = None, salvage: bool = False) -> Source:
     """Open a perf.data file, stream (``-``: standard input) or directory, and check its head.
 
     ``formats`` is another recording of the same machine, to take the formats of tracepoints
-    from where this one was cut before its own.
+    from where this one was cut before its own.  ``salvage``: of a file that is shorter than
+    it says, take what there is; what a killed recorder left, which does not say, is taken anyway.
 
     Raises
     ------
     UserError
-        It cannot be read, or is no perf.data recording: one line, with the fix.
+        It cannot be read, is no perf.data recording, or lacks its end: one line, with the fix.
     """
     where = str(path)
     if where == "-":
@@ -73,12 +74,12 @@ def open_source(path: Path, formats: Path | None = None) -> Source:
         return _open_stream(raw.raw, "standard input", formats)
     try:
         if path.is_dir():
-            return _open_directory(path, formats)
+            return _open_directory(path, formats, salvage)
         file: Any = path.open("rb", buffering=0)
         if not _is_regular(file):
             return _open_stream(file, where, formats)
         with file:
-            return _open_file(_map(file, where), where, formats)
+            return _open_file(_map(file, where), where, formats, salvage)
     except OSError as error:
         raise UserError(
             f"cannot be read ({error.strerror})", where=where, fix="check the name and the rights"
@@ -91,14 +92,28 @@ def _is_regular(file: Any) -> bool:
 
 
 def _map(file: Any, where: str) -> mmap.mmap:
+    """A file that begins with a head."""
     size = os.fstat(file.fileno()).st_size
     if size < 16:
         ph.byte_order(file.read(16), size, where)
         raise ph.truncated(f"only {size} bytes", where)
+    return _map_any(file)
+
+
+def _map_any(file: Any) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _open_file(mapped: mmap.mmap, where: str, formats: Path | None) -> Source:
+def _whole_header(mapped: mmap.mmap, where: str, salvage: bool) -> ph.PerfHeader:
+    """The head of a file that is as long as it says, unless ``salvage``."""
+    header = ph.parse_header(mapped, where)
+    if header.missing and not salvage:
+        missing = plural(header.missing, "byte")
+        raise ph.cut_short(f"at least {missing} missing behind its {len(mapped):,}", where)
+    return header
+
+
+def _open_file(mapped: mmap.mmap, where: str, formats: Path | None, salvage: bool) -> Source:
     try:
         order, header_size = ph.byte_order(mapped[:16], len(mapped), where)
         if header_size == ph.PIPE_SIZE:
@@ -107,7 +122,7 @@ def _open_file(mapped: mmap.mmap, where: str, formats: Path | None) -> Source:
             header.data_offset = 16 + taken
             header.data_size = len(mapped) - header.data_offset
         else:
-            header = ph.parse_header(mapped, where)
+            header = _whole_header(mapped, where, salvage)
         if ph.F_DIR_FORMAT in header.features:
             raise UserError(
                 "one file of a recording directory (perf record --threads)",
@@ -119,7 +134,7 @@ def _open_file(mapped: mmap.mmap, where: str, formats: Path | None) -> Source:
             bool(header.cut) and is_compressed(mapped, start, end, order)
         )
         # A stream in pipe format has no end that could be checked.
-        salvage = bool(header.cut) or header_size == ph.PIPE_SIZE
+        salvage = salvage or bool(header.cut) or header_size == ph.PIPE_SIZE
         source = _source(where, len(mapped), header, formats, mapped, (start, end, packed))
         kind = Kind(where, source.plan.layout, len(header.attrs), salvage)
         source.streams.append(_stream(kind, mapped, start, end, order, packed))
@@ -166,7 +181,7 @@ def _open_stream(file: Any, where: str, formats: Path | None) -> Source:
     return source
 
 
-def _open_directory(path: Path, formats: Path | None) -> Source:
+def _open_directory(path: Path, formats: Path | None, salvage: bool) -> Source:
     """What ``perf record --threads`` or ``--kcore`` wrote: ``data``, and a ``data.N`` a thread."""
     where = str(path)
     first = path / "data"
@@ -179,13 +194,16 @@ def _open_directory(path: Path, formats: Path | None) -> Source:
     found = [entry for entry in path.iterdir() if re.fullmatch(r"data\.\d+", entry.name)]
     parts = sorted(found, key=lambda entry: int(entry.suffix[1:]))
     opened: list[mmap.mmap] = []
+    names: list[str] = []
     try:
         for entry in (first, *parts):
             with entry.open("rb", buffering=0) as file:
-                if entry is first or os.fstat(file.fileno()).st_size:
-                    opened.append(_map(file, str(entry)))
+                if entry is not first and not os.fstat(file.fileno()).st_size:
+                    continue
+                opened.append(_map(file, str(entry)) if entry is first else _map_any(file))
+                names.append(str(entry))
         main = opened[0]
-        header = ph.parse_header(main, str(first))
+        header = _whole_header(main, str(first), salvage)
         order = header.order
         ranges = [(header.data_offset, header.data_offset + header.data_size)]
         ranges += [(0, len(mapped)) for mapped in opened[1:]]
@@ -200,9 +218,10 @@ def _open_directory(path: Path, formats: Path | None) -> Source:
         peek = (*ranges[largest], packed)
         source = _source(where, size, header, formats, opened[largest], peek)
         every = _ROUND_OF_A_THREAD if parts else pw.ROUND_WITHOUT
-        kind = Kind(where, source.plan.layout, len(header.attrs), bool(header.cut), every)
-        for mapped, (start, end) in zip(opened, ranges, strict=True):
-            source.streams.append(_stream(kind, mapped, start, end, order, packed))
+        salvage = salvage or bool(header.cut)
+        kind = Kind(where, source.plan.layout, len(header.attrs), salvage, every)
+        for name, mapped, part in zip(names, opened, ranges, strict=True):
+            source.streams.append(_stream(kind._replace(where=name), mapped, *part, order, packed))
     except BaseException:
         for mapped in opened:
             mapped.close()

@@ -136,12 +136,14 @@ class Recording:
         return total
 
 
-def open_recording(paths: Path | list[Path], formats: Path | None = None) -> Recording:
-    """Open the file or files of one recording; see :func:`perf_container.open_source`."""
+def open_recording(
+    paths: Path | list[Path], formats: Path | None = None, salvage: bool = False
+) -> Recording:
+    """Open the file or files of one recording; see :func:`perf.container.open_source`."""
     sources: list[Source] = []
     try:
         for path in [paths] if isinstance(paths, Path) else paths:
-            sources.append(open_source(path, formats))
+            sources.append(open_source(path, formats, salvage))
         notes: list[str] = []
         if len(sources) > 1:
             from mmreplay.importers.perf.together import check_heads

@@ -353,5 +353,5 @@ class ZstdFeed:
         """Nothing follows; False."""
         self.cut_bytes = len(self._window.rest())
         if (self.cut_bytes or self._plain_left) and not self._salvage:
-            raise ph.truncated("the compressed records end inside a record", self._where)
+            raise ph.cut_short("its compressed records end inside a record", self._where)
         return False

@@ -117,6 +117,8 @@ class PerfHeader:
     order: str = "<"
     #: Why the file is not whole, where it is not.
     cut: str = ""
+    #: Bytes that it lacks at its end, at least, by what it says itself; a killed recorder's: 0.
+    missing: int = 0
     features: dict[int, bytes] = field(default_factory=dict)
     os_release: str = ""
     perf_version: str = ""
@@ -151,6 +153,15 @@ def truncated(what: str, where: str) -> UserError:
         f"truncated perf.data: {what}",
         where=where,
         fix="copy the whole file again, or record again and let perf end normally (Ctrl-C)",
+    )
+
+
+def cut_short(what: str, where: str) -> UserError:
+    """The error for a file that ends too early, whose events up to there can be had."""
+    return UserError(
+        f"truncated perf.data: {what}",
+        where=where,
+        fix="copy the whole file again, or take what is there: --salvage",
     )
 
 
@@ -232,8 +243,8 @@ def parse_header(data: Any, where: str) -> PerfHeader:
     elif data_len > size - data_at:
         header.data_size = size - data_at
         header.cut = f"the file ends {data_len - header.data_size} bytes of events too early"
-    else:
-        _features(header, data, _bitmap(data, order), data_at + data_len, where)
+    if data_len:
+        _features(header, data, _bitmap(data, order), data_at + data_len)
     return header
 
 
@@ -255,7 +266,7 @@ def _attrs(data: Any, order: str, attr_size: int, at: int, length: int, where: s
     if attr_size < ATTR_MIN + 16 or attr_size > 65_536:
         raise damaged(f"event attributes of {attr_size} bytes", where)
     if at > size or length > size - at:
-        raise truncated("the event attributes lie behind the end of the file", where)
+        raise truncated(f"its event attributes end {at + length - size} bytes too late", where)
     count = length // attr_size
     if count == 0:
         raise damaged("no event attributes", where)
@@ -267,7 +278,7 @@ def _attrs(data: Any, order: str, attr_size: int, at: int, length: int, where: s
         base = at + index * attr_size
         ids_at, ids_len = struct.unpack_from(order + "2Q", data, base + attr_size - 16)
         if ids_at > size or ids_len > size - ids_at:
-            raise truncated("the event ids lie behind the end of the file", where)
+            raise truncated(f"its event ids end {ids_at + ids_len - size} bytes too late", where)
         budget -= ids_len // 8
         if budget < 0:
             raise damaged(f"more than {MAX_IDS} event ids", where)
@@ -288,18 +299,22 @@ def parse_attr(raw: bytes, order: str, ids: tuple[int, ...]) -> Attr:
     return Attr(kind, config, period, sample_type, read_format, bits, clockid, ids)
 
 
-def _features(header: PerfHeader, data: Any, bitmap: int, at: int, where: str) -> None:
+def _features(header: PerfHeader, data: Any, bitmap: int, at: int) -> None:
+    """Read the sections that the table at ``at``, behind the events, tells of."""
     size = len(data)
+    needed = at + 16 * bitmap.bit_count()
+    header.missing = max(0, needed - size)
     for bit in range(256):
         if not bitmap >> bit & 1:
             continue
         if at + 16 > size:
-            header.cut = "the file ends before what follows the events"
+            header.cut = header.cut or "the file ends before what follows the events"
             return
         offset, length = struct.unpack_from(header.order + "2Q", data, at)
         at += 16
         if offset > size or length > size - offset:
             header.cut = f"the file ends before feature section {bit}"
+            header.missing = max(header.missing, offset + length - size)
             continue
         add_feature(header, bit, bytes(data[offset : offset + min(length, 1 << 28)]))
 

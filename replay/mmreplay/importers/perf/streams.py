@@ -57,8 +57,8 @@ class Kind(NamedTuple):
     """What the streams of one file have in common.
 
     ``where`` names it in errors.  ``salvage``: a stream may end inside a record, because
-    the recorder did not end normally.  ``every``: a round ends after so many records at
-    the latest.
+    the recorder did not end normally or what there is is wanted.  ``every``: a round ends
+    after so many records at the latest.
     """
 
     where: str
@@ -166,13 +166,16 @@ class Stream:
         if result == pw.SHORT_RECORD:
             raise ph.damaged(f"the record at byte {at} is shorter than a record can be", where)
         if result == pw.CUT and left < 8:
-            raise ph.truncated(f"{left} bytes follow the last record at {at}", where)
+            raise ph.cut_short(f"{left} bytes follow the last record at {at}", where)
         if result == pw.CUT:
-            raise ph.truncated(f"the record at byte {at} reaches over the end", where)
+            lacks = (
+                int.from_bytes(self.buffer[self.end - left + 6 :][:2].tobytes(), "little") - left
+            )
+            raise ph.cut_short(f"its last record, at byte {at}, lacks {lacks} bytes", where)
         if result == pw.COMPRESSED:
             raise ph.damaged(f"compressed records from byte {at} on, in a plain stream", where)
         if skipped:
-            raise ph.truncated("a payload reaches over the end", where)
+            raise ph.cut_short("a payload reaches over the end", where)
 
     def take(self, limit: int, room: Ready) -> Iterator[int]:
         """Put what is older than ``limit`` into ``room``, a part at a time: its rows."""

@@ -77,7 +77,7 @@ def import_perf_data(
     UserError
         The file or the output is not what it must be; nothing is left behind.
     """
-    recording = source.open_recording(paths, options.formats)
+    recording = source.open_recording(paths, options.formats, options.salvage)
     ahead: Ahead[tuple[Any, int]] | None = None
     try:
         if all(
@@ -94,7 +94,7 @@ def import_perf_data(
             batches = iter(ahead)
 
         def scan() -> Iterator[tuple[Any, int]]:
-            second = source.open_recording(paths, options.formats)
+            second = source.open_recording(paths, options.formats, options.salvage)
             try:
                 yield from source.batches(second)
             finally:
