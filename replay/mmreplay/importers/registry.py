@@ -64,7 +64,7 @@ def _strace(
 ) -> Trace:
     from mmreplay.importers.text.strace import import_strace
 
-    return import_strace(_only(paths), out, options, progress)
+    return import_strace(paths, out, options, progress)
 
 
 def _is_strace(path: Path, head: bytes) -> bool:
@@ -88,7 +88,7 @@ def _only(paths: list[Path]) -> Path:
         raise UserError(
             "such a recording is one file",
             where=str(paths[1]),
-            fix="import each by itself; strace -ff's are joined by strace-log-merge PREFIX > FILE",
+            fix="import each by itself",
         )
     return paths[0]
 

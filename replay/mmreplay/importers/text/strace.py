@@ -16,7 +16,7 @@ from mmreplay.importers.binary import new_table, table_put
 from mmreplay.importers.options import Options
 from mmreplay.importers.syscalls import BY_NAME, NATIVE, number_tables
 from mmreplay.importers.text import rows as tr
-from mmreplay.importers.text import source
+from mmreplay.importers.text import source, strace_files
 from mmreplay.importers.text.bytes import fnv
 from mmreplay.importers.text.names import MOST_NAMES
 from mmreplay.importers.text.strace_scan import scan
@@ -32,6 +32,7 @@ _LINE: Final = re.compile(_WHO + rb"(?:[\d:.]+ )?" + _WHAT, re.MULTILINE)
 _CALL: Final = re.compile(
     _WHO + rb"(?:[\d:.]+ )?" + _MORE + rb"\w+\(.*\) += (?:-?\d|0x|\?)", re.MULTILINE
 )
+_END: Final = re.compile(_WHO + rb"(?:[\d:.]+ )?\+\+\+ (?:exited with|killed by) ")
 _EPOCH: Final = re.compile(_WHO + rb"\d{9,11}\.\d{3,9} " + _WHAT, re.MULTILINE)
 _TOOK: Final = re.compile(rb" <\d+\.\d+>$", re.MULTILINE)
 _ATTACHED: Final = re.compile(rb"[Pp]rocess (\d+) attached")
@@ -176,20 +177,22 @@ def looks_like(head: bytes) -> bool:
     """Whether these are the first bytes of a strace log."""
     lines = head.count(b"\n") + 1 - head.count(b"\n > ")  # stacks (-k)
     lines -= len(_ATTACHED.findall(head))  # lines of their own, or ones that cut another in two
-    return bool(_CALL.search(head)) and len(_LINE.findall(head)) > lines // 2
+    calls = _CALL.search(head) or _END.match(head)  # a thread that was killed before its first call
+    return bool(calls) and len(_LINE.findall(head)) > lines // 2
 
 
 def import_strace(
-    path: Path, out: Path, options: Options, progress: source.Progress | None
+    paths: list[Path], out: Path, options: Options, progress: source.Progress | None
 ) -> Trace:
-    """Import a strace log.
+    """Import a strace log, or the files of ``strace -ff``.
 
     Raises
     ------
     UserError
         The log or the output is not what it must be; nothing is left behind.
     """
-    file = source.open_text(path)
+    file = source.open_text(paths[0]) if len(paths) == 1 else strace_files.open_files(paths)
+    path = paths[0]
     try:
         head = file.head()
         calls, epoch = len(_CALL.findall(head)), len(_EPOCH.findall(head))
