@@ -28,8 +28,9 @@ FILES = {
     + "1700000000.000090 "
     + MAP.format(8192),
     12: "1700000000.000040 " + MAP.format(12288) + "1700000000.000090 " + MAP.format(16384),
-    # Killed before its first call; its last line has no end.
-    13: "1700000000.000095 +++ killed by SIGKILL +++",
+    # Killed before its first call; the other's last line has no end.
+    13: "1700000000.000095 +++ killed by SIGKILL +++\n",
+    14: "1700000000.000095 +++ exited with 0 +++",
 }
 
 
@@ -68,7 +69,7 @@ def test_a_line_longer_than_any_room(tmp_path: Path) -> None:
     said = "x" * 9_000_000
     long = f'1700000000.000099 write(1, "{said}", 9000000) = 9000000 <0.000001>\n'
     first = "1700000000.000098 " + MAP.format(4096)
-    trace = import_trace(write(tmp_path / "parts", {**FILES, 14: first + long}), tmp_path / "t.mmt")
+    trace = import_trace(write(tmp_path / "parts", {**FILES, 15: first + long}), tmp_path / "t.mmt")
     assert {event.name: event.samples for event in trace.header.events} == {
         "mmap": 5,
         "clone3": 1,
@@ -77,7 +78,7 @@ def test_a_line_longer_than_any_room(tmp_path: Path) -> None:
 
 
 def test_what_is_no_part_is_refused(tmp_path: Path) -> None:
-    one, two, _ = write(tmp_path / "parts", FILES)
+    one, two, *_ = write(tmp_path / "parts", FILES)
 
     def refused(*paths: Path) -> str:
         with pytest.raises(UserError) as caught:

@@ -175,6 +175,7 @@ _SAME: Final = {"clone3": "clone", "clone2": "clone", "mmap2": "mmap", "old_mmap
 
 def looks_like(head: bytes) -> bool:
     """Whether these are the first bytes of a strace log."""
+    head = head.rstrip(b"\r\n")
     lines = head.count(b"\n") + 1 - head.count(b"\n > ")  # stacks (-k)
     lines -= len(_ATTACHED.findall(head))  # lines of their own, or ones that cut another in two
     calls = _CALL.search(head) or _END.match(head)  # a thread that was killed before its first call
