@@ -16,7 +16,7 @@ from mmreplay.address_space.plan import SCALE_ONE, MarkSet, Plan, PlanOp, Trait
 from mmreplay.engine import Options, Result, simulate
 from mmreplay.engine.result import DELAY_BUCKETS
 from mmreplay.engine.summary import delay_bucket
-from mmreplay.locking.isa import Count, Mode, Op
+from mmreplay.locking.isa import Count, Mode, Op, RuntimeBit
 from mmreplay.predict import gains
 from mmreplay.predict.calibration import alone, calibrate, class_keys
 from mmreplay.predict.delays import quantile_ns
@@ -183,6 +183,46 @@ class TestCalibration:
         once = alone(found.apply(plan), faults)._replace(scale=found.apply(plan).scale[faults])
         mean = self.run(once).op_busy_ns[PlanOp.FAULT] / len(faults)
         assert mean == pytest.approx(3_000, rel=0.05)
+
+    def test_only_the_first_fault_of_a_vma_pays_for_its_anon_vma(self) -> None:
+        bit = RuntimeBit.VMA_ANON_VMA
+        model = small.model(
+            {
+                PlanOp.FAULT: [
+                    (Op.BRANCH, (int(Trait.NEEDS_ANON_VMA), 0, 0, int(bit)), "first"), "fill",
+                    (Op.COST, "fill"), (Op.DONE,),
+                    "first", (Op.COST, "anon_vma"), (Op.SET, int(bit)), (Op.JUMP, "fill"),
+                ]
+            }
+        )  # fmt: skip
+        machine = small.machine(2, {"fill": 1_000.0, "anon_vma": 4_000.0})
+        # 150 VMAs of eight faults each: the samples are of many more VMAs than of first faults.
+        fault = [
+            small.op(traits=int(Trait.NEEDS_ANON_VMA), vma=i // 8, anon_slot=i // 8, row=i)
+            for i in range(1_200)
+        ]
+        plan = small.plan([fault[:600], fault[600:]])
+        service = np.where(np.arange(1_200) % 8 == 0, 5_000.0, 1_000.0)
+
+        def run(alone: Plan) -> Result:
+            return simulate(alone, model, machine, Options(cores=1))
+
+        found = calibrate(plan, Recorded(service, np.zeros(plan.n_ops)), run)
+        assert found.factors == pytest.approx([1.0], rel=0.03)
+
+    def test_what_no_factor_changes_is_left_out_of_it(self) -> None:
+        flush = [(Op.COST, "fill"), (Op.FLUSH, small.FlushScope.MM), (Op.DONE,)]
+        model = small.model({PlanOp.FAULT: flush})
+        machine = small.machine(2, {"fill": 1_000.0}, shootdown_base_ns=1_000)
+        plan = faults(1, 30)._replace(row=np.arange(30))
+
+        def run(plan: Plan) -> Result:
+            return simulate(plan, model, machine, Options(cores=1))
+
+        found = calibrate(plan, Recorded(np.full(30, 1_500.0), np.zeros(30)), run)
+        assert run(found.apply(plan)).op_busy_ns[PlanOp.FAULT] == pytest.approx(
+            30 * 1_500, rel=0.01
+        )
 
     def test_recorded_waits_change_nothing(self) -> None:
         plan = loop(3, 300)

@@ -3,13 +3,14 @@
 The machine profile says how an operation's time is split over its steps; the trace
 says how long the operation took.  Per class of operations the factor
 
-    recorded mean service ÷ simulated mean service, alone on one core
+    (recorded mean service - fixed) ÷ (simulated mean service - fixed), alone on one core
 
 goes into ``plan.scale``, so costs come from the recording and their split from the
-machine.  Means, because the time of a class is what a replay has to keep: service has a
-long tail (cold memory, host faults of a guest), and in recordings of six programs on a
-2-vCPU guest the median told between 13 % and 106 % of it.  The slowest hundredth of a
-class counts as its 99th percentile: single stalls are not what its operations cost.
+machine.  *Fixed* is what no factor changes: accesses to lock words, shootdowns.  Means,
+because the time of a class is what a replay has to keep: service has a long tail (cold
+memory, host faults of a guest), and in recordings of six programs on a 2-vCPU guest the
+median told between 13 % and 106 % of it.  The slowest hundredth of a class counts as its
+99th percentile: single stalls are not what its operations cost.
 
 Recorded *waits* are never used: service is what the operation would have taken
 uncontended (see the time split of the trace).
@@ -105,10 +106,33 @@ def class_keys(plan: Plan) -> NDArray[np.uint64]:
     return keys
 
 
-def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
+def first_in_vma(plan: Plan) -> NDArray[np.bool_]:
+    """(N,) whether an operation is the first, by the recording, to want its VMA's anon_vma."""
+
+    def has(trait: Trait) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = (plan.traits & np.uint64(trait)) != 0
+        return found
+
+    # as in models/locking: a page fault, a call that populates, guards, userfaultfd's copies
+    populates = has(Trait.WRITE) & (has(Trait.POPULATE) | (plan.op == PlanOp.MADVISE_POPULATE))
+    others = (plan.op == PlanOp.MADVISE_GUARD) | (plan.op == PlanOp.UFFD_COPY)
+    able = has(Trait.NEEDS_ANON_VMA) | (~has(Trait.SHARED) & (populates | others))
+    wants = np.flatnonzero(able & (plan.anon_slot >= 0))
+    first = np.full(len(plan.anon_initial), np.iinfo(np.int64).max)
+    np.minimum.at(first, plan.anon_slot[wants], plan.row[wants])
+    out = np.zeros(plan.n_ops, np.bool_)
+    out[wants] = plan.row[wants] == first[plan.anon_slot[wants]]
+    return out
+
+
+def alone(
+    plan: Plan, rows: NDArray[np.int64], opens: NDArray[np.bool_] | None = None, scale: int = 1
+) -> Plan:
     """The operations ``rows`` of ``plan`` one after the other in one thread, nothing between.
 
-    No think time, no I/O sleep, no dependencies, no scaling: what is left is service.
+    No think time, no I/O sleep, no dependencies, all costs ``scale`` times the machine's: what
+    is left is service.  ``opens`` (:func:`first_in_vma`): who of them sets up an anon_vma; the
+    others find it.
     """
     count = len(rows)
     first, last = plan.mark_first[rows], plan.mark_first[rows + 1]
@@ -124,6 +148,11 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
     slots, anon_slot, _ = _fewer(plan.anon_slot[rows])
     tables, table, mark_table = _fewer(plan.table[rows], np.where(of_tables, walked, -1))
     files, file, _ = _fewer(plan.file[rows])
+    anon = plan.anon_initial[slots]
+    if opens is not None:
+        new = np.zeros(len(slots), np.bool_)
+        new[anon_slot[opens[rows]]] = True
+        anon = np.where(new, anon, np.uint8(1))
     return plan._replace(
         thread_first=np.array([0, count], np.int64),
         thread_offset_ns=np.zeros(1, np.int64),
@@ -149,7 +178,7 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
         last_page=plan.last_page[rows],
         vma_first_page=plan.vma_first_page[rows],
         vma_last_page=plan.vma_last_page[rows],
-        scale=np.full(count, SCALE_ONE, np.int32),
+        scale=np.full(count, scale * SCALE_ONE, np.int32),
         row=plan.row[rows],
         mark_first=mark_first,
         mark_vma=np.where(of_tables, mark_table, mark_vma),
@@ -157,7 +186,7 @@ def alone(plan: Plan, rows: NDArray[np.int64]) -> Plan:
         dep_first=np.zeros(count + 1, np.int64),
         dep_op=np.zeros(0, np.int64),
         vma_mm=np.searchsorted(spaces, plan.vma_mm[objects]).astype(np.int32),
-        anon_initial=plan.anon_initial[slots],
+        anon_initial=anon,
         table_initial=plan.table_initial[tables],
         mm_users=plan.mm_users[spaces],
         n_files=len(files),
@@ -193,6 +222,7 @@ def calibrate(plan: Plan, recorded: Recorded, simulate: Simulate) -> Calibration
     service[real] = recorded.service_ns[plan.row[real]]
     usable = np.flatnonzero(~np.isnan(service) & (plan.op != PlanOp.NONE))
     keys = class_keys(plan)
+    first = first_in_vma(plan)
     known: list[int] = []
     factors: list[float] = []
     clipped = covered = 0
@@ -204,7 +234,7 @@ def calibrate(plan: Plan, recorded: Recorded, simulate: Simulate) -> Calibration
         for group in groups:
             if len(group) < _ENOUGH:
                 continue
-            raw = _factor(plan, group, service, simulate)
+            raw = _factor(plan, group, first, service, simulate)
             if raw is None:
                 continue
             factor = min(max(raw, 1 / LARGEST_FACTOR), LARGEST_FACTOR)
@@ -229,16 +259,27 @@ def calibrate(plan: Plan, recorded: Recorded, simulate: Simulate) -> Calibration
 def _factor(
     plan: Plan,
     rows: NDArray[np.int64],
+    first: NDArray[np.bool_],
     service: NDArray[np.float64],
     simulate: Simulate,
 ) -> float | None:
     known = service[rows]
     recorded = float(np.minimum(known, np.quantile(known, _STALLS)).mean())
-    step = max(1, len(rows) // _SAMPLE)
-    result = simulate(alone(plan, np.sort(rows[::step][:_SAMPLE])))
+    sample = _spread(rows, first)
     op = int(plan.op[rows[0]])
-    count = int(result.op_count[op])
-    if count == 0 or recorded <= 0:
-        return None
-    mean = float(result.op_busy_ns[op]) / count
-    return recorded / mean if mean > 0 else None
+    means = []
+    for scale in (1, 2):
+        result = simulate(alone(plan, sample, first, scale))
+        count = int(result.op_count[op])
+        if count == 0 or recorded <= 0:
+            return None
+        means.append(float(result.op_busy_ns[op]) / count)
+    scaled = means[1] - means[0]
+    return (recorded - means[0]) / scaled + 1 if scaled > 0 else None
+
+
+def _spread(rows: NDArray[np.int64], first: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """At most :data:`_SAMPLE` of ``rows``, with the same share of ``first`` ones."""
+    count = min(len(rows), _SAMPLE)
+    apart = rows[np.argsort(first[rows], kind="stable")]
+    return np.sort(apart[np.arange(count) * len(rows) // count])
