@@ -130,8 +130,8 @@ def test_handoff_keeps_spinners_from_stealing(
     handoff_ns: int, last: list[int], steals: int
 ) -> None:
     # T2 steals 52050..62050 while T1 is on its way; T1 fails at 56120, HANDOFF, asleep.  T3 spins
-    # from 57070 on: T2 releases by 62100, T3 looks at 62120 and may not; its window ends at 67570, it
-    # queues.  T1 (waker 63110) 68110..68160..69160, 69170, 69180, waker 70180; T3 75180..75230..
+    # from 57070 on: T2 releases by 62100, T3 looks at 62120 and may not; its window ends at 67570:
+    # it queues.  T1 (waker 63110) 68110..68160..69160, 69170, 69180, waker 70180; T3 75180..75230..
     # 76230, sequence 76280, 76290.  Without HANDOFF T3 has it at 62120..62170..63170, 63180, 63190
     # (T1 is on its way), and T1 68110..68160..69160, sequence 69210, 69220.
     result = run(
@@ -144,8 +144,8 @@ def test_handoff_keeps_spinners_from_stealing(
 
 def test_faults_in_vmas_that_are_still_to_be_marked_run() -> None:
     # T1 marks VMA 0 first and waits there for T0 (until 5010..5060, waker 6060; T1 11060).  T2 in
-    # VMA 1 at 1000: 1010..2010, 2020.  T3 in VMA 0: 1050, falls back, RMWs 1100, 1110.  T1: 11110; VMA 1
-    # 11160, 11170; until 16170, release 16220, 16230, waker 17230; T3 22230..23230, 23280.
+    # VMA 1 at 1000: 1010..2010, 2020.  T3 in VMA 0: 1050, falls back, RMWs 1100, 1110.
+    # T1: 11110, 11160, 11170; until 16170, 16220, 16230, 17230; T3 22230..23230, 23280.
     slow = [(Op.TRY, "vma", R, "no"), (Op.COST, MIDDLE), (Op.UNLOCK, "vma", R),
             "no", (Op.DONE,)]  # fmt: skip
     marks = op(PlanOp.MPROTECT, vma=0, marks=[(MarkSet.TARGETS, 0), (MarkSet.TARGETS, 1)])
