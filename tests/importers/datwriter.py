@@ -83,6 +83,8 @@ class Writer:
     cpus: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
     lost: dict[int, dict[int, int]] = field(default_factory=dict)
     proc_maps: str = ""
+    #: Other buffers (``-B NAME``): their events, and their own clock; formats are the top one's.
+    instances: dict[str, Writer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parsed = [parse_format(system, text) for system, text in self.formats]
@@ -135,25 +137,39 @@ class Writer:
             b"\x17\x08\x44tracing" + f"{version}".encode() + b"\0\0\x08" + struct.pack("<I", PAGE)
         )
         parts = self._pages()
-        path.write_bytes(
-            self._six(head, parts) if version == 6 else self._seven(head, parts, compression)
-        )
+        path.write_bytes(self._six(head, parts) if version == 6 else self._seven(head, compression))
         return path
 
     def _six(self, head: bytes, parts: list[bytes]) -> bytes:
         head += self._info() + self._own() + self._events()
         head += struct.pack("<II", 0, 0) + self._cmdlines() + struct.pack("<I", len(parts))
+        options = self._options()
+        tables = 10 + 16 * len(parts)
+        size = 10 + sum(6 + len(data) for _, data in options) + 2 + tables
+        size += sum(6 + 8 + len(name) + 1 for name in self.instances)
+        at = -(-(len(head) + size) // PAGE) * PAGE
+        first, at = at, at + len(b"".join(parts))
+        body = b"".join(parts)
+        for name, other in self.instances.items():
+            options.append((3, struct.pack("<Q", at) + name.encode() + b"\0"))
+            begin = at + PAGE
+            theirs = other._pages() + [b""] * (len(parts) - len(other._pages()))
+            table = b"flyrecord\0"
+            for part in theirs:
+                table += struct.pack("<QQ", begin, len(part))
+                begin += len(part)
+            body += table.ljust(PAGE, b"\0") + b"".join(theirs)
+            at = begin
         head += b"options  \0"
-        for option, data in self._options():
+        for option, data in options:
             head += struct.pack("<HI", option, len(data)) + data
         head += struct.pack("<H", 0) + b"flyrecord\0"
-        at = -(-(len(head) + 16 * len(parts)) // PAGE) * PAGE
         for part in parts:
-            head += struct.pack("<QQ", at, len(part))
-            at += len(part)
-        return head.ljust(-(-len(head) // PAGE) * PAGE, b"\0") + b"".join(parts)
+            head += struct.pack("<QQ", first, len(part))
+            first += len(part)
+        return head.ljust(-(-len(head) // PAGE) * PAGE, b"\0") + body
 
-    def _seven(self, head: bytes, parts: list[bytes], compression: str) -> bytes:
+    def _seven(self, head: bytes, compression: str) -> bytes:
         packed = compression != "none"
 
         def section(ident: int, data: bytes) -> bytes:
@@ -174,11 +190,24 @@ class Writer:
         ):
             options.append((ident, struct.pack("<Q", len(out))))
             out += section(ident, data)
-        out = out.ljust(-(-(len(out) + 16) // PAGE) * PAGE - 16, b"\0")
-        at = len(out)
+        for name, buffer in {"": self, **self.instances}.items():
+            out = out.ljust(-(-(len(out) + 16) // PAGE) * PAGE - 16, b"\0")
+            option, body = buffer._buffer(name, len(out), compression)
+            options.append((3, option))
+            out += section(3, body)
+        first = len(out)
+        text = b"".join(struct.pack("<HI", ident, len(data)) + data for ident, data in options)
+        text += struct.pack("<HIQ", 0, 8, 0)
+        out += section(0, text)
+        return out[:start] + struct.pack("<Q", first) + out[start + 8 :]
+
+    def _buffer(self, name: str, at: int, compression: str) -> tuple[bytes, bytes]:
+        """The option of a buffer whose section is at ``at``, and what is in that."""
+        packed = compression != "none"
+        parts = self._pages()
         clock = self.clock.split("[")[-1].split("]")[0]
-        buffer = struct.pack("<Q", at) + b"\0" + clock.encode() + b"\0"
-        buffer += struct.pack("<II", PAGE, len(parts))
+        option = struct.pack("<Q", at) + name.encode() + b"\0" + clock.encode() + b"\0"
+        option += struct.pack("<II", PAGE, len(parts))
         body = b""
         for cpu, part in enumerate(parts):
             data = part
@@ -190,15 +219,9 @@ class Writer:
                     data += struct.pack("<II", len(small), len(chunk)) + small
             # As trace-cmd 3.1 does: the number of chunks is not counted.
             size = len(data) - 4 if packed else len(data)
-            buffer += struct.pack("<IQQ", cpu, at + 16 + len(body), size)
+            option += struct.pack("<IQQ", cpu, at + 16 + len(body), size)
             body += data
-        out += section(3, body)
-        options.append((3, buffer))
-        first = len(out)
-        text = b"".join(struct.pack("<HI", ident, len(data)) + data for ident, data in options)
-        text += struct.pack("<HIQ", 0, 8, 0)
-        out += section(0, text)
-        return out[:start] + struct.pack("<Q", first) + out[start + 8 :]
+        return option, body
 
 
 def _pack(data: bytes, compression: str) -> bytes:

@@ -187,7 +187,11 @@ def test_cut_anywhere(tmp_path: Path) -> None:
                 trace.validate()
 
 
-def test_against_trace_cmd(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffers", [(), ("calls", "sched")])
+@pytest.mark.parametrize(("version", "compression"), [(6, "none"), (7, "none"), (7, "zstd")])
+def test_against_trace_cmd(
+    tmp_path: Path, version: int, compression: str, buffers: tuple[str, ...]
+) -> None:
     """The trace is that of the text which trace-cmd makes of the same file."""
     names = [
         *(("exceptions", f"page_fault_{mode}") for mode in ("user", "kernel")),
@@ -205,6 +209,8 @@ def test_against_trace_cmd(tmp_path: Path) -> None:
     except OSError as error:
         pytest.skip(f"this kernel's formats cannot be read: {error}")
     w = dw.Writer(texts, {100: "my prog", 101: "my prog", 102: "my prog"})
+    w.instances = {name: dw.Writer(texts) for name in buffers}
+    calls, sched = (w.instances.get(name, w) for name in ("calls", "sched"))
     draw = random.Random(5)
     now = {tid: 10**10 + tid for tid in (100, 101, 102)}
     for step in range(3000):
@@ -213,22 +219,22 @@ def test_against_trace_cmd(tmp_path: Path) -> None:
         address = 0x7F0000000000 + 4096 * draw.randrange(100)
         match draw.randrange(5) if step >= 3 else 4:
             case 0:
-                w.add(tid - 100, time, tid, "sys_enter_munmap", addr=address, len=8192)
-                w.add(tid - 100, time + 700, tid, "sys_exit_munmap", ret=draw.choice([0, -22]))
+                calls.add(tid - 100, time, tid, "sys_enter_munmap", addr=address, len=8192)
+                calls.add(tid - 100, time + 700, tid, "sys_exit_munmap", ret=draw.choice([0, -22]))
             case 1:
                 given = {"addr": 0, "len": 8192, "prot": 3, "flags": 0x22, "fd": -1, "off": 0}
-                w.add(tid - 100, time, tid, "sys_enter_mmap", **given)
-                w.add(tid - 100, time + 700, tid, "sys_exit_mmap", ret=address)
+                calls.add(tid - 100, time, tid, "sys_enter_mmap", **given)
+                calls.add(tid - 100, time + 700, tid, "sys_exit_mmap", ret=address)
             case 2:
                 idle = {"prev_pid": tid, "prev_state": draw.choice([0, 1, 2]), "next_pid": 0}
-                w.add(tid - 100, time, tid, "sched_switch", next_comm=b"swapper", **idle)
+                sched.add(tid - 100, time, tid, "sched_switch", next_comm=b"swapper", **idle)
                 back = {"prev_pid": 0, "next_pid": tid, "prev_comm": b"swapper/1"}
-                w.add(tid - 100, time + 700, 0, "sched_switch", **back)
+                sched.add(tid - 100, time + 700, 0, "sched_switch", **back)
             case _:
                 what = {"address": address, "ip": 0x400000, "error_code": 6}
                 w.add(tid - 100, time, tid, "page_fault_user", **what)
         now[tid] = time + draw.choice([1_000, 20_000, 300_000_000])
-    file = w.save(tmp_path / "trace.dat")
+    file = w.save(tmp_path / "trace.dat", version, compression)
     done = subprocess.run(
         ["trace-cmd", "report", "-t", "-i", str(file)], capture_output=True, text=True, check=False
     )
@@ -240,7 +246,9 @@ def test_against_trace_cmd(tmp_path: Path) -> None:
     one = import_trace(file, tmp_path / "dat.mmt")
     other = import_trace(report, tmp_path / "text.mmt")
     one.validate()
+    assert ("calls:" in done.stdout) == bool(buffers)
     assert one.rows("operations") > 2000
+    assert one.threads.collect()["comm"].unique().to_list() == ["my prog"]
     same(one, other)
 
 
@@ -255,11 +263,36 @@ def same(one: Trace, other: Trace) -> None:
 
 
 @pytest.mark.parametrize("version", [6, 7])
-def test_data_in_instances_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
-) -> None:
+def test_an_event_that_two_buffers_tell_counts_once(tmp_path: Path, version: int) -> None:
+    """All of the buffer that has most of it."""
+    w = dw.Writer(FORMATS, {100: "prog"})
+    w.instances = {"more": dw.Writer(FORMATS), "calls": dw.Writer(FORMATS)}
+    for k in range(4):
+        fault = {"address": 0x7F0000000000 + 4096 * k, "ip": 0x4000, "error_code": 6}
+        if k:
+            w.add(0, 10**10 + 1000 * k, 100, "page_fault_user", **fault)
+        w.instances["more"].add(0, 10**10 + 1000 * k + 200, 100, "page_fault_user", **fault)
+    w.instances["calls"].add(0, 10**10 + 9000, 100, "sys_enter_munmap", addr=0x1000, len=4096)
+    trace = import_trace(w.save(tmp_path / "trace.dat", version), tmp_path / "t.mmt")
+    rows = trace.operations.collect()
+    assert rows["begin_ns"].to_list() == [0, 1000, 2000, 3000, 8800]
+    assert any("several buffers have page_fault_user" in text for text in trace.header.warnings)
+
+
+@pytest.mark.parametrize("version", [6, 7])
+def test_only_an_instance_has_data(tmp_path: Path, version: int) -> None:
     w = dw.Writer(FORMATS)
-    own = w._options()
-    instance = struct.pack("<Q", 0) + b"inst\0mono\0" + struct.pack("<II", dw.PAGE, 0)
-    monkeypatch.setattr(w, "_options", lambda: [*own, (3, instance)])
-    assert "in instances" in refused(w.save(tmp_path / "trace.dat", version))
+    w.instances = {"inst": sample()}
+    w.names = sample().names
+    w.cpus = {0: [], 1: []}  # of version 6 the top buffer says how many CPUs there are
+    trace = import_trace(w.save(tmp_path / "trace.dat", version), tmp_path / "t.mmt")
+    same(trace, import_trace(sample().save(tmp_path / "plain.dat"), tmp_path / "p.mmt"))
+
+
+def test_a_buffer_with_another_clock_is_left_out(tmp_path: Path) -> None:
+    w = sample()
+    w.instances = {"other": dw.Writer(FORMATS, clock="[boot]")}
+    w.instances["other"].add(0, 1, 100, "sys_enter_munmap", addr=0x1000, len=4096)
+    trace = import_trace(w.save(tmp_path / "trace.dat", 7), tmp_path / "t.mmt")
+    assert any("left out (other)" in text for text in trace.header.warnings)
+    same(trace, import_trace(sample().save(tmp_path / "plain.dat"), tmp_path / "p.mmt"))

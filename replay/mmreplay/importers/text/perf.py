@@ -39,6 +39,11 @@ _RAW: Final = re.compile(
     rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)|lock_addr=|"
     rb"address=\w+ \(|[^\n]* prev_state=[^\n]*\d\)? next_comm=)"
 )
+#: The name of a buffer before a line, whose other words are behind sixteen blanks and letters.
+_BUFFER: Final = re.compile(rb"^[^\s:]+: [^\n]{16}[^\n]*?-\d+ +\[\d+\] ", re.MULTILINE)
+_BUFFER_EVENT: Final = re.compile(
+    rb"^(?:([^\s:]+):)? [^\n]*?-\d+ +(?:\([^\n)]*\) +)?\[\d+\][^\n:]*: +(\w+):", re.MULTILINE
+)
 _PERF: Final = re.compile(
     rb"^ *(?:\S.*? +)?(?:-?\d+/)?-?\d+ +(?:\[\d+\] +)?(?:[A-Z][A-Za-z]{0,3} +)?\d+\.(\d+): +"
     rb"(?:\d+ +)?[^ ]+",
@@ -128,6 +133,12 @@ def import_trace_text(
                 fix="print them as text: trace-cmd report without -R, tracefs option nofields; "
                 "of perfetto only faults and the scheduler's events are read",
             )
+        if form == "ftrace" and (event := _told_by_two(file.head())):
+            raise UserError(
+                f"two buffers tell {event}, which would count twice",
+                where=str(path),
+                fix="import the trace.dat itself",
+            )
         names = _look(file, form == "ftrace")
         kinds = frozenset(names.kinds)
         while True:
@@ -139,6 +150,17 @@ def import_trace_text(
                 kinds = kinds | names.kinds
     finally:
         file.close()
+
+
+def _told_by_two(head: bytes) -> str:
+    """An event that two buffers (``trace-cmd record -B``) have, where there is one."""
+    if not _BUFFER.search(head):
+        return ""
+    told: dict[bytes, bytes] = {}
+    for match in _BUFFER_EVENT.finditer(head):
+        if told.setdefault(match[2], match[1] or b"") != (match[1] or b""):
+            return match[2].decode()
+    return ""
 
 
 def _look(file: source.TextFile, ftrace: bool) -> Names:

@@ -17,6 +17,7 @@ from mmreplay.importers.binary import bare, table_find
 from mmreplay.importers.text import rows as tr
 from mmreplay.importers.text.bytes import (
     MOST_NAME,
+    SPACE,
     decimal,
     hash_word,
     hexadecimal,
@@ -68,7 +69,12 @@ _MOST_WEIGHT: Final = 2**32 - 1
 @borrowing_helper
 def _rename(b: Any, x: Any, task: Any, at: Any, rows: Any, n: Any, line: Any, head: Any) -> Any:
     """A thread's name, where it is another than before; returns the number of rows made."""
-    first = skip_spaces(b, line, head[H_COMM_END])
+    first = line
+    if x[tr.X_FTRACE] and b[line] != SPACE:  # a buffer's name, as trace-cmd report prints it
+        word = word_end(b, line, head[H_COMM_END])
+        if word < head[H_COMM_END] and b[word - 1] == 58:
+            first = word
+    first = skip_spaces(b, first, head[H_COMM_END])
     # :TID and <...> are words for a name unknown.
     if first >= head[H_COMM_END] or b[first] == 58 or b[first] == 60:
         return 0

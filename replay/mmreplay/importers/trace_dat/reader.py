@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from mmreplay.errors import UserError
 from mmreplay.importers.tracing_data import Format, parse_format
@@ -24,6 +24,7 @@ MAGIC: Final = b"\x17\x08\x44tracing"
 _TSC2NSEC, _HEADER_INFO, _OWN_FORMATS, _EVENT_FORMATS, _CMDLINES = 14, 16, 17, 18, 21
 _COMPRESSED: Final = 1
 _MOST_CPUS: Final = 4096
+_MOST_BUFFERS: Final = 64
 #: Of what is not trace data, unpacked.
 _MOST_BYTES: Final = 1 << 28
 #: Pages shrink 5 to 30 times: a small file must not fill the disk.
@@ -35,10 +36,10 @@ _DATA: Final = re.compile(rb"\bdata;\s*offset:(\d+);")
 
 @dataclass(slots=True)
 class TraceDat:
-    """What a file says; ``cpus``: (CPU, first byte, bytes) of its pages in ``pages``."""
+    """What a file says; ``cpus``: (CPU, first byte, bytes, buffer) of its pages in ``pages``."""
 
     pages: mmap.mmap
-    cpus: list[tuple[int, int, int]]
+    cpus: list[tuple[int, int, int, int]]
     page_size: int
     data_offset: int = 16
     long_size: int = 8
@@ -51,8 +52,10 @@ class TraceDat:
     tsc: bool = False
     #: Processes that were filtered for, where that was recorded.
     processes: list[int] = field(default_factory=list)
-    #: Other buffers (instances), which are not read.
-    others: int = 0
+    #: Names of the buffers that are read: the top one has none, instances (``-B``) have.
+    buffers: list[str] = field(default_factory=list)
+    #: Buffers with data that are not read: they have another clock, or pages of another size.
+    others: list[str] = field(default_factory=list)
     #: Types that are no tracepoints: stacks and such, which ftrace itself writes.
     own_types: set[int] = field(default_factory=set)
 
@@ -131,11 +134,7 @@ def open_trace_dat(path: Path) -> TraceDat:
             where,
             "record with trace-cmd record -C mono",
         )
-    if not any(size for _, _, size in dat.cpus):
-        if dat.others:
-            raise _refuse(
-                "its trace data is in instances, which are not read", where, "record without -B"
-            )
+    if not any(size for _, _, size, _ in dat.cpus):
         raise _refuse("no trace data is in it", where, "record again")
     _check_layout(dat, where)
     return dat
@@ -149,7 +148,7 @@ def _check_layout(dat: TraceDat, where: str) -> None:
         pid = form.field("common_pid")
         if pid is not None and (pid.offset, pid.size) != (4, 4):
             raise _refuse(f"the thread id of {form.name} is not where it always was", where)
-    for cpu, first, size in dat.cpus:
+    for cpu, first, size, _ in dat.cpus:
         if first < 0 or size < 0 or first + size > len(dat.pages) or not 0 <= cpu < 32_768:
             raise _refuse(
                 f"the pages of CPU {cpu} reach over its end", where, "copy the file again"
@@ -165,16 +164,31 @@ def _read_6(dat: TraceDat, at: _Cursor) -> None:
     _names(dat, at)
     cpus = at.number(4)
     kind = at.take(10)
+    instances: list[tuple[str, int]] = []
     while kind == b"options  \0":
         while option := at.number(2):
-            _option(dat, option, at.take(at.number(4)))
-            dat.others += option == _BUFFER
+            data = at.take(at.number(4))
+            if option == _BUFFER:
+                part = _Cursor(data, 0, at.where)
+                offset = part.number(8)
+                instances.append((part.text(), offset))
+            else:
+                _option(dat, option, data)
         kind = at.take(10)
+    _pages_6(dat, "", kind, at, cpus)
+    for name, offset in instances[:_MOST_BUFFERS]:
+        part = _Cursor(dat.pages, offset, at.where)
+        _pages_6(dat, name, part.take(10), part, cpus)
+
+
+def _pages_6(dat: TraceDat, name: str, kind: bytes, at: _Cursor, cpus: int) -> None:
+    """Where one buffer's pages lie."""
     if kind != b"flyrecord\0" or cpus > _MOST_CPUS:
         raise _refuse("it holds a latency trace, or is damaged", at.where)
     for cpu in range(cpus):
         offset = at.number(8)
-        dat.cpus.append((cpu, offset, at.number(8)))
+        dat.cpus.append((cpu, offset, at.number(8), len(dat.buffers)))
+    dat.buffers.append(name)
 
 
 def _header_info(dat: TraceDat, at: _Cursor) -> None:
@@ -276,8 +290,8 @@ def _read_7(dat: TraceDat, head: _Cursor) -> None:
                 buffers.append(data)
             else:
                 _option(dat, option, data)
-    for data in buffers:
-        _buffer(dat, _Cursor(data, 0, head.where), compression)
+    found = [_buffer(dat, _Cursor(data, 0, head.where)) for data in buffers[:_MOST_BUFFERS]]
+    _choose(dat, found, compression, head.where)
 
 
 def _section(dat: TraceDat, offset: int, compression: str, where: str) -> _Cursor:
@@ -321,18 +335,23 @@ def _unpack(data: bytes, size: int, compression: str, where: str) -> bytes:
     return found
 
 
-def _buffer(dat: TraceDat, at: _Cursor, compression: str) -> None:
-    """The option of one buffer: the top one is taken, and its pages unpacked where need be."""
+class _Buffer(NamedTuple):
+    """One buffer: the top one, or an instance."""
+
+    name: str
+    clock: str
+    page_size: int
+    packed: bool
+    cpus: list[tuple[int, int, int]]
+
+
+def _buffer(dat: TraceDat, at: _Cursor) -> _Buffer:
+    """The option of one buffer."""
     offset = at.number(8)
-    instance, clock = at.text(), at.text()
-    if instance or dat.cpus:
-        dat.others += 1
-        return
-    dat.clock = clock or dat.clock
+    name, clock = at.text(), at.text()
     page_size = at.number(4)
     if not 512 <= page_size <= 1 << 20 or page_size % 8:
         raise _refuse(f"its pages of {page_size} bytes cannot be", at.where, "copy the file again")
-    dat.page_size = page_size
     count = at.number(4)
     if count > _MOST_CPUS:
         raise _refuse(f"{count} CPUs cannot be", at.where, "copy the file again")
@@ -342,16 +361,34 @@ def _buffer(dat: TraceDat, at: _Cursor, compression: str) -> None:
         cpus.append((cpu, first, at.number(8)))
     section = _Cursor(dat.pages, offset, at.where)
     section.number(2)
-    if not section.number(2) & _COMPRESSED:
-        dat.cpus = cpus
+    return _Buffer(name, clock, page_size, bool(section.number(2) & _COMPRESSED), cpus)
+
+
+def _choose(dat: TraceDat, buffers: list[_Buffer], compression: str, where: str) -> None:
+    """Take the top buffer, and all that have its clock and size of pages; unpack where need be."""
+    buffers = [buffer for buffer in buffers if any(size for _, _, size in buffer.cpus)]
+    buffers.sort(key=lambda buffer: buffer.name != "")
+    if not buffers:
+        return
+    first = buffers[0]
+    dat.clock, dat.page_size = first.clock or dat.clock, first.page_size
+    alike = [one for one in buffers if one[1:3] == first[1:3]]
+    dat.others = [one.name for one in buffers if one not in alike]
+    dat.buffers = [one.name for one in alike]
+    if not any(one.packed for one in alike):
+        dat.cpus = [(*cpu, n) for n, one in enumerate(alike) for cpu in one.cpus]
         return
     with tempfile.TemporaryFile() as file:
-        for cpu, first, size in cpus:
-            begin = file.tell()
-            for part in _chunks(dat.pages, first, size, compression, at.where):
-                file.write(part)
-            dat.cpus.append((cpu, begin, file.tell() - begin))
-        dat.pages = _map(file, at.where)
+        for n, one in enumerate(alike):
+            for cpu, begin, size in one.cpus:
+                start = file.tell()
+                if one.packed:
+                    for part in _chunks(dat.pages, begin, size, compression, where):
+                        file.write(part)
+                else:
+                    file.write(_Cursor(dat.pages, begin, where).take(size))
+                dat.cpus.append((cpu, start, file.tell() - start, n))
+        dat.pages = _map(file, where)
 
 
 def _chunks(

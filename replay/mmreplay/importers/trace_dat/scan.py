@@ -31,8 +31,11 @@ from mmreplay.jit import borrowing_helper, native
     Q_LENGTH,
     Q_CPU,
     Q_LOST,  # events lost before it
-) = range(9)
-Q_SIZE: Final = 9
+    Q_BUFFER,
+) = range(10)
+Q_SIZE: Final = 10
+#: Types of events: one index of so many for each buffer.
+TYPES: Final = 1 << 16
 # How pages lie.
 (Y_PAGE_SIZE, Y_DATA, Y_LONG, Y_DAMAGED) = range(4)
 Y_SIZE: Final = 4
@@ -44,7 +47,7 @@ _UPPER_BITS: Final = 0xF8 << 56
 _KERNEL_HALF: Final = 1 << 63
 #: Index of types that no format is known of.
 UNKNOWN: Final = -1
-#: And of those of ftrace itself, which are passed over.
+#: And of those that are passed over: of ftrace itself, or told by another buffer.
 OWN: Final = -2
 
 
@@ -130,17 +133,18 @@ def start(buffer: Any, y: Any, cpus: Any) -> None:
 
 @native
 def count(buffer: Any, y: Any, cpus: Any, index: Any, counts: Any) -> Any:
-    """Count the events of each format, in no order; returns those of unknown ones."""
+    """Count the events of each format, (buffers, events), in no order; returns those of unknown
+    ones."""
     q, of_type, found = bare(cpus), bare(index), bare(counts)
     unknown = 0
     for k in range(cpus.shape[0]):
         o = k * Q_SIZE
         while q[o + Q_EVENT] >= 0:
-            event = of_type[load_u16(buffer, q[o + Q_EVENT])]
+            event = of_type[q[o + Q_BUFFER] * TYPES + load_u16(buffer, q[o + Q_EVENT])]
             if event == UNKNOWN:
                 unknown += 1
             elif event >= 0:
-                found[event] += 1
+                found[q[o + Q_BUFFER] * counts.shape[1] + event] += 1
             advance(buffer, y, q, o)
     return unknown
 
@@ -211,7 +215,7 @@ def scan(
     x, threads, ring, numbers, slots, execve, told, words, rows:
         As of :func:`mmreplay.importers.text.scan.scan`.
     index:
-        (65536,) int32: event of each type, or UNKNOWN, or OWN.
+        (buffers, TYPES) int32: event of each type, or UNKNOWN, or OWN.
     flags, program:
         Of :class:`mmreplay.importers.perf.layout.Layout`.
     roles:
@@ -247,9 +251,10 @@ def scan(
         at, length = q[c + Q_EVENT], q[c + Q_LENGTH]
         time, cpu, lost = q[c + Q_TIME], q[c + Q_CPU], q[c + Q_LOST]
         q[c + Q_LOST] = 0
+        types = q[c + Q_BUFFER] * TYPES
         advance(buffer, y, q, c)
         x[tr.X_POSITION] += length
-        event = np.int64(of_type[load_u16(buffer, at)])
+        event = np.int64(of_type[types + load_u16(buffer, at)])
         tid = np.int64(load_i32(buffer, at + 4))
         if time < 0 or (event < 0 and lost == 0):
             x[tr.X_SKIPPED] += 1

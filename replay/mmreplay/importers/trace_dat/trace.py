@@ -63,20 +63,21 @@ class _Scanner:
         self.plan = pl.build(ph.PerfHeader(attrs=attrs), tracing, where)
         self.paged = [number for number, event in enumerate(self.plan.events) if event.paged]
         self.roles: NDArray[np.int64] = self.plan.layout.flags[:, pl.G_ROLE].copy()
-        self.index = np.full(1 << 16, ds.UNKNOWN, np.int32)
+        self.index = np.full((max(1, len(dat.buffers)), ds.TYPES), ds.UNKNOWN, np.int32)
         for kind in dat.own_types:
-            if 0 <= kind < 1 << 16:
-                self.index[kind] = ds.OWN
+            if 0 <= kind < ds.TYPES:
+                self.index[:, kind] = ds.OWN
         for number, (form, event) in enumerate(zip(formats, self.plan.events, strict=True)):
-            if 0 <= form.id < 1 << 16:
-                self.index[form.id] = number
+            if 0 <= form.id < ds.TYPES:
+                self.index[:, form.id] = number
             if event.name == _EXIT:
                 self.roles[number] = SCHED_EXIT
         self.pages = np.array([dat.page_size, dat.data_offset, dat.long_size, 0], np.int64)
         self.cpus = self._sequences()
-        self.counts = np.zeros(max(1, len(formats)), np.int64)
+        found = np.zeros((len(self.index), max(1, len(formats))), np.int64)
         ds.start(buffer, self.pages, self.cpus)
-        self.unknown = int(ds.count(buffer, self.pages, self.cpus, self.index, self.counts))
+        self.unknown = int(ds.count(buffer, self.pages, self.cpus, self.index, found))
+        self.counts, self.twice = found.max(axis=0), self._tell_once(found)
         self.pages[ds.Y_DAMAGED] = 0
         self.cpus = self._sequences()
         ds.start(buffer, self.pages, self.cpus)
@@ -92,10 +93,24 @@ class _Scanner:
             self.names[number] = name_words(name)
         self.words = np.zeros(6, np.uint64)
 
+    def _tell_once(self, found: NDArray[np.int64]) -> list[str]:
+        """Events that several buffers have are taken from the one that has most; which these are.
+
+        Each would be told twice else.
+        """
+        twice = []
+        for event, form in enumerate(self.dat.formats.values()):
+            has = np.flatnonzero(found[:, event])
+            if len(has) > 1:
+                twice.append(form.name)
+                self.index[np.arange(len(found)) != found[:, event].argmax(), form.id] = ds.OWN
+        return twice
+
     def _sequences(self) -> NDArray[np.int64]:
         cpus = np.zeros((len(self.dat.cpus), ds.Q_SIZE), np.int64)
-        for row, (cpu, first, size) in zip(cpus, self.dat.cpus, strict=True):
+        for row, (cpu, first, size, number) in zip(cpus, self.dat.cpus, strict=True):
             row[ds.Q_NEXT_PAGE], row[ds.Q_END], row[ds.Q_CPU] = first, first + size, cpu
+            row[ds.Q_BUFFER] = number
         return cpus
 
     def dialect(self) -> Dialect:
@@ -125,7 +140,12 @@ class _Scanner:
             dialect.warnings.append(f"{self.unknown:,} events have no format in the file")
         if self.dat.others:
             dialect.warnings.append(
-                f"{self.dat.others} buffers of other instances were left out: the top one is read"
+                f"buffers were left out ({', '.join(self.dat.others[:4])}): their clock, or the "
+                f"size of their pages, is not that of {self.dat.buffers[0] or 'the top one'}"
+            )
+        if self.twice:
+            dialect.warnings.append(
+                f"several buffers have {', '.join(self.twice[:4])}: taken from the one with most"
             )
         return dialect
 
