@@ -306,11 +306,11 @@ def test_the_latency_format_is_refused(tmp_path: Path) -> None:
 #: What trace-cmd report prints of ``trace-cmd record -e page_fault_user -B calls -e munmap``.
 BUFFERS = """\
 cpus=2
-                    w-11479 [000] 38468.301382429: page_fault_user:      \
+                      w-11479 [000] 38468.301382429: page_fault_user:      \
 address=0x7f22a07a8000 ip=0x5652cee5f318 error_code=0x6
-calls:              w-11479 [000] 38468.301392429: sys_enter_munmap:     \
+calls:                w-11479 [000] 38468.301392429: sys_enter_munmap:     \
 addr: 0x7f22a07a8000, len: 0x00004000
-calls:              w-11479 [000] 38468.301393121: sys_exit_munmap:      0x0
+calls:                w-11479 [000] 38468.301393121: sys_exit_munmap:      0x0
 """
 
 
@@ -325,6 +325,6 @@ def test_names_of_buffers_before_lines(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two buffers tell page_fault_user"):
         import_trace(file, tmp_path / "t.mmt", force=True)
     # A name that looks like a buffer's stands behind blanks.
-    file.write_text(BUFFERS.replace("calls:              w", "            calls: w"))
+    file.write_text(BUFFERS.replace("calls:                w", "              calls: w"))
     trace = import_trace(file, tmp_path / "t.mmt", force=True)
     assert set(trace.threads.collect()["comm"]) == {"calls: w"}

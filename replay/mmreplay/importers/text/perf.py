@@ -39,8 +39,8 @@ _RAW: Final = re.compile(
     rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)|lock_addr=|"
     rb"address=\w+ \(|[^\n]* prev_state=[^\n]*\d\)? next_comm=)"
 )
-#: The name of a buffer before a line, whose other words are behind sixteen blanks and letters.
-_BUFFER: Final = re.compile(rb"^[^\s:]+: [^\n]{16}[^\n]*?-\d+ +\[\d+\] ", re.MULTILINE)
+#: The name of a buffer before a line (trace-cmd report); names of threads stand behind blanks.
+_BUFFER: Final = re.compile(rb"^[^\s:]+: [^\n]*?-\d+ +\[\d+\] ", re.MULTILINE)
 _BUFFER_EVENT: Final = re.compile(
     rb"^(?:([^\s:]+):)? [^\n]*?-\d+ +(?:\([^\n)]*\) +)?\[\d+\][^\n:]*: +(\w+):", re.MULTILINE
 )
