@@ -263,6 +263,15 @@ class TestPredict:
         found = api.predict(workers, to_kernel="linux-6.1", cores=(2,), load="saturated")
         assert {row.speedup for row in found.rows} == {1.0}
         assert "no faster" in found.headline
+        assert any("is compared with itself: --from" in note for note in found.notes)
+
+    def test_few_operations_are_said_first(self, found: Any) -> None:
+        few = worker_trace(threads=2, loops=3)
+        short = api.predict(few, to_kernel="linux-6.18", cores=(2,), load="saturated", seeds=1)
+        assert short.headline.startswith("From only 60 operations: On 2 cores,")
+        assert any(note.startswith("60 operations in") for note in short.notes)
+        assert "From only" not in found.headline
+        assert not any("tell little" in note for note in found.notes)
 
     def test_command_is_the_library_call(
         self, workers: Path, found: Any, capsys: pytest.CaptureFixture[str]

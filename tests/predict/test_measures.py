@@ -21,6 +21,7 @@ from mmreplay.predict import gains
 from mmreplay.predict.calibration import alone, calibrate, class_keys
 from mmreplay.predict.delays import quantile_ns
 from mmreplay.predict.drift import DRIFT_HIGH, baseline_drift
+from mmreplay.predict.explain import headline_row
 from mmreplay.predict.gains import Cell
 from mmreplay.predict.pace import work_of
 from mmreplay.predict.prediction import Row
@@ -472,6 +473,28 @@ def series(values: list[float], threads: int = 64, **columns: object) -> list[Ro
     ]
 
 
+class TestHeadlineRow:
+    """The row that the first sentence is about."""
+
+    @pytest.mark.parametrize(
+        ("values", "busy", "cores"),
+        [
+            ([10, 20, 20, 20], 2, 2),
+            ([10, 20, 30, 30], 3, 4),  # the third busy thread gets a core of its own
+            ([10, 15, 20, 20.1], 1, 4),  # others run beside the busy one
+            ([10, 20, 20, 20], 64, 8),  # a lock that stops them is what it is about
+            ([10], 1, 1),
+        ],
+    )
+    def test_the_most_cores_that_matter(self, values: list[float], busy: int, cores: int) -> None:
+        assert headline_row(series(values, busy_threads=busy), "k").cores == cores
+
+    def test_a_gain_that_changes_matters(self) -> None:
+        first, second = series([10, 10], busy_threads=1)
+        rows = [replace(first, speedup=1.0), replace(second, speedup=1.3)]
+        assert headline_row(rows, "k").cores == 2
+
+
 class TestSaturation:
     def test_knee(self) -> None:
         point = gains.saturation(series([10, 20, 31, 32, 30]))
@@ -487,6 +510,10 @@ class TestSaturation:
     def test_out_of_busy_threads(self) -> None:
         point = gains.saturation(series([10, 20, 20], threads=9, busy_threads=2))
         assert (point.cores, point.reason) == (2, "threads")
+
+    def test_more_cores_that_do_harm_are_the_locks_doing(self) -> None:
+        falls = series([20, 18, 15, 15], threads=9, busy_threads=1)
+        assert (gains.saturation(falls).cores, gains.saturation(falls).reason) == (1, "mmap_lock")
 
     def test_a_lock_that_takes_little_is_not_the_reason(self) -> None:
         rows = series([10, 20, 20], lock_share={"mmap_lock": 0.02})

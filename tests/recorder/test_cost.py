@@ -56,6 +56,14 @@ def test_what_is_counted_stands_for_all() -> None:
 def test_an_idle_process_costs_nothing() -> None:
     found = project({"task-clock": 0.0}, EVENTS, 2.0, cost.EventCost(900, 90, "given"))
     assert (found.added_cpu_ratio, found.events_per_s) == (0.0, 0.0)
+    assert told(found, light=False) == ["it slept for these 2 s: what recording takes is not known"]
+
+
+def test_a_process_that_sleeps_is_counted() -> None:
+    counts = parse_counts(
+        "<not counted>,msec,task-clock,0,100.00,,\n<not supported>,,minor-faults,0,100.00,,\n"
+    )
+    assert counts == {"task-clock": 0.0}
 
 
 def perf_data(file: Path, *records: bytes, size: int | None = None) -> Path:

@@ -358,6 +358,36 @@ def test_strace_attached_ends_on_time(tmp_path: Path, running: int) -> None:
     assert Path(f"/proc/{running}").exists()
 
 
+@pytest.fixture
+def asleep() -> Iterator[int]:
+    process = subprocess.Popen(["sleep", "60"])
+    time.sleep(0.5)
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def test_strace_without_a_call_leaves_nothing(tmp_path: Path, asleep: int) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    file = tmp_path / "app.txt"
+    with pytest.raises(UserError, match="strace wrote nothing"):
+        record(Wanted(pids=(asleep,), duration_s=0.5, tool="strace"), file)
+    assert not file.exists()
+
+
+def test_a_process_that_sleeps(
+    tmp_path: Path, asleep: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "app.data"
+    main(["record", "-p", str(asleep), "--duration", "0.5", "-o", str(file)])
+    told = capfd.readouterr().err
+    assert "it slept for these 2 s" in told
+    assert "0 events, none lost" in told
+    assert "nothing happened in that time" in told
+    assert "next:" not in told
+
+
 def test_perfs_refusal_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that lists an event and will not record it."""
     wanted = describe(Wanted(program=("true",)), lambda event: True, here_=True)

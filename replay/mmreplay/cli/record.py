@@ -202,6 +202,8 @@ def _report(outcome: Outcome) -> None:
         _say(f"the program was ended by signal {-status} ({signal.strsignal(-status)})")
     if outcome.snapshot is not None:
         _say(f"{outcome.snapshot}: the address space before")
+    if outcome.content is not None and not outcome.content.events:
+        return  # nothing to import
     file = outcome.files[-1]
     words = ["mmreplay", "import", str(file), "-o", str(file.with_suffix(".mmt"))]
     _say(f"next: {shlex.join(words)}")

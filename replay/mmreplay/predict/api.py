@@ -17,7 +17,12 @@ from mmreplay.engine.result import Options
 from mmreplay.errors import UserError, plural
 from mmreplay.predict import gains, rooms
 from mmreplay.predict.baseline import Costs, Ground, baseline, ground
-from mmreplay.predict.checks import check_choice, check_predictable, check_replayable
+from mmreplay.predict.checks import (
+    FEW_OPERATIONS,
+    check_choice,
+    check_predictable,
+    check_replayable,
+)
 from mmreplay.predict.counts import check_count
 from mmreplay.predict.detail import blame_table, lock_table, op_table
 from mmreplay.predict.effort import GROWN_OPS, WINDOWS, check_growth, effort, growth_of
@@ -100,6 +105,9 @@ def predict(
     state, warnings = check_predictable(source, found, given)
     notes += warnings
     notes += [note for note in (from_note, to_note) if note]
+    if from_model.name == to_model.name:
+        notes.append(f"{to_model.name} is compared with itself: --from names another kernel.")
+    few = recorded_ops if (recorded_ops := found.faults + found.calls) < FEW_OPERATIONS else None
     planner = Planner(source, scale_group)
     base = ground(source, machine, costs, max(cores), exact=exact)
     recorded_threads = planner.group_threads
@@ -180,7 +188,7 @@ def predict(
         processes=_shares(who, old, new, rows, cells),
         foreign_holders=foreign_holders(source, who),
         notes=tuple(dict.fromkeys(notes)),
-        headline=headline(rows, from_model.name, to_model.name, drift, asleep),
+        headline=headline(rows, from_model.name, to_model.name, drift, asleep, few),
         simulations=simulations,
         windows=len(first_parts),
         window_ops=max(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmreplay.errors import UserError, closest
+from mmreplay.errors import UserError, closest, plural
 from mmreplay.predict import rooms
 from mmreplay.predict.recorded import (
     LOSS_LIMIT,
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: A longer recording is a damaged one: a single wrong time makes a thread compute for years,
 #: and a replay gives it turns of some milliseconds until then.
 _LONGEST_NS = 7 * 24 * 3600 * 10**9
+#: Of fewer operations even the number is by chance 5 % off.
+FEW_OPERATIONS = 400
 #: Pages of each CPU's ring after a loss: 64 MiB.
 _LARGE_RINGS = 16_384
 
@@ -124,6 +126,11 @@ def check_predictable(
             fix=f"record with durations and switches: {command}",
         )
     warnings = []
+    if (ops := found.faults + found.calls) < FEW_OPERATIONS:
+        warnings.append(
+            f"{plural(ops, 'operation')} in {trace.header.span_ns / 1e9:.3g} s tell little: record "
+            "longer, or while the program takes memory."
+        )
     if state.lost_share > LOSS_WARNING:
         warnings.append(f"{state.lost_share:.1%} of the events were lost in the recording.")
     return state, warnings

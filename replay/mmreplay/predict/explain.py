@@ -47,11 +47,22 @@ def headline_row(rows: Sequence[Row], to_kernel: str) -> Row:
     """The row that the first sentence is about.
 
     Of the target's rows at the highest load and thread count, the one with the most cores that
-    still matter: more than there are busy threads change nothing.
+    still matter: as many as there are busy threads, and more as long as they change something
+    (the last busy thread gets its own, or threads that are not busy get out of the way).
     """
     mine = _strongest([row for row in rows if row.kernel == to_kernel])
-    useful = [row for row in mine if row.cores <= row.busy_threads] or mine[:1]
-    return useful[-1]
+    at = max((i for i, row in enumerate(mine) if row.cores <= row.busy_threads), default=0)
+    while at + 1 < len(mine) and not _alike(mine[at], mine[at + 1]):
+        at += 1
+    return mine[at]
+
+
+def _alike(a: Row, b: Row) -> bool:
+    if abs(a.throughput_ops_per_s - b.throughput_ops_per_s) > _SAME * a.throughput_ops_per_s:
+        return False
+    if a.speedup is None or b.speedup is None:
+        return True
+    return abs(a.speedup - b.speedup) <= _SAME * a.speedup
 
 
 def series(rows: Sequence[Row]) -> list[list[Row]]:
@@ -80,11 +91,17 @@ def _strongest(rows: Sequence[Row]) -> list[Row]:
 
 
 def headline(
-    rows: Sequence[Row], from_kernel: str, to_kernel: str, drift: Drift, asleep: float = 0.0
+    rows: Sequence[Row],
+    from_kernel: str,
+    to_kernel: str,
+    drift: Drift,
+    asleep: float = 0.0,
+    few: int | None = None,
 ) -> str:
     """The prediction in two or three sentences.
 
-    ``asleep``: share of the busy threads' time in which they slept for who knows what.
+    ``asleep``: share of the busy threads' time in which they slept for who knows what;
+    ``few``: operations of the recording, where they are too few to tell much.
     """
     row = headline_row(rows, to_kernel)
     mine = _strongest([r for r in rows if r.kernel == to_kernel])
@@ -97,6 +114,8 @@ def headline(
     parts = []
     if drift.ratio is not None and not drift.trusted:
         parts.append(f"Not to be trusted (baseline drift {drift.ratio:.2f}):")
+    if few is not None:
+        parts.append(f"From only {plural(few, 'operation')}:")
     parts.append(f"On {plural(row.cores, 'core')}, {_claim(row, from_kernel)}{_range(row)}")
     others = [r for r in mine if r.cores < row.cores]
     if others and row.speedup is not None:

@@ -279,7 +279,8 @@ def saturation(rows: Sequence[Row], capacity: Sequence[Row] = ()) -> Saturation:
     growing has met a limit or asks for no more.
     """
     best = max(row.throughput_ops_per_s for row in rows)
-    reached = next(r for r in rows if r.throughput_ops_per_s >= SATURATION_SHARE * best)
+    enough = SATURATION_SHARE * best  # with less at the most cores, more of them do harm
+    reached = next(r for r in rows if r.throughput_ops_per_s >= enough)
     first, last = rows[0], rows[-1]
     if reached is last:
         return Saturation(first.kernel, first.load, first.threads, None, None)
@@ -287,7 +288,7 @@ def saturation(rows: Sequence[Row], capacity: Sequence[Row] = ()) -> Saturation:
     lock = last.limiting_lock
     if able * SATURATION_SHARE > reached.throughput_ops_per_s:
         reason = "demand"
-    elif reached.cores >= reached.busy_threads:
+    elif reached.cores >= reached.busy_threads and last.throughput_ops_per_s >= enough:
         reason = "threads"
     elif lock is not None and last.lock_share.get(lock, 0.0) >= LIMIT_SHARE:
         reason = lock

@@ -344,6 +344,7 @@ def _with_strace(
         data_on_stdout=data_on_stdout,
     )
     if not file.exists() or file.stat().st_size == 0:
+        file.unlink(missing_ok=True)  # or it is in the way the next time
         raise UserError("strace wrote nothing", where=str(file), fix="see what strace says above")
     return Outcome("strace", [file], ended, argv, why_not_perf=reason, advice=[STRACE_LACKS])
 
@@ -361,6 +362,8 @@ def _total(parts: list[Content]) -> Content:
 
 def told(guess: Estimate, *, light: bool) -> list[str]:
     """The estimate in words."""
+    if not guess.cpus_used:
+        return [f"it slept for these {guess.seconds:g} s: what recording takes is not known"]
     share = f"{guess.added_cpu_ratio:.1%} of the {guess.cpus_used:.2f} CPUs that it uses"
     lines = [
         f"{guess.events_per_s:,.0f} events/s ({guess.faults_per_s:,.0f} faults/s): recording "
@@ -377,7 +380,9 @@ def told(guess: Estimate, *, light: bool) -> list[str]:
 
 
 def advice(content: Content, recording: Recording) -> list[str]:
-    """What to do about losses; nothing where there are none that matter."""
+    """What to do about losses, and about no events; nothing where neither matters."""
+    if not content.events and not content.lost:
+        return ["nothing happened in that time: record longer, or while the program works"]
     if not content.lost:
         return []
     from mmreplay.trace.summary import LOSS_REFUSE, LOSS_WARN

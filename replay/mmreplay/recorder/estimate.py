@@ -16,6 +16,8 @@ from mmreplay.trace.recording import EventSet
 SAMPLE_S: Final = 2.0
 #: Above this share of the process's CPU time the recording changes what it records.
 HEAVY: Final = 0.10
+#: What perf says of a process that slept all the time.
+_NEVER_RAN: Final = "<not counted>"
 #: A context switch is two switch records.
 _SWITCH_EVENTS: Final = 2
 
@@ -39,14 +41,17 @@ class Estimate:
 
 
 def parse_counts(text: str) -> dict[str, float]:
-    """Event name to count, of ``perf stat -x,``; events that were not counted are left out."""
+    """Event name to count, of ``perf stat -x,``; events that perf cannot count are left out.
+
+    What perf has "not counted" is 0: these events never share a counter, so nobody ran.
+    """
     counts = {}
     for line in text.splitlines():
         parts = line.split(",")
         if len(parts) < 3 or line.startswith("#"):
             continue
         try:
-            counts[parts[2]] = float(parts[0])
+            counts[parts[2]] = 0.0 if parts[0] == _NEVER_RAN else float(parts[0])
         except ValueError:
             continue
     return counts
