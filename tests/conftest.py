@@ -6,6 +6,7 @@ disturb each other.  All others stay together by file, for their fixtures.
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,11 @@ import pytest
 
 _HERE: Final = Path(__file__).parent
 _MEASURING: Final = {"hardware", "recorder", "lockcounts", "test_docs.py"}
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what runs in its background (make test &): what tests start would inherit
+    # it, and Ctrl-C would end nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

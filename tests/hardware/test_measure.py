@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +92,27 @@ def test_interrupted_runs_are_kept(tmp_path: Path) -> None:
         "-o",
         str(output),
     ]
+    terminal, end = os.openpty()  # where each run is told as it begins
     process = subprocess.Popen(
         words,
         env={**os.environ, "PYTHONPATH": str(ROOT / "replay")},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        stderr=end,
+        stdout=subprocess.DEVNULL,
     )
-    assert process.stderr is not None
-    assert "1,000 runs" in process.stderr.readline()
-    time.sleep(12)  # compiled by then, and far from done
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "what was measured is kept" in told
+    os.close(end)
+    told = b""
+    with suppress(OSError):  # the terminal's end, once the process has gone
+        while part := os.read(terminal, 4096):
+            told += part
+            if b"\r\x1b[K3/1000 " in told and process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                break
+        while part := os.read(terminal, 4096):
+            told += part
+    os.close(terminal)
+    assert process.wait() == 130, told
+    assert b"1,000 runs" in told
+    assert b"what was measured is kept" in told
     runs = read_runs(output)
     assert not runs.complete
     assert 0 < len(runs.rows) < 1000

@@ -109,6 +109,12 @@ def _record(folder: Path) -> tuple[Path, Path, int]:
         subprocess.Popen([*words[:2], *extra, *words[2:]], stderr=subprocess.PIPE),
     ]
     snapshot((child.pid,), calls.with_name(calls.name + ".snapshot"))
+    # perf writes a file's head when its events are open, which takes seconds on a busy machine.
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not all(
+        file.exists() and file.stat().st_size for file in (locks, calls)
+    ):
+        time.sleep(0.05)
     time.sleep(2)
     child.stdin.write("\n")
     child.stdin.flush()

@@ -41,14 +41,16 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cold")
 def test_at_the_end_the_child_is_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    done = tmp_path / "done"
+    go, done = tmp_path / "go", tmp_path / "done"
     monkeypatch.setattr(
         beside,
         "_COMPILE",
-        f"import pathlib, time; time.sleep(.2); pathlib.Path({str(done)!r}).touch()",
+        "import pathlib, time\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(.01)\n"
+        f"time.sleep(.2); pathlib.Path({str(done)!r}).touch()",
     )
     with beside.engine_compiled():
-        assert not done.exists()
+        go.touch()
     assert done.exists()
 
 

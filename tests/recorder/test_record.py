@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ def program(seconds: float) -> list[str]:
 
 @pytest.fixture
 def running() -> Iterator[int]:
-    """The id of a process that maps and faults for a minute."""
-    child = subprocess.Popen(program(60), stdout=subprocess.DEVNULL)
+    """The id of a process that maps and faults until the test has ended."""
+    child = subprocess.Popen(program(3600), stdout=subprocess.DEVNULL)
     time.sleep(0.5)
     yield child.pid
     child.kill()
@@ -79,6 +79,19 @@ def start(*words: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT / "replay")},
     )
+
+
+def wait_until(what: str, so: Callable[[], bool]) -> None:
+    """Until it is so: a busy machine takes seconds to open perf's events."""
+    end = time.monotonic() + 120
+    while not so():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def size_of_all(folder: Path) -> int:
+    """Bytes that perf has written."""
+    return sum(one.stat().st_size for one in folder.glob("app.data*") if one.is_file())
 
 
 def wait_for(process: subprocess.Popen[str], word: str) -> None:
@@ -173,10 +186,14 @@ def test_attached_for_a_while(
 ) -> None:
     file = tmp_path / "app.data"
     words = ["-p", str(running), "--duration", "0.5", "--format", "json", "-o", str(file)]
-    main(["record", *words])
-    told = capfd.readouterr()
-    found = json.loads(told.out)
-    guess = found["estimate"]
+    for _ in range(3):
+        main(["record", "--force", *words])
+        told = capfd.readouterr()
+        found = json.loads(told.out)
+        guess = found["estimate"]
+        recorded = found["events"] / 0.5
+        if guess["events_per_s"] / 4 < recorded < guess["events_per_s"] * 4:
+            break  # else the process had the CPUs in only one of the two
     assert guess["faults_per_s"] > 100
     assert 0 < guess["added_cpu_ratio"] < 5
     # What takes time is said before it does, and perf ends without waiting for BPF programs.
@@ -187,7 +204,6 @@ def test_attached_for_a_while(
     trace = import_trace(file, tmp_path / "app.mmt")
     assert trace.header.target == "pids"
     # What was counted beforehand is what is recorded.
-    recorded = found["events"] / 0.5
     assert guess["events_per_s"] / 4 < recorded < guess["events_per_s"] * 4
     folder = Path(found["snapshot"])
     assert folder == tmp_path / "app.data.snapshot"
@@ -203,11 +219,8 @@ def test_ctrl_c_ends_the_recording_cleanly(tmp_path: Path, running: int) -> None
     file = tmp_path / "app.data"
     process = start("-p", str(running), "--no-estimate", "-o", str(file))
     wait_for(process, "Ctrl-C ends it")
-    end = time.monotonic() + 60  # perf writes its head when its events are open
-    while not any(one.is_file() and one.stat().st_size for one in tmp_path.glob("app.data*")):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    time.sleep(1.0)
+    # More than what perf tells of the process itself: it records.
+    wait_until("perf records nothing", lambda: size_of_all(tmp_path) > 1 << 18)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
@@ -228,9 +241,8 @@ def test_the_size_is_limited(tmp_path: Path) -> None:
     """By a program that writes more than the limit while perf still writes what its rings hold."""
     busy = "import mmap\nwhile 1:\n a=mmap.mmap(-1,65536); a[0]=a[4096]=1; a.close()"
     file = tmp_path / "app.data"
-    begin = time.monotonic()
-    record(Wanted(program=(sys.executable, "-c", busy), max_size="4M"), file)
-    assert time.monotonic() - begin < 25
+    ended = record(Wanted(program=(sys.executable, "-c", busy), max_size="4M"), file).ended
+    assert ended.stopped_by == "itself"
     assert 2 << 20 <= file.stat().st_size <= 4 << 20
 
 
@@ -265,9 +277,14 @@ def test_flight_recorder(tmp_path: Path, running: int) -> None:
     words = ["--keep", "512K", "--format", "json", "--no-estimate", "-o", str(file)]
     process = start("-p", str(running), *words)
     wait_for(process, "SIGUSR2 writes")
-    time.sleep(3.0)
-    process.send_signal(signal.SIGUSR2)
-    time.sleep(1.5)
+    # perf heeds the signal once it records; its head comes just before.
+    wait_until("perf does not begin", lambda: size_of_all(tmp_path) > 0)
+    for _ in range(20):
+        time.sleep(2.0)
+        process.send_signal(signal.SIGUSR2)
+        time.sleep(1.0)
+        if list(tmp_path.glob("app.data.2*")):
+            break
     process.send_signal(signal.SIGINT)
     out, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
@@ -425,7 +442,13 @@ def test_calibration_measures_this_machine(monkeypatch: pytest.MonkeyPatch) -> N
     assert has is not None
     monkeypatch.setattr(cost, "sets", lambda has: {"default": _sets(has)["default"]})
     said: list[str] = []
-    found = cost.calibrate(has, 9, said.append, limit_s=0)
+    for attempt in range(3):
+        try:
+            found = cost.calibrate(has, 9, said.append, limit_s=0)
+            break
+        except UserError as error:  # one turn is little: other programs may slow the bare one
+            if "too busy" not in error.problem or attempt == 2:
+                raise
     assert next(line for line in said if "no more" in line).startswith("1 of 9 turns took")
     (default,) = found.sets
     assert 100 < found.event_ns < 50_000
