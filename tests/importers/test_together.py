@@ -21,7 +21,11 @@ from mmreplay.trace.store import Trace
 FAULTS = ["exceptions:page_fault_user", "minor-faults"]
 MAPS = [f"syscalls:sys_{side}_{name}" for name in ("mmap", "munmap") for side in ("enter", "exit")]
 WORK = """
-import mmap, sys, time
+import mmap, os, sys, time
+if len(sys.argv) > 2:  # begins when the other does
+    open(sys.argv[2], "w").close()
+    while not os.path.exists(sys.argv[3]):
+        time.sleep(0.01)
 end = time.time() + float(sys.argv[1])
 while time.time() < end:
     area = mmap.mmap(-1, 16 * 4096)
@@ -34,8 +38,9 @@ PERF = ["perf", "record", "-q", "-c", "1", "-m", "256", "-d", "-k", "CLOCK_MONOT
 ODD = ("recording", "another", "counts twice", "in common", "nothing was recorded", "hosts")
 
 
-def program(seconds: float) -> list[str]:
-    return [sys.executable, "-c", WORK, str(seconds)]
+def program(seconds: float, *files: Path) -> list[str]:
+    """``files``: what it makes when it is there, and what the other makes that it waits for."""
+    return [sys.executable, "-c", WORK, str(seconds), *map(str, files)]
 
 
 def perf(output: Path, events: list[str], *more: str) -> list[str]:
@@ -68,13 +73,17 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = perf(folder / "own", FAULTS, "--", *program(0.3))
     subprocess.run(perf(folder / "whole", FAULTS + MAPS, "-a", "--", *own), check=True)
     subprocess.run(
-        perf(folder / "dump", FAULTS + MAPS, "--switch-output=1M", "--", *program(1.0)), check=True
+        perf(folder / "dump", FAULTS + MAPS, "--switch-output=1M", "--", *program(3.0)), check=True
     )
+    here = [folder / "here-0", folder / "here-1"]
     both = [
-        subprocess.Popen(perf(folder / f"side-{k}", FAULTS, "--", *program(0.5))) for k in (0, 1)
+        subprocess.Popen(
+            perf(folder / f"side-{k}", FAULTS, "--", *program(0.5, *here[:: 1 - 2 * k]))
+        )
+        for k in (0, 1)
     ]
-    assert [one.wait() for one in both] == [0, 0]
-    running = subprocess.Popen(program(60))
+    assert [one.wait(300) for one in both] == [0, 0]
+    running = subprocess.Popen(program(3600))
     try:
         whom = ("-p", str(running.pid), "--", "sleep", "0.3")
         for name in ("early", "late"):
