@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from mmreplay.cli.main import main
 from mmreplay.errors import UserError
 from mmreplay.predict import api
 from mmreplay.predict.prediction import ROW_KEYS
-from mmreplay.report.text import prediction_text, replay_text
+from mmreplay.report.text import duration, prediction_text, replay_text
 from mmreplay.report.writers import TABLE_COLUMNS, prediction_object, replay_object, to_json
 from mmreplay.schema import DurationKind, OpKind
 from mmreplay.trace.store import Trace
@@ -31,6 +33,7 @@ REPLAY_KEYS = {
     "cores",
     "threads",
     "ops",
+    "scale_group",
     "window_ns",
     "makespan_ns",
     "throughput_ops_per_s",
@@ -42,6 +45,7 @@ REPLAY_KEYS = {
     "blame",
     "processes",
     "foreign_holders",
+    "notes",
     "engine",
 }
 LOCK_KEYS = {
@@ -311,6 +315,18 @@ class TestPredict:
         rates = [row.throughput_ops_per_s for row in found.rows if row.kernel == "linux-6.18"]
         assert rates[1] > 1.3 * rates[0]
 
+    def test_each_thread_count_is_named(self) -> None:
+        found = api.predict(
+            worker_trace(), to_kernel="linux-6.18", cores=(1, 2), threads=(2, 6), seeds=1
+        )
+        text = " ".join(prediction_text(found).split())
+        assert re.search(r"On 2 cores with 6 threads, linux-6\.18 would", text)
+        assert "Who blocks whom on 2 cores with 6 threads" in text
+        for threads in (2, 6):
+            assert f"The recorded load with {threads} threads is the same" in text
+            assert f"takes at the recorded load with {threads} threads, " in text
+            assert f"locks at the saturated load with {threads} threads, " in text
+
     def test_drift_out_of_bounds_is_said_first(self) -> None:
         slow = change(worker_trace(), service_ns=pl.col("service_ns"), wait_ns=pl.lit(40_000))
         found = api.predict(slow, to_kernel="linux-6.18", cores=(2,), load="recorded", seeds=1)
@@ -502,4 +518,13 @@ class TestBadInput:
 
 def test_texts_are_made_from_the_same_object(workers: Path) -> None:
     found = api.replay(workers, kernel="linux-6.1")
-    assert f"{found.ops:,}" in replay_text(found)
+    text = " ".join(replay_text(found).split())
+    assert f"{found.ops:,}" in text
+    # Not the operations over the time to the end: who works, and how long, is said beside.
+    told = re.search(r'Group "(.*)": .* operations/s, .* through \((.*?)\)\.', text)
+    assert told is not None
+    assert told.groups() == (found.group, duration(found.window_ns))
+    assert replay_object(found)["scale_group"] == found.group
+    assert replay_object(found)["notes"] == list(found.notes)
+    refused = replace(found, by_op=({**found.by_op[0], "op": "none"},))
+    assert "(no lock)" in replay_text(refused)

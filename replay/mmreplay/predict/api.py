@@ -301,6 +301,7 @@ def replay(
         cores=count,
         threads=max(part.recorded.n_threads for part in parts.values()),
         ops=sum(result.ops for result in once),
+        group=planner.group_name,
         window_ns=sum(result.window_ns for result in steady.values()),
         makespan_ns=sum(result.makespan_ns for result in once),
         throughput_ops_per_s=1e9 * ops_per_ns if sound else None,

@@ -115,7 +115,7 @@ def baseline_drift(
         and sum(kind.simulated_wait_ns for kind in kinds) < waited_ns
     ):
         notes.append(
-            f"{share:.0%} of the recorded time was waiting, and recording itself lengthens waits: "
+            f"{100 * share:.0f} % of the recorded time was waiting, and recording itself lengthens waits: "
             "compare with an unrecorded run"
         )
     if not trusted:

@@ -83,6 +83,12 @@ def series(rows: Sequence[Row]) -> list[list[Row]]:
     return found
 
 
+def place(row: Row, rows: Sequence[Row]) -> str:
+    """``8 cores``, and of how many threads where ``rows`` have several thread counts a core."""
+    several = sum(mine[0].load == row.load for mine in series(rows)) > 1
+    return plural(row.cores, "core") + (f" with {plural(row.threads, 'thread')}" if several else "")
+
+
 def _strongest(rows: Sequence[Row]) -> list[Row]:
     """The series of the highest load and thread count."""
     found = series(rows)
@@ -116,7 +122,7 @@ def headline(
         parts.append(f"Not to be trusted (baseline drift {drift.ratio:.2f}):")
     if few is not None:
         parts.append(f"From only {plural(few, 'operation')}:")
-    parts.append(f"On {plural(row.cores, 'core')}, {_claim(row, from_kernel)}{_range(row)}")
+    parts.append(f"On {place(row, rows)}, {_claim(row, from_kernel)}{_range(row)}")
     others = [r for r in mine if r.cores < row.cores]
     if others and row.speedup is not None:
         other = next((r for r in others if r.basis == "measured"), None) or others[0]

@@ -218,9 +218,10 @@ class Replay:
     kernel: str
     machine: str
     cores: int
-    threads: int
+    threads: int  # of all groups
     ops: int
-    window_ns: int
+    group: str  # whose rates they are; "" where there is none
+    window_ns: int  # over which they are taken
     makespan_ns: int
     throughput_ops_per_s: float | None
     useful_work_rate: float | None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mmreplay.errors import plural
-from mmreplay.predict.explain import blame_share, headline_row, percent, series, span, times
+from mmreplay.predict.explain import blame_share, headline_row, percent, place, series, span, times
 from mmreplay.predict.prediction import (
     Drift,
     ForeignHolder,
@@ -21,6 +21,8 @@ from mmreplay.report.page import bullet, fill, table
 _BAR: Final = 16
 #: Tables longer than this show their first, last and evenly spread rows.
 _LONGEST: Final = 24
+#: What runs no locking program: a thread is cloned, a call was refused.
+_NO_LOCK: Final = "(no lock)"
 #: Processes that a table shows.
 _PROCESSES: Final = 8
 
@@ -76,15 +78,17 @@ def prediction_text(prediction: Prediction) -> str:
     found = series(prediction.rows)
     for rows in found:
         pairs = _pairs(prediction, rows)
-        if _as_before(rows, found[0]):
-            blocks.append(fill("The recorded load is the same: the threads are never idle."))
-            blocks.append(_delay_block(prediction, pairs))
+        several = sum(mine[0].load == rows[0].load for mine in found) > 1
+        of = f" with {plural(rows[0].threads, 'thread')}" if several else ""
+        if any(_as_before(rows, mine) for mine in found):
+            blocks.append(fill(f"The recorded load{of} is the same: the threads are never idle."))
+            blocks.append(_delay_block(prediction, pairs, of))
             continue
         blocks.append(_load_block(prediction, pairs))
         if rows[0].load == found[0][0].load:
-            blocks.append(_lock_block(prediction, pairs))
+            blocks.append(_lock_block(prediction, pairs, of))
         if rows[0].load == found[-1][0].load:
-            blocks.append(_delay_block(prediction, pairs))
+            blocks.append(_delay_block(prediction, pairs, of))
     blocks += [block for block in (_who(prediction), _shares(prediction)) if block]
     blocks += foreign_text(prediction.foreign_holders)
     if prediction.notes:
@@ -100,7 +104,7 @@ _LOADS: Final = {
 
 def _as_before(rows: list[Row], first: list[Row]) -> bool:
     """The recorded load is the saturated one: nothing in the trace is ever idle."""
-    return rows[0].load != first[0].load and [
+    return (rows[0].load, first[0].load) == ("recorded", "saturated") and [
         (row.cores, row.threads, row.throughput_ops_per_s) for row in rows
     ] == [(row.cores, row.threads, row.throughput_ops_per_s) for row in first]
 
@@ -161,7 +165,7 @@ def _pairs_of_times(a: float | None, b: float | None) -> str:
     return f"{duration(a)} → {duration(b)}"
 
 
-def _delay_block(p: Prediction, pairs: list[tuple[Row, Row]]) -> str:
+def _delay_block(p: Prediction, pairs: list[tuple[Row, Row]], of: str) -> str:
     """How long operations take, and what CPU time they cost the kernel."""
     rows = [
         (
@@ -173,11 +177,11 @@ def _delay_block(p: Prediction, pairs: list[tuple[Row, Row]]) -> str:
         for a, b in _thinned(pairs)
     ]
     load = pairs[0][1].load
-    title = f"How long an operation takes at the {load} load, {p.from_kernel} → {p.to_kernel}:"
+    title = f"How long an operation takes at the {load} load{of}, {p.from_kernel} → {p.to_kernel}:"
     return f"{fill(title)}\n{table(('cores', 'p50', 'p99', 'p99.9'), rows)}"
 
 
-def _lock_block(p: Prediction, every: list[tuple[Row, Row]]) -> str:
+def _lock_block(p: Prediction, every: list[tuple[Row, Row]], of: str) -> str:
     """Share of the scaled group's thread time lost to each lock."""
     pairs = _thinned(every)
     most: dict[str, float] = {}
@@ -199,7 +203,7 @@ def _lock_block(p: Prediction, every: list[tuple[Row, Row]]) -> str:
         for a, b in pairs
     ]
     title = (
-        f"Thread time lost waiting for locks at the {pairs[0][1].load} load, "
+        f"Thread time lost waiting for locks at the {pairs[0][1].load} load{of}, "
         f"{p.from_kernel} → {p.to_kernel}:"
     )
     return f"{fill(title)}\n{table(('cores', *locks), rows)}"
@@ -227,7 +231,7 @@ def _who(p: Prediction) -> str:
         for r in p.rows
         if (r.cores, r.threads, r.load) == (target.cores, target.threads, target.load)
     ]
-    lines = [fill(f"Who blocks whom on {plural(target.cores, 'core')} (share of all waiting):")]
+    lines = [fill(f"Who blocks whom on {place(target, p.rows)} (share of all waiting):")]
     rows = []
     for row in same:
         total = sum(charge.wait_ns for charge in row.blame)
@@ -273,7 +277,7 @@ def _shares(p: Prediction) -> str:
     ]
     row = headline_row(p.rows, p.to_kernel)
     title = (
-        f"Thread time that each process loses to locks on {plural(row.cores, 'core')}, "
+        f"Thread time that each process loses to locks on {place(row, p.rows)}, "
         f"{' → '.join(kernels)} (* most lock-relevant):"
     )
     head = ("process", "pid", "threads", "lost")
@@ -328,23 +332,25 @@ def _processes(processes: Sequence[Process]) -> str:
     return "\n".join([fill(title), table(head, rows, left=(0, 6)), *_others(processes)])
 
 
+def _rates(replay: Replay) -> str:
+    """Rates are those of the scaled group while it works, not of all until the end."""
+    who = f'Group "{replay.group}"' if replay.group else "They"
+    if replay.throughput_ops_per_s is None or replay.useful_work_rate is None:
+        return "No rates."
+    return (
+        f"{who}: {rate(replay.throughput_ops_per_s)} operations/s, "
+        f"{replay.useful_work_rate:.2f} CPUs of useful work, until the first busy thread is "
+        f"through ({duration(replay.window_ns)})."
+    )
+
+
 def replay_text(replay: Replay) -> str:
     """The whole text of ``mmreplay replay``."""
-    rate_text = (
-        "no rate"
-        if replay.throughput_ops_per_s is None
-        else f"{rate(replay.throughput_ops_per_s)} operations/s"
-    )
-    work = (
-        ""
-        if replay.useful_work_rate is None
-        else f", {replay.useful_work_rate:.2f} CPUs of useful work"
-    )
     blocks = [
         fill(
             f"{replay.ops:,} operations of {plural(replay.threads, 'thread')} on "
-            f"{plural(replay.cores, 'core')} of {replay.machine} under {replay.kernel}: "
-            f"{rate_text}{work}; all done after {duration(replay.makespan_ns)}."
+            f"{plural(replay.cores, 'core')} of {replay.machine} under {replay.kernel}: all done "
+            f"after {duration(replay.makespan_ns)}. {_rates(replay)}"
         ),
         fill(
             "Baseline drift: "
@@ -382,7 +388,7 @@ def replay_text(replay: Replay) -> str:
         blocks.insert(2, "Locks, over all operations:\n" + table(head, locks, left=(0, 6)))
     ops = [
         (
-            entry["op"],
+            _NO_LOCK if entry["op"] == "none" else entry["op"],
             f"{entry['count']:,}",
             duration(entry["busy_ns"]),
             duration(entry["wait_ns"]) if entry["wait_ns"] else "-",

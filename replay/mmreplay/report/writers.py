@@ -76,6 +76,7 @@ def replay_object(replay: Replay) -> dict[str, Any]:
         "cores": replay.cores,
         "threads": replay.threads,
         "ops": replay.ops,
+        "scale_group": replay.group or None,
         "window_ns": replay.window_ns,
         "makespan_ns": replay.makespan_ns,
         "throughput_ops_per_s": replay.throughput_ops_per_s,
@@ -87,6 +88,7 @@ def replay_object(replay: Replay) -> dict[str, Any]:
         "blame": list(replay.blame),
         "processes": [asdict(process) for process in replay.processes],
         "foreign_holders": [asdict(holder) for holder in replay.foreign_holders],
+        "notes": list(replay.notes),
         "engine": {"wall_s": replay.wall_s, "ops_per_s": replay.ops_per_s},
     }
 
