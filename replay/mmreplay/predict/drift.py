@@ -115,8 +115,8 @@ def baseline_drift(
         and sum(kind.simulated_wait_ns for kind in kinds) < waited_ns
     ):
         notes.append(
-            f"{100 * share:.0f} % of the recorded time was waiting, and recording itself lengthens waits: "
-            "compare with an unrecorded run"
+            f"{100 * share:.0f} % of the recorded time was waiting, and recording itself lengthens "
+            "waits: compare with an unrecorded run"
         )
     if not trusted:
         notes.append(f"outside {DRIFT_LOW:.2f} to {DRIFT_HIGH:.2f}: do not trust the predictions")
