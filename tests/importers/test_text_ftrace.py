@@ -173,6 +173,7 @@ def test_futex_calls_as_trace_cmd_prints_them(tmp_path: Path) -> None:
     "line",
     [
         "sys_exit: id=9 ret=139638",
+        "sys_enter: id=9 args=0",  # perfetto: of six arguments the last one
         "sys_exit_mmap:        __syscall_nr=9 ret=0x7f18393ce000",
         "sys_enter_mmap: nr=9 addr=0x0 len=0x2000 prot=0x3 flags=0x22 fd=0xffffffff off=0x0",
         "page_fault_user: address=0x7fb971496000 (140434446311424) ip=0x4 (4) error_code=0x6 (6)",
@@ -187,6 +188,7 @@ def test_raw_fields_are_refused(tmp_path: Path, line: str) -> None:
     with pytest.raises(UserError, match="printed raw") as caught:
         import_trace(file, tmp_path / "t.mmt")
     assert "without -R" in caught.value.fix
+    assert "grep -v ': sys_e'" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,50 @@ def test_perfetto_prints_decimal_numbers(tmp_path: Path) -> None:
     rows = import_trace(file, tmp_path / "t.mmt").operations.collect()
     assert rows["address"].to_list() == list(pages)
     assert rows["ip"].to_list() == [0x401000] * 2
+
+
+def _contention(begin: str, end: str) -> str:
+    """A fault that waits for a lock: what is printed of the wait's begin and end."""
+    head = "          my_app-1001  ( 1000) [003] .... 100.0000"
+    lines = (
+        "01: page_fault_user: address=139637976731648 ip=4198400 error_code=6",
+        f"02: contention_begin: {begin}",
+        f"08: contention_end: {end}",
+        "30: page_fault_user: address=139637976735744 ip=4198400 error_code=6",
+    )
+    return "".join(f"{head}{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        # perfetto, signed and unsigned; older ones sort fields by when they met their names.
+        ("lock_addr=-131386095423296 flags=2", "lock_addr=-131386095423296 ret=0"),
+        ("lock_addr=18446612687614128320 flags=18", "lock_addr=18446612687614128320 ret=0"),
+        ("flags=2 lock_addr=-131386095423296", "ret=0 lock_addr=-131386095423296"),
+        # trace-cmd report -R.
+        ("lock_addr=0xffff888123400cc0 flags=0x12", "lock_addr=0xffff888123400cc0 ret=0x0"),
+    ],
+)
+def test_locks_as_fields(tmp_path: Path, begin: str, end: str) -> None:
+    """The same waits as in the kernel's own text."""
+    address = 18446612687614128320 if "0x" not in begin else 0xFFFF888123400CC0
+    flags = "READ" if "flags=2" in begin else "READ|PERCPU"
+    texts = {
+        "kernel": _contention(f"{address:x} (flags={flags})", f"{address:x} (ret=0)"),
+        "fields": _contention(begin, end),
+    }
+    traces = []
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        traces.append(import_trace(tmp_path / name, tmp_path / f"{name}.mmt"))
+        traces[-1].validate()
+    for table in ("operations", "threads", "locks"):
+        assert_frame_equal(*(trace.table(table).collect() for trace in traces))
+    lock = traces[1].locks.collect().row(0, named=True)
+    assert lock["lock_address"] == address
+    assert lock["wait_ns"] == 6_000
+    assert traces[1].operations.collect()["contention_ns"].sum() == 6_000
 
 
 def test_lines_end_as_on_windows(tmp_path: Path) -> None:

@@ -113,6 +113,17 @@ def hexadecimal(b: Any, at: Any, end: Any) -> Any:
 
 
 @helper
+def integer(b: Any, at: Any, end: Any) -> Any:
+    """(value, next, digits): a decimal number, or a hexadecimal one with 0x."""
+    if at + 1 < end and b[at] == _0 and b[at + 1] == _X:
+        value, after, digits = hexadecimal(b, at, end)
+    else:
+        value, after = decimal(b, at, end)
+        digits = after - at - (1 if at < end and b[at] == 45 else 0)
+    return value, after, digits
+
+
+@helper
 def seconds(b: Any, at: Any, end: Any) -> Any:
     """(ns, next) of ``12.345678`` with up to nine places."""
     whole, at = decimal(b, at, end)

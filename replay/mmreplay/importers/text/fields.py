@@ -15,6 +15,7 @@ from mmreplay.importers.text.bytes import (
     fnv,
     hash_word,
     hexadecimal,
+    integer,
     is_digit,
     seconds,
     skip_spaces,
@@ -47,6 +48,7 @@ _CPU, _STARTED, _LOST = fnv("CPU:"), fnv("##### CPU "), fnv("Lost ")
 _MOST_LOST: Final = 1 << 40
 _SPIN, _READ, _LOCK_WRITE = fnv("SPIN"), fnv("READ"), fnv("WRITE")
 _RT, _PERCPU, _MUTEX = fnv("RT"), fnv("PERCPU"), fnv("MUTEX")
+_LOCK_ADDR, _FLAGS = fnv("lock_addr"), fnv("flags")
 _TRUE, _ONE = 116, 49  # t, 1
 
 
@@ -226,12 +228,39 @@ def lock_flags(b: Any, at: Any, end: Any) -> Any:
         elif word == _MUTEX:
             flags |= np.uint64(32)
         elif is_digit(b[at]):
-            value, _, _ = hexadecimal(b, at, stop)
+            value, _, _ = integer(b, at, stop)
             flags |= value
         if stop >= end or b[stop] == 41:
             break
         at = stop + 1
     return flags
+
+
+@borrowing_helper
+def parse_contention(b: Any, at: Any, end: Any, rows: Any, o: Any) -> Any:
+    """``0xffff8881 (flags=SPIN|READ)``, or ``flags=2 lock_addr=-131386`` as perfetto prints it,
+    into the row at ``o``; returns whether the address is there."""
+    value, k, digits = hexadecimal(b, at, end)
+    rows[o + tr.C_ARG] = np.int64(value)
+    good = digits > 0 and (k >= end or b[k] == SPACE)
+    while at < end:
+        key = at
+        while at < end and b[at] != 61 and b[at] != SPACE:
+            at += 1
+        if at < end and b[at] == 61:
+            if b[key] == 40:
+                key += 1
+            word = hash_word(b, key, at)
+            at += 1
+            if word == _LOCK_ADDR:
+                value, k, digits = integer(b, at, end)
+                rows[o + tr.C_ARG] = np.int64(value)
+                good = digits > 0
+            elif word == _FLAGS:
+                rows[o + tr.C_ARG + 1] = np.int64(lock_flags(b, at, word_end(b, at, end)))
+            at = word_end(b, at, end)
+        at += 1
+    return good
 
 
 @borrowing_helper

@@ -34,9 +34,10 @@ _ENTRIES: Final = re.compile(
     rb"^# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18}) ", re.MULTILINE
 )
 #: Fields as they lie in memory: trace-cmd report -R, tracefs' option ``fields``, and perfetto of
-#: calls and locks.
+#: calls, of whose arguments it prints the last one only: all have one name (its sys_enter has a
+#: repeated field ``args``, and args_tracker.cc keeps one value for a name).
 _RAW: Final = re.compile(
-    rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)|lock_addr=|"
+    rb"\d: +\w+: +(?:(?:__syscall_)?nr=\w+ |id=\w+ (?:\(\d+\) )?(?:args|ret)|"
     rb"address=\w+ \(|[^\n]* prev_state=[^\n]*\d\)? next_comm=)"
 )
 #: The name of a buffer before a line (trace-cmd report); names of threads stand behind blanks.
@@ -131,7 +132,7 @@ def import_trace_text(
                 "the fields of its events are printed raw",
                 where=str(path),
                 fix="print them as text: trace-cmd report without -R, tracefs option nofields; "
-                "of perfetto only faults and the scheduler's events are read",
+                "perfetto's has no arguments of calls: leave their lines out (grep -v ': sys_e')",
             )
         if form == "ftrace" and (event := _told_by_two(file.head())):
             raise UserError(

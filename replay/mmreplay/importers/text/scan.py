@@ -36,7 +36,7 @@ from mmreplay.importers.text.fields import (
     H_TID,
     H_TIME,
     last_pointer,
-    lock_flags,
+    parse_contention,
     parse_enter,
     parse_head,
     parse_loss,
@@ -322,13 +322,7 @@ def scan(
             if call < 0:
                 role = np.int64(ev.OTHER)
         elif role == ev.CONTENTION_BEGIN or role == ev.CONTENTION_END:
-            value, k, digits = hexadecimal(b, args, stop)
-            out[o + tr.C_ARG] = np.int64(value)
-            good = digits > 0
-            if role == ev.CONTENTION_BEGIN:
-                while k < stop and b[k] != 61:
-                    k += 1
-                out[o + tr.C_ARG + 1] = np.int64(lock_flags(b, k + 1, stop))
+            good = parse_contention(b, args, stop, out, o)
         elif role == ev.SCHED_SWITCH:
             good = parse_switch(b, args, stop, out, o)
         elif role == ev.WAKING:
