@@ -74,6 +74,20 @@ def test_a_name_is_the_leaders(tmp_path: Path) -> None:
     assert found.rows("operations") == 1
 
 
+def test_threads_without_names_are_of_their_processs_group(tmp_path: Path) -> None:
+    """perf's flight recorder keeps the names of main threads only."""
+    w = pw.default()
+    w.comm(0, 100, 100, b"server-1")
+    for tid, pid in ((100, 100), (101, 100), (300, 299)):
+        w.fault(pw.FAULT, 1000 * tid, tid, 0x7F0000001000, pid=pid)
+    threads = load(w, tmp_path).threads.select("tid", "comm", "group").collect()
+    assert sorted(threads.rows()) == [
+        (100, "server-1", "server-#"),
+        (101, "", "server-#"),
+        (300, "", ""),
+    ]
+
+
 def test_who_forks_passes_its_name_on(tmp_path: Path) -> None:
     w = pw.default()
     w.comm(0, 100, 100, b"server")

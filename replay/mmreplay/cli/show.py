@@ -188,7 +188,7 @@ def _print_table(
 def _print_groups(console: Console, summary: Summary) -> None:
     rows = [
         (
-            row.group,
+            row.group or "(unnamed)",
             *(f"{n:,}" for n in (row.threads, row.processes, row.faults, row.writers)),
             f"{row.operations:,}",
         )

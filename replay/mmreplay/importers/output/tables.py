@@ -61,6 +61,10 @@ def threads(
     comms = [
         words[i].tobytes().split(b"\0", 1)[0].decode("utf-8", "replace") for i in range(len(rows))
     ]
+    # Who has no name of its own recorded (perf's flight recorder) began with its process's.
+    pid, tid = rows[:, ps.H_PID].tolist(), rows[:, ps.H_TID].tolist()
+    main = {pid[i]: comm for i, comm in enumerate(comms) if pid[i] == tid[i]}
+    groups = [fold(comm or main.get(pid[i], "")) for i, comm in enumerate(comms)]
     known = rows[:, ps.H_TAIL_KNOWN] != 0
     tail = np.maximum(0, rows[:, ps.H_TAIL_CPU] - (rows[:, ps.H_TAIL_EVENTS] + 1) * probe_ns)
     return table_of(
@@ -75,7 +79,7 @@ def threads(
             "last_ns": np.maximum(rows[:, ps.H_LAST], rows[:, ps.H_FIRST]),
             "start_kind": words_of(rows[:, ps.H_KIND], ps.START_KINDS),
             "comm": words_of(np.arange(len(comms)), comms),
-            "group": words_of(np.arange(len(comms)), [fold(comm) for comm in comms]),
+            "group": words_of(np.arange(len(groups)), groups),
             "tail_cpu_ns": (tail, known),
             "tail_blocked_ns": (rows[:, ps.H_TAIL_BLOCKED], known & switches),
         },
