@@ -23,7 +23,7 @@ from mmreplay.predict.delays import quantile_ns
 from mmreplay.predict.drift import DRIFT_HIGH, baseline_drift
 from mmreplay.predict.explain import headline_row
 from mmreplay.predict.gains import Cell
-from mmreplay.predict.pace import work_of
+from mmreplay.predict.pace import Ways, busy_means_ns, pace, work_of
 from mmreplay.predict.prediction import Row
 from mmreplay.predict.recorded import Recorded
 from mmreplay.predict.steady import Part
@@ -284,6 +284,21 @@ class TestCalibration:
         assert part.table.tolist() == [0]
         assert part.mark_vma.tolist() == [1, 1]  # VMA 3 of 2 and 3; table 6 of 5 and 6
         assert len(part.vma_mm) == len(part.table_initial) == 2
+
+
+@pytest.mark.parametrize(("cores", "per_us"), [(1, 1.0), (2, 2.0)])
+def test_a_thread_that_begins_late_gets_no_cpu_time_that_is_not_there(
+    cores: int, per_us: float
+) -> None:
+    # An operation and its thinking take 1 us.  The second thread begins when the first has done 400
+    # of 500 us: on one CPU they share the last fifth, on two each has its own.
+    model = small.model({PlanOp.FAULT: [(Op.COST, "fill"), (Op.DONE,)]})
+    each = [[small.op(think_cpu_ns=400, row=t * 500 + i) for i in range(500)] for t in range(2)]
+    plan = small.plan(each, offsets=[0, 400_000], loops=[0, 500])
+    machine = small.machine(2, {"fill": 600.0}, slice_ns=10_000)
+    result = simulate(plan, model, machine, Options(cores=cores, wrap=True))
+    found = pace(Ways(work_of(plan, -1), busy_means_ns([result]), idle=True), result)
+    assert 1_000 * found.ops / found.ns == pytest.approx(per_us, rel=0.06)
 
 
 def faults(threads: int, each: int) -> Plan:

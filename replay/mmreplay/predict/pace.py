@@ -162,7 +162,8 @@ def pace(ways: Ways, result: Result, upto_ns: F64 | None = None) -> Pace:
     """How long the work up to the places ``upto_ns`` (S,) takes at the speed of a replay.
 
     Time that is not idle counts in proportion to work; idle time takes what it takes.  The warm-up
-    is left out, and so are threads that had not begun.  By default: what was completed.
+    is left out, and so are threads that had not begun; who began late counts as one who ran all
+    the time, where the CPUs had time for that.  By default: what was completed.
     """
     far_ns = ways.reached_ns(result)
     at_ns = result.thread_progress_ns[ways.threads]
@@ -179,7 +180,11 @@ def pace(ways: Ways, result: Result, upto_ns: F64 | None = None) -> Pace:
         return Pace(0.0, 0.0, 0.0)
     active_ns = float(alive.sum()) - (done.idle_ns - before.idle_ns)
     ns = max(active_ns, 0.0) * told.work_ns / worked + told.idle_ns
-    return Pace(told.ops, told.user_ns, ns / int((alive > 0).sum()))
+    begun = int((alive > 0).sum())
+    # As if all of them ran all the time: that many times faster, as far as there is CPU time left.
+    more = begun * (result.makespan_ns - begin_ns) / float(alive.sum())
+    room = 1 + result.idle_ns / done.work_ns
+    return Pace(told.ops, told.user_ns, ns / begun * max(1.0, more / room))
 
 
 def _sums(values: NDArray[Any]) -> NDArray[Any]:
