@@ -294,7 +294,32 @@ def test_lines_end_as_on_windows(tmp_path: Path) -> None:
     assert_frame_equal(one.operations.collect(), two.operations.collect())
 
 
-@pytest.mark.parametrize("end", [b"", b"\r", b" "])
+@pytest.mark.parametrize("kind", ["ftrace", "perf", "strace"])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path, kind: str) -> None:
+    text = {
+        "ftrace": KERNEL[KERNEL.index("        my-app") :].encode(),
+        "perf": b"my app 10/11 [1] 5.000003000: syscalls:sys_enter_munmap: addr: 0x7f00, len: 1\n"
+        b"my app 10/11 [1] 5.000004000: syscalls:sys_exit_munmap: 0x0\n",
+        "strace": b"100 1700000000.000001 munmap(0x7f00, 4096) = 0 <0.000001>\n" * 3,
+    }[kind]
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    plain.write_bytes(text)
+    other.write_bytes(b"\xef\xbb\xbf" + text)
+    one, two = (import_trace(file, file.with_suffix(".mmt")) for file in (plain, other))
+    assert one.rows("operations") > 0
+    for table in ("operations", "threads"):
+        assert_frame_equal(one.table(table).collect(), two.table(table).collect())
+
+
+def test_carriage_returns_only_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "trace.txt"
+    file.write_bytes(KERNEL.replace("\n", "\r").encode())
+    with pytest.raises(UserError) as caught:
+        import_trace(file, tmp_path / "t.mmt")
+    assert caught.value.fix.startswith("tr '\\r' '\\n'")
+
+
+@pytest.mark.parametrize("end", [b"", b" "])
 def test_a_megabyte_without_a_newline_is_refused_at_once(tmp_path: Path, end: bytes) -> None:
     """Its lines' ends were lost; the look at it had taken minutes."""
     file = tmp_path / "trace.txt"
@@ -336,6 +361,14 @@ def test_a_busy_machine_that_was_never_idle(tmp_path: Path) -> None:
     text = fault.format(name="prog", tid=10, k=1) + line.format(name="kworker/0:1", tid=7, k=2)
     file = tmp_path / "trace"
     file.write_text(text + fault.format(name="other", tid=11, k=3))
+    with pytest.raises(UserError, match="the whole machine was recorded"):
+        import_trace(file, tmp_path / "t.mmt")
+
+
+def test_who_records_is_no_thread_of_the_program(tmp_path: Path) -> None:
+    """A machine that was never idle, as trace-cmd without -F leaves it."""
+    file = tmp_path / "trace"
+    file.write_text(REPORT.replace("my-app-2-1001", "trace-cmd-1002", 1).replace("<idle>-0", "x-9"))
     with pytest.raises(UserError, match="the whole machine was recorded"):
         import_trace(file, tmp_path / "t.mmt")
 

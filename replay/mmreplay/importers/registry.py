@@ -145,6 +145,14 @@ FORMATS: Final[tuple[Format, ...]] = (
         _refuse("is text in UTF-16", "iconv -f UTF-16 -t UTF-8 FILE > OTHER, and import that"),
     ),
     Format(
+        "text without newlines",
+        lambda path, head: b"\r" in head and b"\n" not in head and _is_text(head),
+        _refuse(
+            "its lines end with a carriage return only",
+            "tr '\\r' '\\n' < FILE > OTHER, and import that",
+        ),
+    ),
+    Format(
         "ftrace latency format",
         lambda path, head: b"latency trace v1." in head,
         _refuse(

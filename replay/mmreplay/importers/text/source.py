@@ -29,6 +29,8 @@ _WINDOW_ROWS: Final = 1 << 16
 #: How far lines may be out of order.
 LAG_NS: Final = 50_000_000
 _HEAD: Final = 1 << 20
+#: The byte order mark of UTF-8, which has none to tell.
+_MARK: Final = b"\xef\xbb\xbf"
 _LONG: Final = re.compile(rb"[^\n]{4096,}")
 _RELEASE_BYTES: Final = 1 << 24
 
@@ -121,7 +123,9 @@ def text_file(path: Path, mapped: mmap.mmap) -> TextFile:
 
 
 def _behind_page(mapped: mmap.mmap) -> int:
-    """Where the trace begins that systrace wraps into a web page; 0 for a text that is no page."""
+    """Where the trace begins: what systrace wraps into a web page, or behind a byte order mark."""
+    if mapped[:3] == _MARK:
+        return len(_MARK)
     if not mapped[:256].lstrip().lower().startswith((b"<!doctype", b"<html")):
         return 0
     return max(0, mapped.find(b'class="trace-data"'))

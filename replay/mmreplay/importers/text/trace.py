@@ -52,6 +52,8 @@ _FUTEX: Final = frozenset(
 )
 #: Names of threads that belong to no process: the machine was recorded, if a busy one.
 _KERNEL_THREADS: Final = ("kworker/", "ksoftirqd/", "migration/", "rcu_", "kswapd")
+#: Nor does who records, and is itself recorded, belong to the program.
+_RECORDERS: Final = frozenset(("trace-cmd", "perf"))
 #: Above this share of times that go back the text is not in order of time at all.
 _MOST_LATE: Final = 0.10
 
@@ -198,8 +200,8 @@ def _check(file: source.TextFile, dialect: Dialect, empty: bool) -> None:
             "default set: mmreplay record",
         )
     groups = _guessed(file)
-    kernels = any(name.startswith(_KERNEL_THREADS) for name in groups)
-    if (x[tr.X_IDLE] or kernels) and not dialect.one_process and len(groups) > 1:
+    others = any(name.startswith(_KERNEL_THREADS) or name in _RECORDERS for name in groups)
+    if (x[tr.X_IDLE] or others) and not dialect.one_process and len(groups) > 1:
         raise UserError(
             f"the whole machine was recorded, and of {x[tr.X_GUESSED]} threads "
             f"({', '.join(groups[:4])}) "
