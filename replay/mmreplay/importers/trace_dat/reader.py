@@ -69,16 +69,19 @@ class _Cursor:
         self.data, self.at, self.where = data, at, where
         self.end = len(data) if end is None else min(end, len(data))
 
-    def take(self, count: int) -> bytes:
+    def skip(self, count: int) -> None:
         if count < 0 or self.at + count > self.end:
             raise UserError(
                 f"this trace.dat ends at byte {self.end}, inside what byte {self.at} begins",
                 where=self.where,
                 fix="copy the file again, or record again",
             )
-        part = bytes(self.data[self.at : self.at + count])
         self.at += count
-        return part
+
+    def take(self, count: int) -> bytes:
+        begin = self.at
+        self.skip(count)
+        return bytes(self.data[begin : self.at])
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
@@ -302,7 +305,9 @@ def _section(dat: TraceDat, offset: int, compression: str, where: str) -> _Curso
     head.number(4)
     size = head.number(8)
     if not packed:
-        return _Cursor(dat.pages, head.at, where, head.at + size)
+        begin = head.at
+        head.skip(size)
+        return _Cursor(dat.pages, begin, where, head.at)
     return _Cursor(_unpack(*_packed(head), compression, where), 0, where)
 
 
