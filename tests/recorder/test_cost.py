@@ -39,7 +39,7 @@ def test_estimate_by_hand() -> None:
     assert "8.0% of the 0.25 CPUs" in told(found, light=False)[0]
     assert len(told(found, light=False)) == 1
     heavy = project(counts, EVENTS, 2.0, cost.EventCost(2000, 100, "given"))
-    assert "--light" in told(heavy, light=False)[1]
+    assert "--light costs less, but predict needs durations" in told(heavy, light=False)[1]
     assert "--light" not in told(heavy, light=True)[1]
 
 
@@ -106,7 +106,7 @@ def test_advice_on_losses() -> None:
     assert advice(Content(0, 100_000, 100_000, 50), recording) == []
     (line,) = advice(Content(0, 100_000, 100_000, 1000), recording)
     assert "--buffer 64M" in line
-    assert "--light" in line
+    assert "--light, which predict refuses" in line
     assert "not to be trusted" not in line
     (line,) = advice(Content(0, 100_000, 100_000, 10_000), recording)
     assert "not to be trusted" in line

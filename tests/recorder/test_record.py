@@ -22,6 +22,7 @@ import pytest
 from mmreplay.cli.main import main
 from mmreplay.errors import UserError
 from mmreplay.importers.registry import import_trace
+from mmreplay.predict.api import predict
 from mmreplay.recorder import cost, here
 from mmreplay.recorder.api import Wanted, describe, record, size_limit, size_of
 from mmreplay.recorder.check import check
@@ -125,10 +126,13 @@ def test_a_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_light_has_no_durations(tmp_path: Path) -> None:
     file = tmp_path / "light.data"
     record(Wanted(program=tuple(program(0.2)), light=True), file)
-    has = import_trace(file, tmp_path / "light.mmt").header.capabilities
+    trace = import_trace(file, tmp_path / "light.mmt")
+    has = trace.header.capabilities
     assert has.fault_duration == "upper"
     assert has.syscall_durations
     assert not has.data_mmaps
+    with pytest.raises(UserError, match="could not be split"):  # as the option's help says
+        predict(trace, to_kernel="linux-6.18", from_kernel="linux-6.1", cores=(2,))
 
 
 def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:

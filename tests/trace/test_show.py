@@ -223,7 +223,7 @@ def test_the_probe_effect_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     }
     text = " ".join(_show(capsys, str(path)).split())
     assert "an event cost 750 ns (given with --event-cost); taken off: 3.00 µs of 7.00 µs" in text
-    assert "1 operations contended" in text
+    assert "1 operation contended" in text
 
 
 @pytest.mark.parametrize(

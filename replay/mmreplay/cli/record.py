@@ -39,7 +39,11 @@ _EPILOG = (
     help="File to write.  [default: perf.data]",
 )
 @click.option("--force", is_flag=True, help="Replace a file of that name.")
-@click.option("--light", is_flag=True, help="Without durations of faults: cheaper, shows no waits.")
+@click.option(
+    "--light",
+    is_flag=True,
+    help="Without durations of faults: cheaper, but predict refuses it, as waits are unknown.",
+)
 @click.option(
     "--dependencies", is_flag=True, help="Also who wakes whom (sched_waking, else futex)."
 )

@@ -289,8 +289,8 @@ def _print_correction(console: Console, summary: Summary) -> None:
         _bullet(
             console,
             "·",
-            f"{contended:,} operations contended, longer so than unrecorded: no subtraction "
-            "mends that, predictions make their own contention",
+            f"{plural(contended, 'operation')} contended, longer so than unrecorded: no "
+            "subtraction mends that, predictions make their own contention",
         )
 
 

@@ -371,7 +371,7 @@ def told(guess: Estimate, *, light: bool) -> list[str]:
         f"({guess.cost_ns_per_event} ns an event, {guess.cost_source})"
     ]
     if guess.added_cpu_ratio > HEAVY:
-        cheaper = "" if light else "; --light costs less, without durations"
+        cheaper = "" if light else "; --light costs less, but predict needs durations"
         lines.append(
             f"above {HEAVY:.0%} the recording changes what it records, more so where threads "
             f"contend: record briefly (--duration){cheaper}"
@@ -392,7 +392,9 @@ def advice(content: Content, recording: Recording) -> list[str]:
     page = 4096
     larger = _as_perf_writes(4 * recording.ring_pages * page)
     now = _as_perf_writes(recording.ring_pages * page)
-    cheaper = " or fewer events (--light)" if recording.events.fault_ends else ""
+    cheaper = (
+        " or fewer events (--light, which predict refuses)" if recording.events.fault_ends else ""
+    )
     line = (
         f"{content.lost:,} events ({content.lost_ratio:.1%}) were lost: record with larger rings "
         f"(--buffer {larger}; they had {now} for each CPU){cheaper}, to a faster place "
