@@ -479,6 +479,10 @@ def test_call_chains_are_kept_once(tmp_path: Path) -> None:
         (2, 0, 0x401000),
         (2, 1, 0x403000),
     ]
+    assert any("call chains cost" in line for line in trace.header.warnings)
+    bare = pw.default()
+    bare.fault(pw.FAULT, 1000, 100, 0x7F0000001000)
+    assert not any("chains" in line for line in load(bare, tmp_path).header.warnings)
 
 
 def test_who_slept_through_a_loss_slept(tmp_path: Path) -> None:

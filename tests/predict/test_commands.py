@@ -333,6 +333,16 @@ class TestPredict:
         assert not found.drift.trusted
         assert found.headline.startswith("Not to be trusted")
 
+    def test_call_chains_are_a_warning(self, found: Any) -> None:
+        plain = worker_trace()
+        rows = plain.operations.head(1).select("begin_ns", "seq").collect()
+        chains = rows.with_columns(stack=pl.lit(1, pl.UInt32))
+        tables = {"operations": plain.operations.collect(), "threads": plain.threads.collect()}
+        traced = Trace.in_memory(plain.header, {**tables, "callchains": chains})
+        told = api.predict(traced, to_kernel="linux-6.18", cores=(2,), load="recorded", seeds=1)
+        assert any(note.startswith("Call chains were recorded") for note in told.notes)
+        assert not any(note.startswith("Call chains") for note in found.notes)
+
     def test_no_faults_is_a_warning(self) -> None:
         for asked, how in (("none", "To record them: perf record"), ("measured", "takes memory.")):
             calls = worker_trace(faults=False, fault_duration=asked)

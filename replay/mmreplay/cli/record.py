@@ -47,7 +47,7 @@ _EPILOG = (
 @click.option(
     "--dependencies", is_flag=True, help="Also who wakes whom (sched_waking, else futex)."
 )
-@click.option("--stacks", is_flag=True, help="Also the call stack of each event: 2-3 us each.")
+@click.option("--stacks", is_flag=True, help="Also call stacks: 2-3 us an event more.")
 @click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="End after SECONDS.")
 @click.option("--max-size", metavar="SIZE", help="End before the file exceeds that size (64M, 2G).")
 @click.option(

@@ -131,6 +131,11 @@ def check_predictable(
             f"{plural(ops, 'operation')} in {trace.header.span_ns / 1e9:.3g} s tell little: record "
             "longer, or while the program takes memory."
         )
+    if trace.rows("callchains"):
+        warnings.append(
+            "Call chains were recorded: operations took longer for it than they do, and locks were "
+            "held longer. Predict from a recording without (--stacks)."
+        )
     if state.lost_share > LOSS_WARNING:
         warnings.append(f"{state.lost_share:.1%} of the events were lost in the recording.")
     return state, warnings

@@ -178,7 +178,7 @@ def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[
     if header.lost_events > _WARN_LOST * (total + header.lost_events):
         share = 100 * header.lost_events / (total + header.lost_events)
         found.append(
-            f"{header.lost_events} events ({share:.1f} %) were lost; record with a larger "
+            f"{header.lost_events:,} events ({share:.1f} %) were lost; record with a larger "
             "buffer (-m 4096 or more)"
         )
     one_sided = [
@@ -190,6 +190,11 @@ def _warnings(rec: source.Recording, header: Header, config: ps.Config) -> list[
         found.append(
             f"returns were not recorded for {', '.join(one_sided)}: no durations, results or "
             "mapped addresses; record sys_exit_* too"
+        )
+    if rec.stacks is not None:
+        found.append(
+            "call chains cost the recorded thread 2 to 3 us an event, which is not taken off: "
+            "durations are too long; predict from a recording without (-g, --stacks)"
         )
     if not config.fault_starts and not config.fault_ends:
         found.append("no page faults were recorded; add -e exceptions:page_fault_user")
