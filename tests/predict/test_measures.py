@@ -462,6 +462,20 @@ class TestGains:
         assert found is not None
         assert 1.1 < found < 1.77
 
+    @pytest.mark.parametrize("cores", [1, 2, 8])
+    def test_a_group_computes_no_more_than_the_cores_can(self, cores: int) -> None:
+        """Its busy thread is a ninth of it; on few cores the group does as much as they have."""
+        plan = faults(1, 90)
+        result = simulate(plan, MODEL, small.machine(8, COSTS), Options(cores=1, wrap=True))
+        alone = Cell({0: whole(plan)}, "recorded", {(0, 1): result}, cores=cores)
+        ninth = replace(whole(plan), ops_factor=9.0, user_factor=9.0)
+        group = Cell({0: ninth}, "recorded", {(0, 1): result}, cores=cores)
+        share = gains.useful_work_rate(alone)
+        assert 2 < 9 * share < 8  # not on 1 and 2 cores
+        times = min(9, cores / share)
+        assert gains.useful_work_rate(group) == pytest.approx(times * share)
+        assert gains.throughput(group) == pytest.approx(times * gains.throughput(alone))
+
     def test_without_recorded_computing_a_speedup_counts_operations(self) -> None:
         plan = loop(2, 90, think_ns=0)
         machine = small.machine(8, COSTS)

@@ -277,8 +277,10 @@ def replay(
         (part, pace(Ways(part.work, busy_means_ns([steady[i]]), idle=idle), steady[i]))
         for i, part in parts.items()
     ]
-    ops_per_ns = gains.pooled(gains.ops(part, way) for part, way in paces)
-    work_rate = gains.pooled(gains.user(part, way) for part, way in paces)
+    ops_per_ns, work_rate = (
+        gains.pooled(gains.possible(value, part, way, count) for part, way in paces)
+        for value in (gains.ops, gains.user)
+    )
     who = people(source)
     state = quality(source)
     sound = state.lost_share <= LOSS_LIMIT

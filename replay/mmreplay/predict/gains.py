@@ -46,6 +46,7 @@ class Cell:
     locking_only: dict[Pair, Result] = field(default_factory=dict)
     #: How fast the measured threads got on in each simulation, by ``id`` (:func:`together`).
     paces: dict[int, Pace] = field(default_factory=dict)
+    cores: float = math.inf  # that there are for the group to compute on
 
     def simulations(self) -> Iterator[tuple[Pair, Result]]:
         """All: as they are, with other costs, with the other kernel's costs."""
@@ -78,6 +79,18 @@ def user(part: Part, pace: Pace) -> Amount:
     return Amount(pace.user_ns * part.user_factor, pace.ns)
 
 
+def possible(value: Value, part: Part, pace: Pace, cores: float) -> Amount:
+    """``value``, at most as far as ``cores`` can get.
+
+    What the busy threads do is scaled up to the group: where its others hardly ran meanwhile, that
+    can be more computing than there are cores for.
+    """
+    some, computing = value(part, pace), user(part, pace)
+    if computing.per_ns <= cores:
+        return some
+    return Amount(some.done * cores / computing.per_ns, some.ns)
+
+
 def pooled(amounts: Iterable[Amount]) -> float:
     """Work per ns over several windows."""
     some = list(amounts)
@@ -103,7 +116,7 @@ def amount(cell: Cell, pair: Pair, result: Result, value: Value) -> Amount:
     """One replay's work of one pair."""
     if id(result) not in cell.paces:
         together(cell)
-    return value(cell.parts[pair[0]], cell.paces[id(result)])
+    return possible(value, cell.parts[pair[0]], cell.paces[id(result)], cell.cores)
 
 
 def _mean_over_seeds(cell: Cell, value: Value, results: Mapping[Pair, Result]) -> float:

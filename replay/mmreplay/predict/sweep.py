@@ -115,7 +115,9 @@ def simulate_grid(
         assert isinstance(whole, tuple)
         name, threads, cores, load, kind, window, seed = whole
         side = old if name == "old" else new
-        cell = cells.setdefault((name, threads, cores, load), Cell(side.parts[threads], load))
+        cell = cells.setdefault(
+            (name, threads, cores, load), Cell(side.parts[threads], load, cores=cores)
+        )
         _slot(cell, kind)[window, seed] = result
     for threads, cores, load in points:
         for name in ("old", "new"):
