@@ -128,6 +128,21 @@ def test_event_selectors_and_modifiers(tmp_path: Path) -> None:
     assert any("1 lines could not be read" in line for line in trace.header.warnings)
 
 
+def test_ends_of_kernel_faults_whose_starts_were_not_recorded(tmp_path: Path) -> None:
+    """As ``-e exceptions:page_fault_user -e minor-faults`` records: the end tells the mode."""
+    text = """\
+ my prog 10/11 [001] 5.000001000: exceptions:page_fault_user: address=0x7f0000001000 ip=0x401000 \
+error_code=0x6
+ my prog 10/11 5.000002000: 1 minor-faults:     7f0000001000     401000 main+0x0 (/bin/prog)
+ my prog 10/11 5.000003000: 1 minor-faults:     7f0000002000 ffffffff81b73c18 clear+0x28 ([kernel])
+"""
+    rows = import_trace(write(tmp_path, text), tmp_path / "t.mmt").operations.collect()
+    assert rows.select("kind", "address").rows() == [
+        (int(OpKind.FAULT_USER), 0x7F0000001000),
+        (int(OpKind.FAULT_KERNEL), 0x7F0000002000),
+    ]
+
+
 def refused(file: Path) -> str:
     with pytest.raises(UserError) as caught:
         import_trace(file, file.parent / "t.mmt")

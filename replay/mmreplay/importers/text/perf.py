@@ -190,7 +190,8 @@ def _dialect(file: source.TextFile, form: str, kinds: frozenset[int], names: Nam
         )
     x[tr.X_FTRACE] = ftrace
     x[tr.X_TASK_EVENTS] = holds.task_events
-    x[tr.X_STARTS] = starts
+    # Of an end without start its own instruction pointer tells the mode.
+    x[tr.X_STARTS] = {ev.FAULT_USER, ev.FAULT_KERNEL} <= kinds
     x[tr.X_END_ADDRESS] = ADDRESS_FIRST if addresses else ADDRESS_OF_START
     dialect = Dialect(
         format=form,
