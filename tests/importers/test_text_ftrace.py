@@ -343,6 +343,26 @@ def test_packed_text_is_refused_with_what_to_do(tmp_path: Path) -> None:
         assert fix in caught.value.fix
 
 
+@pytest.mark.parametrize("kind", ["ftrace", "strace"])
+@pytest.mark.parametrize("time", ["18446744073.709551", "99999999999999999999.000001"])
+def test_a_time_that_cannot_be_is_none(tmp_path: Path, kind: str, time: str) -> None:
+    """A damaged line: the recording would last for centuries, or begin after its end."""
+    call = "100 {} munmap(0x7f00, 4096) = 0 <0.000001>\n"
+    lines = "".join(call.format(f"1700000000.00000{k}") for k in range(5))
+    text, bad = {
+        "ftrace": (REPORT, REPORT.splitlines(True)[1].replace("100.000001", time)),
+        "strace": (lines, call.format(time)),
+    }[kind]
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    plain.write_text(text)
+    at = text.index("\n", len(text) // 2) + 1
+    other.write_text(text[:at] + bad + text[at:])
+    one, two = (import_trace(file, file.with_suffix(".mmt")) for file in (plain, other))
+    for table in ("operations", "threads"):
+        assert_frame_equal(one.table(table).collect(), two.table(table).collect())
+    assert two.header.counters["other_lines"] == one.header.counters.get("other_lines", 0) + 1
+
+
 def test_a_very_long_word_is_no_name(tmp_path: Path) -> None:
     """A byte that was lost joins a line to what follows: no name of some megabytes is kept."""
     file = tmp_path / "trace.txt"

@@ -17,6 +17,7 @@ _0, _9, _A, _F, _X = 48, 57, 97, 102, 120
 _UPPER_A, _UPPER_F = 65, 70
 #: No name of an event, a call or a file is longer.
 MOST_NAME: Final = 4096
+_MOST_SECONDS: Final = 1 << 32
 _ONES: Final = 0x0101010101010101
 _HIGHS: Final = 0x8080808080808080
 _FNV_OFFSET: Final = 0xCBF29CE484222325
@@ -125,8 +126,10 @@ def integer(b: Any, at: Any, end: Any) -> Any:
 
 @helper
 def seconds(b: Any, at: Any, end: Any) -> Any:
-    """(ns, next) of ``12.345678`` with up to nine places."""
+    """(ns, next) of ``12.345678`` with up to nine places; -1 of what is no time (136 years)."""
     whole, at = decimal(b, at, end)
+    if whole > np.uint64(_MOST_SECONDS):
+        return np.int64(-1), at
     value = np.int64(whole) * 1_000_000_000
     if at < end and b[at] == 46:
         at += 1

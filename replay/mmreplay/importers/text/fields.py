@@ -118,6 +118,8 @@ def parse_head(b: Any, at: Any, behind: Any, end: Any, ftrace: Any, head: Any) -
     if colon < 0:
         return colon
     head[H_TIME], _ = seconds(b, begin, colon)
+    if head[H_TIME] < 0:
+        return np.int64(-1)
     k = back_over_spaces(b, begin - 1, at)
     head[H_CPU] = -1
     head[H_CONTEXT] = ev.UNKNOWN_CONTEXT

@@ -263,7 +263,7 @@ def _head(b: Any, at: Any, end: Any, unnamed: Any) -> Any:
             after += 1
         k = skip_spaces(b, after, end)
     time, after = seconds(b, k, end)
-    good = k < after < end and b[after] == SPACE and 0 <= tid <= tr.MAX_TID
+    good = k < after < end and b[after] == SPACE and 0 <= tid <= tr.MAX_TID and time >= 0
     return tid, time, skip_spaces(b, after, end) if good else np.int64(-1)
 
 
