@@ -112,7 +112,10 @@ def _traits(plan: Plan) -> None:
     assert has(Trait.STRUCTURAL)[cut].all(), "P12: a split or merge changes the tree"
     needs = has(Trait.NEEDS_ANON_VMA)
     assert (plan.anon_slot[needs] >= 0).all(), "P12: an anon_vma bit to look at"
-    assert has(Trait.WRITE)[needs].all(), "P12: only writes want an anon_vma"
+    installs = plan.op == PlanOp.MADVISE_GUARD
+    assert (has(Trait.WRITE) | installs)[needs].all(), (
+        "P12: only writes and guards want an anon_vma"
+    )
     outcomes = (Trait.COW, Trait.REUSE, Trait.ZERO_PAGE, Trait.FAULT_AROUND)
     fault = plan.op == PlanOp.FAULT
     several = sum(has(t).astype(np.int64) for t in outcomes)

@@ -377,6 +377,9 @@ class Faults(ABC):
         area = space.map.at(address)
         failed = outcome == FaultClass.FAILED
         if area is None and failed:
+            beyond = space.map.above(address)
+            if beyond is not None and Vm.GROWSDOWN in beyond.flags:
+                op.traits |= Trait.GROWSDOWN  # a stack that could not grow so far
             op.traits |= Trait.HOLE | Trait.FAILED | (Trait.WRITE if write else Trait(0))
             op.pages = op.vmas = 0
             return

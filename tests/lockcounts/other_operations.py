@@ -165,8 +165,33 @@ def guards() -> None:
         call(MADVISE, base + 2 * PAGE, PAGE, GUARD_REMOVE)
         fresh = apart(2)
         call(MADVISE, fresh, PAGE, GUARD_INSTALL)
+        call(MLOCK2, fresh, 2 * PAGE, 1)
+        call(MADVISE, fresh, PAGE, GUARD_INSTALL)  # EINVAL: of the VMA, after the lock
         call(MUNMAP, base, 8 * PAGE)
         call(MUNMAP, fresh, 2 * PAGE)
+
+
+def looks_across_vmas() -> None:
+    base, shared = striped(6), new(4, flags=SHARED)
+    call(MPROTECT, shared + PAGE, PAGE, R)
+    vector = ctypes.create_string_buffer(64)
+    write(ctypes.addressof(vector))
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(8 * PAGE))
+        file.flush()
+        files = new(8, flags=2, fd=file.fileno())
+        call(MPROTECT, files + 3 * PAGE, 2 * PAGE, R)
+        for _ in range(N):
+            call(MINCORE, base, 6 * PAGE, ctypes.addressof(vector))
+            call(MINCORE, base + 3 * PAGE, 4 * PAGE, ctypes.addressof(vector))  # ENOMEM: a hole
+            call(MINCORE, base + 6 * PAGE, PAGE, ctypes.addressof(vector))
+            call(MSYNC, shared, 4 * PAGE, 4)  # each VMA is written back without the lock
+            call(MSYNC, base, 7 * PAGE, 4)
+            call(MADVISE, files, 8 * PAGE, WILLNEED)
+            call(MADVISE, files + 4 * PAGE, 8 * PAGE, WILLNEED)
+        call(MUNMAP, files, 8 * PAGE)
+    call(MUNMAP, base, 6 * PAGE)
+    call(MUNMAP, shared, 4 * PAGE)
 
 
 def collapse() -> None:
@@ -291,6 +316,37 @@ def growing_stack() -> None:
         write(top - 5 * PAGE)
         read(top - 6 * PAGE)
         call(MUNMAP, top - 6 * PAGE, 8 * PAGE)
+
+
+def stuck_stacks() -> None:
+    zero = os.open("/dev/zero", os.O_RDONLY)
+    room = new(300, 0)
+    call(MUNMAP, room, 298 * PAGE)
+    for _ in range(N):
+        top = new(2, flags=PRIVATE | GROWSDOWN, at=room + 298 * PAGE)
+        new(1, at=top - 20 * PAGE)  # in its guard gap
+        call(0, zero, top - PAGE, 1)  # EFAULT
+        call(MUNMAP, top - 20 * PAGE, PAGE)
+    os.close(zero)
+
+
+def refused_under_the_lock() -> None:
+    base, sealed = apart(4), apart(4)
+    call(MSEAL, sealed, 4 * PAGE, 0)
+    call(MPROTECT, base + 2 * PAGE, 2 * PAGE, R)
+    for _ in range(N):
+        call(PKEY_MPROTECT, base, PAGE, R, 5)  # EINVAL: nobody has allocated the key
+        call(PKEY_MPROTECT, base, PAGE, 64, 5)  # EINVAL, before the lock
+        call(MPROTECT, base, PAGE, 64)  # EINVAL, before the lock
+        call(MADVISE, base, 4 * PAGE, POPULATE_WRITE)  # EINVAL: read-only from the third page on
+        call(MADVISE, base, 4 * PAGE, COLLAPSE)
+        call(REMAP_FILE_PAGES, base, PAGE, 0, 0, 0)  # EINVAL: not shared
+        call(REMAP_FILE_PAGES, base, PAGE, R, 0, 0)  # EINVAL, before the lock
+        call(MMAP, sealed, PAGE, RW, PRIVATE | FIXED, -1, 0)  # EPERM
+        call(MUNLOCK, 1 << 63, 1 << 63)  # EINVAL
+        call(MADVISE, base - 2 * PAGE, 3 * PAGE, DONTNEED)  # begins in a hole
+        call(MREMAP, base + 2 * PAGE, 8 * PAGE, 2 * PAGE, 0)  # nothing to shrink
+    call(MUNMAP, base, 4 * PAGE)
 
 
 def protection_keys() -> None:
@@ -471,6 +527,7 @@ PHASES: dict[str, Callable[[], None]] = {
         madvise_across_vmas,
         madvise_of_nothing,
         guards,
+        looks_across_vmas,
         collapse,
         fixed_over_several,
         munmap_of_several,
@@ -483,6 +540,8 @@ PHASES: dict[str, Callable[[], None]] = {
         fork_tree,
         other_programs,
         growing_stack,
+        stuck_stacks,
+        refused_under_the_lock,
         protection_keys,
         remote,
         file_mappings,

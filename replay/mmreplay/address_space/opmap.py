@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmreplay.address_space.plan import PlanOp
+from mmreplay.address_space.vma_state import Vm
 from mmreplay.schema import OpKind, ProcFile, UffdOp
 
 # madvise advice, include/uapi/asm-generic/mman-common.h@6.18
@@ -22,7 +23,9 @@ MADV_PAGEOUT: Final = 21
 MADV_POPULATE_READ: Final = 22
 MADV_POPULATE_WRITE: Final = 23
 MADV_DONTNEED_LOCKED: Final = 24
+MADV_COLLAPSE: Final = 25
 MADV_GUARD_INSTALL: Final = 102
+MADV_GUARD_REMOVE: Final = 103
 
 # mm/madvise.c: get_lock_mode@6.18, madvise_need_mmap_write@5.10-6.14
 _ADVICE: Final[dict[PlanOp, tuple[int, ...]]] = {
@@ -31,8 +34,8 @@ _ADVICE: Final[dict[PlanOp, tuple[int, ...]]] = {
     PlanOp.MADVISE_REMOVE: (MADV_REMOVE,),
     PlanOp.MADVISE_WILLNEED: (3,),
     PlanOp.MADVISE_POPULATE: (MADV_POPULATE_READ, MADV_POPULATE_WRITE),
-    PlanOp.MADVISE_GUARD: (MADV_GUARD_INSTALL, 103),  # 103 GUARD_REMOVE
-    PlanOp.MADVISE_COLLAPSE: (25,),
+    PlanOp.MADVISE_GUARD: (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE),
+    PlanOp.MADVISE_COLLAPSE: (MADV_COLLAPSE,),
     PlanOp.NONE: (100, 101),  # HWPOISON, SOFT_OFFLINE: no mmap_lock
 }
 
@@ -99,9 +102,9 @@ _UFFD: Final[dict[UffdOp, PlanOp]] = {
 #: Errors that a call returns before it takes any lock of the memory map.  With any
 #: other error it has held the lock, so its program runs with the trait FAILED.
 _BEFORE_LOCK: Final[dict[OpKind, tuple[int, ...]]] = {
-    # mm/mmap.c:ksys_mmap_pgoff, mm/util.c:vm_mmap_pgoff@6.18 (fget, security hook);
-    # EINVAL of a zero length comes from do_mmap, under the lock
-    OpKind.MMAP: (errno.EBADF, errno.EPERM, errno.ENOSYS),
+    # mm/mmap.c:ksys_mmap_pgoff@6.18 (fget); EINVAL of a zero length and EPERM (RLIMIT_MEMLOCK, a
+    # sealed VMA, execution of what is mounted noexec) come from do_mmap, under the lock
+    OpKind.MMAP: (errno.EBADF, errno.ENOSYS),
     OpKind.MUNMAP: (errno.EINTR,),  # __vm_munmap@6.18: every check is under the lock
     # mm/mprotect.c:do_mprotect_pkey@6.18
     OpKind.MPROTECT: (errno.EINVAL, errno.EINTR, errno.ENOSYS),
@@ -110,7 +113,7 @@ _BEFORE_LOCK: Final[dict[OpKind, tuple[int, ...]]] = {
     OpKind.MADVISE: (errno.EINVAL, errno.EINTR, errno.EPERM),
     OpKind.MREMAP: (errno.EINVAL, errno.EINTR),  # mm/mremap.c:check_mremap_params@6.18
     OpKind.MLOCK: (errno.EINVAL, errno.EPERM, errno.EINTR),  # mm/mlock.c:do_mlock@6.18
-    OpKind.MUNLOCK: (errno.EINVAL, errno.EINTR),
+    OpKind.MUNLOCK: (errno.EINTR,),  # EINVAL: apply_vma_lock_flags
     OpKind.MLOCKALL: (errno.EINVAL, errno.EPERM, errno.EINTR),
     OpKind.MUNLOCKALL: (errno.EINTR,),
     OpKind.SHMAT: (errno.EINVAL, errno.EACCES, errno.EIDRM, errno.EPERM),
@@ -118,10 +121,11 @@ _BEFORE_LOCK: Final[dict[OpKind, tuple[int, ...]]] = {
     OpKind.MBIND: (errno.EINVAL, errno.EPERM, errno.ENODEV, errno.ENOSYS),
     OpKind.MSEAL: (errno.EINVAL, errno.EINTR, errno.ENOSYS),
     OpKind.REMAP_FILE_PAGES: (errno.EINVAL, errno.EINTR),
-    OpKind.MINCORE: (errno.EINVAL, errno.ENOMEM, errno.EFAULT),
+    OpKind.MINCORE: (errno.EINVAL, errno.EFAULT),  # ENOMEM: a hole (mm/mincore.c:do_mincore@6.18)
     OpKind.MSYNC: (errno.EINVAL,),
     OpKind.GET_MEMPOLICY: (errno.EINVAL, errno.ENOSYS),
-    OpKind.PROCESS_MADVISE: (errno.EINVAL, errno.EBADF, errno.EPERM, errno.ESRCH),
+    # mm/madvise.c:SYSCALL process_madvise@6.18 (EFAULT: import_iovec)
+    OpKind.PROCESS_MADVISE: (errno.EINVAL, errno.EBADF, errno.EPERM, errno.ESRCH, errno.EFAULT),
     OpKind.PROCESS_VM: (errno.EINVAL, errno.EPERM, errno.ESRCH),
     OpKind.UFFD: (errno.EINVAL, errno.EFAULT),
     OpKind.VMSPLICE: (errno.EINVAL, errno.EBADF),
@@ -198,7 +202,22 @@ def valid_advice_table() -> NDArray[np.bool_]:
     return table
 
 
+def refused_flags_table() -> NDArray[np.int64]:
+    """(128,) by madvise's advice that younger kernels know: vm_flags that it is refused for.
+
+    EINVAL tells of the VMA, not of an old kernel, where one has such a flag: mm/gup.c:
+    faultin_page_range, mm/madvise.c:madvise_dontneed_free_valid_vma, is_valid_guard_vma@6.18.
+    """
+    table = np.zeros(_ARGS, np.int64)
+    special = Vm.SPECIAL | Vm.HUGETLB
+    table[[MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED]] = int(Vm.SPECIAL)
+    table[[MADV_GUARD_INSTALL, MADV_GUARD_REMOVE]] = int(special)
+    table[MADV_GUARD_INSTALL] |= int(Vm.LOCKED)
+    return table
+
+
 VALID_ADVICE: Final = valid_advice_table()
+REFUSED_FLAGS: Final = refused_flags_table()
 PROGRAM: Final = program_table()
 BEFORE_LOCK: Final = before_lock_table()
 EMPTY_BEFORE_LOCK: Final = empty_before_lock_table()

@@ -19,7 +19,6 @@ from mmreplay.address_space.opmap import (
     MADV_POPULATE_READ,
     MADV_REMOVE,
     PROGRAM,
-    VALID_ADVICE,
 )
 from mmreplay.address_space.page_state import PAGES, REGION_SHIFT
 from mmreplay.address_space.plan import PlanOp, Trait
@@ -42,6 +41,12 @@ from mmreplay.address_space.plan_fill import (
     release,
     rewritten,
 )
+from mmreplay.address_space.plan_look import (
+    begins_in_hole,
+    look,
+    more_sections,
+    refused_by_vma,
+)
 from mmreplay.address_space.plan_proc import read_proc
 from mmreplay.address_space.plan_state import (
     A_BREAK,
@@ -63,7 +68,6 @@ from mmreplay.address_space.vma_state import (
     V_FILE,
     V_FLAGS,
     V_LOCK,
-    V_NEXT,
     V_START,
     Info,
     Vm,
@@ -86,6 +90,7 @@ _T_NEXT_DOWN = int(Trait.NEXT_GROWSDOWN)
 _T_HUGE = int(Trait.HUGE)
 _T_WRITE = int(Trait.WRITE)
 _T_LAZY = int(Trait.LAZY_FREE)
+_T_NEEDS_ANON = int(Trait.NEEDS_ANON_VMA)
 
 _NONE_OP = int(PlanOp.NONE)
 _BRK_GROW = int(PlanOp.BRK_GROW)
@@ -105,6 +110,8 @@ _WALKS = (_MADV_ZAP, int(PlanOp.MADVISE_READ), int(PlanOp.MADVISE_GUARD))
 _MADV_COLLAPSE = int(PlanOp.MADVISE_COLLAPSE)
 _MUNLOCK_OP = int(PlanOp.MUNLOCK)
 _REMOTE_ACCESS = int(PlanOp.REMOTE_ACCESS)
+#: What takes the lock several times, by the VMAs of its range.
+_AGAIN = (int(PlanOp.MM_READ), int(PlanOp.MADVISE_WILLNEED))
 
 _MMAP = int(OpKind.MMAP)
 _MUNMAP = int(OpKind.MUNMAP)
@@ -142,13 +149,14 @@ _I_MREMAP = int(Info.MREMAP_KIND)
 _I_CONFLICTS = int(Info.CONFLICTS)
 _I_ERROR = int(Info.ERROR)
 _I_POPULATES = int(Info.POPULATES)
+_I_EFFECTS = int(Info.EFFECTS)
 
 _V_WRITE = int(Vm.WRITE)
 _V_SHARED = int(Vm.SHARED)
 _MAP_POPULATE = 0x8000
 _MAP_NONBLOCK = 0x10000
 _POPULATE = _MAP_POPULATE | _MAP_NONBLOCK  # the second undoes the first (mm/mmap.c:do_mmap@6.18)
-_EINVAL, _GUARD = 22, 102  # MADV_GUARD_INSTALL
+_GUARD = 102  # MADV_GUARD_INSTALL
 _DONTUNMAP = 4
 
 _C_DISAGREED = int(Count.CALLS_DISAGREED)
@@ -199,31 +207,6 @@ def range_deps(p, s, w, out, thread, space, first, last, users):
                 if op >= 0 and out.ops[op].thread != thread:
                     n = note_late(w, out, n, op)
     flush_late(w, out, n, thread)
-
-
-@borrowing_helper
-def look(m, w, out, o, space, first, last):
-    """VMAs of a range for calls that do not change the map; returns their traits."""
-    slot = find(m, space, first << 12)
-    end = (last + 1) << 12
-    if slot < 0 or m.vma[slot, V_START] >= end:
-        return _T_HOLE
-    traits = vma_traits(w, m.vma[slot, V_FLAGS], m.vma[slot, V_FILE])
-    out.ops[o].vma = m.vma[slot, V_LOCK]
-    out.ops[o].vma_first_page = m.vma[slot, V_START] >> 12
-    out.ops[o].vma_last_page = (m.vma[slot, V_END] >> 12) - 1
-    out.ops[o].file = m.vma[slot, V_FILE]
-    if m.vma[slot, V_FLAGS] & _V_SHARED == 0:
-        out.ops[o].anon_slot = anon_slot_of(m, w, slot)
-    n = 1
-    if m.vma[slot, V_END] < end:
-        traits |= _T_MULTI
-    slot = m.vma[slot, V_NEXT]
-    while slot >= 0 and m.vma[slot, V_START] < end:
-        n += 1
-        slot = m.vma[slot, V_NEXT]
-    out.ops[o].vmas = n
-    return traits
 
 
 @borrowing_helper
@@ -295,16 +278,10 @@ def prepare_call(rows, i, m, p, w, out, o, space):
     op = PROGRAM[kind & 63, min(max(flags, 0), 127)]
     out.ops[o].op = op
     length = rows[i].length
-    of_the_vma = (
-        kind == _MADVISE
-        and errno == _EINVAL
-        and VALID_ADVICE[min(max(flags, 0), 127)]
-        and rows[i].address & 4095 == 0
-        and length >= 0
-    )
-    if failed and BEFORE_LOCK[kind & 63, min(max(errno, 0), 255)] and not of_the_vma:
-        out.ops[o].op = _NONE_OP
-        return 0, STAGE_DONE
+    if failed and BEFORE_LOCK[kind & 63, min(max(errno, 0), 255)]:
+        if not refused_by_vma(rows, i, m, space):
+            out.ops[o].op = _NONE_OP
+            return 0, STAGE_DONE
     if length == 0 and not failed:
         if EMPTY_BEFORE_LOCK[kind & 63]:
             out.ops[o].op = _NONE_OP
@@ -383,7 +360,12 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         if kind == _BRK:
             out.ops[o].op = _BRK_QUERY
         if rows[i].address != -1 and kind != _MMAP and address >= 0:
-            traits |= look(m, w, out, o, space, first, last)
+            if kind == _MADVISE and begins_in_hole(m, space, first):
+                traits |= _T_HOLE
+            else:
+                traits |= look(m, w, out, o, space, first, last)
+            if op in _AGAIN:
+                more_sections(rows, i, m, w, out, o, space, first, last)
         out.ops[o].traits |= np.uint64(traits)
         return
     # -- what the call did -------------------------------------------------------------
@@ -433,6 +415,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
         if op == _MADV_POPULATE or flags == _GUARD:
             populated(m, w, before, space, first)
         traits |= _advise(m, p, s, w, out, o, thread, space, first, last, op, flags)
+        if op in _AGAIN:
+            more_sections(rows, i, m, w, out, o, space, first, last)
     elif kind == _BRK:
         now = rows[i].result
         if old_break == NONE:
@@ -499,6 +483,8 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
                 out.ops[o].pages = max(pages, 1)
             if op == _REMOTE_ACCESS:  # process_vm_rw_single_vec: two pages of pointers at a time
                 pieces(w, out, (pages - 1) >> 10, -2 - space)
+            if op in _AGAIN:
+                more_sections(rows, i, m, w, out, o, space, first, last)
     out.ops[o].op = op
     out.ops[o].traits |= np.uint64(traits)
 
@@ -535,6 +521,8 @@ def _advise(m, p, s, w, out, o, thread, space, first, last, op, advice):
         return traits if out.ops[o].pages > 0 else traits | _T_NO_CHANGE
     if advice == MADV_FREE:
         traits |= _T_LAZY
+    if advice == MADV_GUARD_INSTALL and out.ops[o].anon_slot >= 0:
+        traits |= _T_NEEDS_ANON
     if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_REMOVE, MADV_PAGEOUT) or (
         advice == MADV_GUARD_INSTALL
     ):
@@ -565,6 +553,8 @@ def _remap(rows, i, m, p, s, w, out, o, maker, thread, space):
     out.ops[o].first_page = old
     out.ops[o].last_page = old + max(old_pages, 1) - 1
     if how == 2:  # shrink
+        if m.info[_I_EFFECTS] == 0:
+            traits |= _T_HOLE  # nothing was behind what stays
         _unmap(m, p, s, w, out, o, thread, space, old + new_pages, old + old_pages - 1)
     elif how == 3:  # grow in place
         out.ops[o].last_page = old + new_pages - 1

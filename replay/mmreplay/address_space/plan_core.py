@@ -54,6 +54,7 @@ _THREAD_EXIT = int(OpKind.THREAD_EXIT)
 _PROCESS_EXIT = int(OpKind.PROCESS_EXIT)
 _PROCESS_MADVISE, _PROCESS_VM = int(OpKind.PROCESS_MADVISE), int(OpKind.PROCESS_VM)
 _MADVISE, _PROC_READ = int(OpKind.MADVISE), int(OpKind.PROC_READ)
+_MINCORE = int(OpKind.MINCORE)
 _MLOCK = int(OpKind.MLOCK)
 _SNAPSHOT = int(OpKind.SNAPSHOT_VMA)
 
@@ -114,7 +115,12 @@ def _room(rows, i, m, p, s, w, out, space):
     """Whether one more operation fits whatever it does; else what to grow."""
     vmas = m.spaces[space, S_VMAS]
     kind = rows[i].kind
-    if kind == _PROCESS_MADVISE or kind == _MADVISE or kind == _PROC_READ or kind == _PROCESS_VM:
+    if (
+        kind == _PROCESS_MADVISE
+        or kind == _MADVISE
+        or kind == _PROC_READ
+        or (kind == _PROCESS_VM or kind == _MINCORE)
+    ):
         # its pieces (``plan_fault.pieces``): of a vector, or of 4 KiB at least
         some = max(rows[i].length2, rows[i].length >> 12, rows[i].result >> 12)
         vmas = max(vmas, min(some, MOST_PIECES))

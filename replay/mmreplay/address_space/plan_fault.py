@@ -378,8 +378,15 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, before, thread, space
     out.ops[o].last_page = page
     out.ops[o].vmas = 1
     out.ops[o].pages = 1
+    if address < -1:
+        # in the kernel half, vsyscall too: no lock (arch/x86/mm/fault.c:do_kern_addr_fault,
+        # emulate_vsyscall@6.18)
+        out.ops[o].op = _OP_NONE
+        out.ops[o].first_page = out.ops[o].last_page = 0
+        out.ops[o].pages = out.ops[o].vmas = 0
+        return 0
     if address < 0:
-        # null, or in the kernel half (vsyscall): nothing to look up
+        # null: nothing to look up
         w.counters[_C_NO_ADDRESS] += 1
         out.ops[o].traits |= np.uint64(traits | _T_UNKNOWN | _T_HOLE)
         out.ops[o].first_page = max(page, 0)
@@ -390,6 +397,8 @@ def plan_fault(rows, i, m, rules, p, s, w, out, o, inside, before, thread, space
     above = find(m, space, address)
     in_vma = above >= 0 and m.vma[above, V_START] <= address
     if not in_vma and fault_class == _FAILED:
+        if above >= 0 and m.vma[above, V_FLAGS] & _V_GROWSDOWN:
+            traits |= _T_GROWSDOWN  # a stack that could not grow so far
         out.ops[o].traits |= np.uint64(traits | _T_HOLE | _T_FAILED | (_T_WRITE if write else 0))
         out.ops[o].pages = 0
         out.ops[o].vmas = 0

@@ -47,7 +47,7 @@ from mmreplay.jit import is_cold
 
 _PASS: Final = "mmreplay.address_space.plan_core.advance"
 #: Part of every cache key: raise it when the same trace gives another plan.
-PLANNER: Final = 10
+PLANNER: Final = 11
 
 
 @dataclass(frozen=True)
