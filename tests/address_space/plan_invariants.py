@@ -47,7 +47,9 @@ def _lists(plan: Plan) -> None:
     op = _owner(plan.mark_first)
     same = op[1:] == op[:-1]
     assert (np.diff(plan.mark_set.astype(np.int64))[same] >= 0).all(), "P5: marks by set"
-    vector = np.isin(plan.op, (PlanOp.PROCESS_MADVISE, PlanOp.PROCESS_MADVISE_ZAP))[op]
+    each = (PlanOp.PROCESS_MADVISE, PlanOp.PROCESS_MADVISE_ZAP)  # one VMA stands for all
+    again = (PlanOp.MADVISE_WILLNEED, PlanOp.MM_READ)
+    vector = np.isin(plan.op, each + again)[op]
     tables, rewritten = (plan.mark_set == kind for kind in (MarkSet.TABLES, MarkSet.REWRITTEN))
     pairs = np.stack([op, plan.mark_vma.astype(np.int64)])
     # Of the rewritten ones only the number counts.

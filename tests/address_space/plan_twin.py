@@ -69,6 +69,7 @@ class Op:
     table: Table | None = None
     listed: list[Table] = field(default_factory=list)  # further tables
     rewritten: int = 0
+    again: int = 0  # further VMAs for which the call takes the lock anew
     file: Any = None
     marks: list[tuple[MarkSet, Any]] = field(default_factory=list)
     deps: list[int] = field(default_factory=list)  # positions in ``ops``
@@ -332,6 +333,7 @@ class Faults(ABC):
     def _finish_marks(self, op: Op, space: Space) -> None:
         by_set = sorted(space.map.found.marks, key=lambda entry: entry[0])
         op.marks = [(role, lock) for role, _, lock in by_set]
+        op.marks += [(MarkSet.TARGETS, ("nobody's", op.mm))] * op.again
         op.marks += [(MarkSet.TABLES, table) for table in op.listed]
         op.marks += [(MarkSet.REWRITTEN, op.vma)] * op.rewritten
 

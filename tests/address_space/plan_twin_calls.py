@@ -279,6 +279,9 @@ class PlanTwin(Faults):
             if not op.pages:
                 op.traits |= Trait.NO_CHANGE
             return
+        if op.op is PlanOp.MADVISE_WILLNEED:
+            kinds = [self._kind_of(a.flags, a.file) for a in space.map.inside(start, end)[1:]]
+            op.again = sum(Trait.FILE in kind for kind in kinds)
         if advice == MADV_FREE:
             op.traits |= Trait.LAZY_FREE
         if advice in ZAPS:

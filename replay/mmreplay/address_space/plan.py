@@ -143,7 +143,9 @@ class MarkSet(IntEnum):
 
     SPLITS = 1  # VMAs that are cut in two (the parts that stay)
     REMOVED = 2  # VMAs that disappear (or whose middle does)
-    TARGETS = 3  # VMAs whose data change in place; process_madvise: elements of its vector
+    # VMAs whose data change in place; process_madvise: elements of its vector; mincore, msync,
+    # WILLNEED: the times that the lock is taken anew
+    TARGETS = 3
     NEIGHBOURS = 4  # prev/next that a merge extends or swallows
     # new VMAs (invisible until stored), or what stays of one that was cut in two
     CREATED = 5
