@@ -142,6 +142,14 @@ def test_a_parameter_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said.startswith(f'{path}:11: unknown key "steel"')
 
 
+def test_vma_rules_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "linux-6.18"\ntitle = "x"\nvma_rules = "linux-6.21"\n')
+    said, *_ = refused(path, capsys)
+    assert said.startswith(f'{path}:3: unknown VMA rules "linux-6.21"')
+    assert "linux-6.12" in said
+
+
 def test_locks_without_ranks_are_taken_in_one_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from mmreplay.locking.isa import PARAMS, Form, Kind, Scope
 from mmreplay.locking.problems import ModelError, Problem
 from mmreplay.locking.source import Program, SourceFile, is_name, parse_program
 from mmreplay.locking.vocabulary import COSTS, REASONS, SLEEPS
+from mmreplay.resources import models_dir
 
 #: Operation names, the programs that a trace can ask for.
 OPERATIONS: Final[dict[str, PlanOp]] = {
@@ -162,7 +163,7 @@ def declare(
     declared.title = reader.text("title", required=True)
     declared.kernel = reader.kernel()
     if "vma_rules" in data or not declared.vma_rules:
-        declared.vma_rules = reader.text("vma_rules", required=True)
+        declared.vma_rules = _vma_rules(reader)
     declared.sources = [*reader.texts("sources"), *declared.sources]
     declared.notes = reader.text("notes")
     for name, meaning in reader.named("lines").items():
@@ -185,6 +186,18 @@ def declare(
         declared.programs[name] = parse_program(name, text, source.name, start, problems)
         declared.own_programs.add(name)
     return declared
+
+
+def _vma_rules(reader: _Reader) -> str:
+    """The name of VMA rules that there are."""
+    name = reader.text("vma_rules", required=True)
+    known = sorted(path.stem for path in models_dir("vma").glob("*.toml"))
+    if name and name not in known:
+        there = ", ".join(known)
+        reader.fail(
+            f'unknown VMA rules "{name}"{closest(name, known)}; there are {there}', "", "vma_rules"
+        )
+    return name
 
 
 def _inherit(child: Declared, base: Declared) -> Declared:
