@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.perf]
 def instances() -> Path:
     try:
         root = tracing.tracefs()
-        with tracing.Instance(root, "mmreplay-test"):
+        with tracing.Instance(root):
             pass
     except UserError as error:
         pytest.skip(error.line())
