@@ -156,7 +156,6 @@ _V_SHARED = int(Vm.SHARED)
 _MAP_POPULATE = 0x8000
 _MAP_NONBLOCK = 0x10000
 _POPULATE = _MAP_POPULATE | _MAP_NONBLOCK  # the second undoes the first (mm/mmap.c:do_mmap@6.18)
-_GUARD = 102  # MADV_GUARD_INSTALL
 _DONTUNMAP = 4
 
 _C_DISAGREED = int(Count.CALLS_DISAGREED)
@@ -315,7 +314,7 @@ def prepare_call(rows, i, m, p, w, out, o, space):
         w.args[A_BREAK] = m.spaces[space, S_BRK]
         if address2 == 0 and length > 0:
             address2 = rows[i].result
-    if (op == _MADV_POPULATE or (kind == _MADVISE and flags == _GUARD)) and not failed:
+    if (op == _MADV_POPULATE or (kind == _MADVISE and flags == MADV_GUARD_INSTALL)) and not failed:
         before_populate(m, w, space, rows[i].address >> 12)
     w.args[A_REWRITTEN] = 0
     if kind in (_MPROTECT, _PKEY_MPROTECT) and not failed:
@@ -412,7 +411,7 @@ def finish_call(rows, i, m, p, s, w, out, o, inside, before, thread, space):
     elif kind == _PROCESS_MADVISE:
         vector_marks(rows, i, w, out, o, space)
     elif kind == _MADVISE:
-        if op == _MADV_POPULATE or flags == _GUARD:
+        if op == _MADV_POPULATE or flags == MADV_GUARD_INSTALL:
             populated(m, w, before, space, first)
         traits |= _advise(m, p, s, w, out, o, thread, space, first, last, op, flags)
         if op in _AGAIN:

@@ -113,10 +113,10 @@ def first_in_vma(plan: Plan) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = (plan.traits & np.uint64(trait)) != 0
         return found
 
-    # as in models/locking: a page fault, a call that populates, guards, userfaultfd's copies
+    # as in models/locking: page faults and guards say so, calls that populate and copies do not
     populates = has(Trait.WRITE) & (has(Trait.POPULATE) | (plan.op == PlanOp.MADVISE_POPULATE))
-    others = (plan.op == PlanOp.MADVISE_GUARD) | (plan.op == PlanOp.UFFD_COPY)
-    able = has(Trait.NEEDS_ANON_VMA) | (~has(Trait.SHARED) & (populates | others))
+    copies = plan.op == PlanOp.UFFD_COPY
+    able = has(Trait.NEEDS_ANON_VMA) | (~has(Trait.SHARED) & (populates | copies))
     wants = np.flatnonzero(able & (plan.anon_slot >= 0))
     first = np.full(len(plan.anon_initial), np.iinfo(np.int64).max)
     np.minimum.at(first, plan.anon_slot[wants], plan.row[wants])
